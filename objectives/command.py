@@ -1,0 +1,43 @@
+"""Command lines that consist of a tool's settings and of the flags of the objective they name."""
+
+import argparse
+from dataclasses import make_dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+import tyro
+
+from objectives.base import Recipe, get
+
+
+class Settings(Protocol):
+    """What a tool's settings must at least have."""
+
+    objective: str
+    data: Any
+    small: bool
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(argv: list[str], settings: type[S], description: str | None, prog: str) -> tuple[S, Any]:
+    """argv → (the tool's settings, the named objective's config); `--help` shows both and exits.
+
+    settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
+    its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
+    a machine that has no GPU.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--objective", default="vdim")
+    early.add_argument("--data")
+    early.add_argument("--small", action=argparse.BooleanOptionalAction)
+    known = early.parse_known_args(argv)[0]
+    cls = get(known.objective)
+    small = known.small if known.small is not None else known.data is None and not torch.cuda.is_available()
+    recipe: Recipe = cls.small_recipe if small else cls.recipe
+    defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
+    flat = tyro.conf.OmitArgPrefixes
+    parts = [("tool", flat[settings], defaults), ("method", flat[cls.Config], cls.small() if small else cls.Config())]  # type: ignore[valid-type,name-defined]
+    parsed: Any = tyro.cli(make_dataclass("Command", parts), args=argv, prog=prog, description=description)
+    return parsed.tool, parsed.method

@@ -1,0 +1,178 @@
+"""Video Deep InfoMax (Hjelm & Bachman 2020, arXiv:2007.13278; papers' sections and equations below are its).
+
+    views        first: 32 frames; second: 32 frames from `offset`, every `downsample`-th (section 3.1)
+    encoder      Table 1; features of blocks 5 and 6 (local 1, local 2) and 8 (global)
+    loss         InfoNCE between layers of the first view (antecedents) and of the second (consequents),
+                 Eq. 3 and 4, for J = {5, 6, 8} against J′ = {8} and the reverse
+
+Settled here, where the paper is silent: the loss is the mean over locations and the sum over layer pairs
+(each pair weighs alike, as in AMDIM; Eq. 4's sum over locations would weigh local 1 343 times the global pair),
+and the pair (8, 8), which is in J×J′ and in its reverse, counts once. Boxes, jitter and grey are AMDIM's for 128²
+images. With temporal difference, φ normalises differences by a batch norm of their own, so that the statistics
+which evaluation uses are those of plain features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.vdim import ContrastiveModel, VDIMEncoder
+from objectives import nce
+from objectives.base import Objective, Output, Recipe
+from pipelines.plan import Jitter, ViewPlan
+from shards import InputError
+
+FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
+
+
+@dataclass(frozen=True)
+class VDIMConfig:
+    """The defaults are the paper's best model (section 4.2) at the width of Table 1."""
+
+    width: float = 1.0
+    """Multiplies every channel count of the encoder; 0.125 trains on a CPU."""
+    downsample: Literal[1, 2, 3] = 2
+    """The second view takes every so-manieth frame."""
+    offset: Literal[0, 32] = 0
+    """Frame at which the second view begins, counted from the first view's first."""
+    temporal_difference: bool = True
+    """Consequents are f(second half) − f(first half) of a second view of 64 frames."""
+    colour: Literal["jitter", "lab"] = "jitter"
+    """Random colour jitter and grey, or Lab with one channel dropped."""
+    rotation: float = 0.0
+    """Turn each view by an angle from ±this many degrees; 0 is off."""
+    short: Literal["edge", "loop", "reject"] = "edge"
+    """A video shorter than the clip repeats its last frame, starts over, or is left out."""
+    antecedents: tuple[int, ...] = (LOCAL_1, LOCAL_2, GLOBAL)
+    """J: blocks of Table 1 whose features of the first view predict."""
+    consequents: tuple[int, ...] = (GLOBAL,)
+    """J′: blocks whose features of the second view are predicted."""
+    reverse: bool = True
+    """Use the pairs J′ × J as well."""
+    negatives: Literal["local", "gathered"] = "local"
+    """Contrast with the videos of this process, or of all of them (with gradient)."""
+    scale_scores: bool = True
+    """Divide scores by √D (AMDIM)."""
+    soft_clip: float = 20.0
+    """c·tanh(score/c) (AMDIM); 0 is off."""
+    score_penalty: float = 5e-2
+    """Weight of the mean squared score, before clipping (AMDIM); 0 is off."""
+    lr: float = 2e-4
+    """Adam's learning rate."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up; the paper names none."""
+
+    def __post_init__(self) -> None:
+        for flag, layers in (("--antecedents", self.antecedents), ("--consequents", self.consequents)):
+            if not layers or not set(layers) <= {3, 4, 5, 6, 7, 8}:
+                raise InputError(f"{flag} {layers}: name blocks of Table 1, from 3 to 8 (5 local 1, 6 local 2, 8 global)")
+        if self.width <= 0 or self.rotation < 0 or self.soft_clip < 0 or self.score_penalty < 0:
+            raise InputError("--width must be above 0; --rotation, --soft-clip and --score-penalty at least 0")
+        if self.lr <= 0 or self.warmup_steps < 0:
+            raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Layer pairs (j, j′) of Eq. 4, each once."""
+        forward = [(j, k) for j in self.antecedents for k in self.consequents]
+        backward = [(k, j) for j, k in forward] if self.reverse else []
+        return tuple(dict.fromkeys(forward + backward))
+
+
+class VDIM(Objective):
+    """Video Deep InfoMax. encoder: models.vdim.VDIMEncoder; phi: the contrastive models φ_j, one a layer."""
+
+    name = "vdim"
+    Config = VDIMConfig
+    recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
+    small_recipe = Recipe(steps=120, batch_size=16)
+
+    def __init__(self, config: VDIMConfig) -> None:
+        super().__init__(config)
+        self.layers = tuple(sorted({GLOBAL, *(layer for pair in config.pairs for layer in pair)}))
+        self.encoder = VDIMEncoder(config.width)
+        dims = self.encoder.dims
+        self.phi = nn.ModuleDict({str(j): ContrastiveModel(dims[j], self.encoder.dim) for j in self.layers})
+        self.difference_norms = nn.ModuleDict(
+            {str(k): nn.BatchNorm3d(self.encoder.dim) for _, k in config.pairs} if config.temporal_difference else {}
+        )
+        self.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
+
+    @staticmethod
+    def small() -> VDIMConfig:
+        return VDIMConfig(width=0.125, lr=1e-3, warmup_steps=10)
+
+    @staticmethod
+    def view_plan(config: VDIMConfig) -> ViewPlan:
+        """V = 2 views, or 3 with temporal difference: the second view's two halves share one augmentation."""
+        second = [config.offset + config.downsample * t for t in range(2 * FRAMES)]
+        halves = [second[:FRAMES], second[FRAMES:]][: 1 + config.temporal_difference]
+        return ViewPlan(
+            offsets=(tuple(range(FRAMES)), *map(tuple, halves)),
+            size=SIZE,
+            area=(0.3, 1.0),
+            ratio=(0.7, 1.4),
+            flip=0.5,
+            rotation=config.rotation,
+            jitter=Jitter(0.4, 0.4, 0.4, 0.2, probability=0.8, grey=0.2) if config.colour == "jitter" else None,
+            lab_drop=config.colour == "lab",
+            box_scope="view",
+            colour_scope="view",
+            groups=(0, 1, 1)[: 1 + len(halves)],
+            short=config.short,
+        )
+
+    def forward(self, batch: Mapping[str, Any]) -> Output:
+        """views (B, V, 3, 32, 128, 128), V = 3 with temporal difference, else 2."""
+        views_BVCTHW: Tensor = batch["views"]
+        B, V = views_BVCTHW.shape[:2]
+        features = self.encoder(views_BVCTHW.flatten(0, 1), self.layers)
+        by_view = {layer: f.unflatten(0, (B, V)) for layer, f in features.items()}
+        antecedents = {j: _locations(self.phi[str(j)](by_view[j][:, 0])) for j, _ in self.config.pairs}
+        consequents = {k: _locations(self._consequent(k, by_view[k])) for _, k in self.config.pairs}
+        return self._contrast(antecedents, consequents)
+
+    def _consequent(self, layer: int, f_BVDthw: Tensor) -> Tensor:
+        """φ of the second view's features, or of their change from its first half to its second."""
+        phi = self.phi[str(layer)]
+        if not self.config.temporal_difference:
+            return phi(f_BVDthw[:, 1])
+        return self.difference_norms[str(layer)](phi.project(f_BVDthw[:, 2] - f_BVDthw[:, 1]))
+
+    def _contrast(self, antecedents: dict[int, Tensor], consequents: dict[int, Tensor]) -> Output:
+        """Eq. 4 over the layer pairs; antecedents, consequents: layer → (B, N, D)."""
+        config = self.config
+        B = next(iter(antecedents.values())).shape[0]
+        offset = 0
+        if config.negatives == "gathered":
+            consequents = {k: nce.gather(c) for k, c in consequents.items()}
+            offset = nce.rank_offset(B)
+        loss, metrics = torch.zeros((), device=next(iter(antecedents.values())).device), {}
+        for j, k in config.pairs:
+            scores = nce.scores(antecedents[j], consequents[k], scale=config.scale_scores)
+            penalty = config.score_penalty * scores.square().mean() if config.score_penalty else 0.0
+            clipped = config.soft_clip * torch.tanh(scores / config.soft_clip) if config.soft_clip else scores
+            pair_loss = nce.info_nce(clipped, offset)
+            loss = loss + pair_loss + penalty
+            metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": nce.top1(scores, offset)}
+        headline = (GLOBAL, GLOBAL) if (GLOBAL, GLOBAL) in config.pairs else config.pairs[0]
+        metrics["top1"] = metrics[f"top1_{headline[0]}_{headline[1]}"]
+        metrics["chance"] = torch.tensor(1 / next(iter(consequents.values())).shape[0], device=loss.device)
+        return Output(loss, metrics)
+
+    def embed(self, views: Tensor) -> Tensor:
+        """views (B, V, 3, 32, 128, 128) → φ_8 ∘ Ψ, (B, V, D): the paper's final encoder (section 4.1)."""
+        f = self.encoder(views.flatten(0, 1), (GLOBAL,))[GLOBAL]
+        return self.phi[str(GLOBAL)](f).flatten(1).unflatten(0, views.shape[:2])
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, 2e-4 (section 4)."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.lr)
+
+
+def _locations(f_BDthw: Tensor) -> Tensor:
+    """(B, D, t, h, w) → (B, N, D), N = t·h·w."""
+    return f_BDthw.flatten(2).transpose(1, 2)

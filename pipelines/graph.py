@@ -1,0 +1,126 @@
+"""The DALI graph in its placements, and the batch it makes.
+
+    gpu     bytes → NVDEC → box, flip, rotation, colour on the GPU
+    hybrid  PyAV decodes, cuts and scales on the CPU; rotation and colour on the GPU
+    cpu     PyAV decodes, cuts and scales; rotation and colour on the CPU
+
+The graph has no random operator and no state: its inputs are a batch's plan and the videos' bytes (gpu) or the
+views' pixels (hybrid, cpu).
+"""
+
+import ctypes
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+
+from pipelines import augment
+from pipelines.plan import Draw, ViewPlan
+from shards import InputError
+
+Placement = Literal["gpu", "hybrid", "cpu"]
+
+
+def choose_placement(name: str) -> Placement:
+    """Resolve "auto" and check what was asked for; raises InputError where the machine cannot do it.
+
+    auto: gpu where there is a GPU whose video decoder can be reached, hybrid where only the GPU can, else cpu.
+    """
+    if name not in ("auto", *get_args(Placement)):
+        raise InputError(f"--device {name}: choose one of auto, {', '.join(get_args(Placement))}")
+    cuda, nvdec = torch.cuda.is_available(), _has_nvdec()
+    if name == "auto":
+        return "cpu" if not cuda else "gpu" if nvdec else "hybrid"
+    if name != "cpu" and not cuda:
+        raise InputError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+    if name == "gpu" and not nvdec:
+        raise InputError(
+            "--device gpu: libnvcuvid.so.1 cannot be loaded, so NVDEC is out of reach. In a container the driver's "
+            "*video* capability must be exposed (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video); "
+            "or decode on the CPU with --device hybrid"
+        )
+    return name  # type: ignore[return-value]
+
+
+def _has_nvdec() -> bool:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def define(plan: ViewPlan, placement: Placement, decoder: str = "mixed") -> Any:
+    """The graph's output node, float32 FHWC with F = V·T; to be called inside a DALI pipeline scope.
+
+    decoder: the device of decoders.video; "mixed" is NVDEC, "cpu" serves tests (VP9 and MJPEG only).
+    """
+    colours = fn.external_source(name="colours", dtype=types.FLOAT, ndim=3)
+    angles = fn.external_source(name="angles", dtype=types.FLOAT, ndim=1) if plan.rotation else None
+    cut = _cut_views_gpu(plan, decoder) if placement == "gpu" else _cut_views_cpu(plan, placement, angles)
+    if isinstance(cut, list):
+        turned = cut if angles is None else [augment.rotate(view, angles[v]) for v, view in enumerate(cut)]
+        cut = fn.cat(*turned, axis=0) if len(turned) > 1 else turned[0]
+    return augment.recolour(augment.cube_root_xyz(cut) if plan.lab_drop else cut, colours)
+
+
+def _cut_views_cpu(plan: ViewPlan, placement: Placement, angles: Any) -> Any:
+    """The frames that PyAV has cut: all in one node, or a list of views where each has to be turned."""
+    frames = fn.external_source(name="pixels", dtype=types.UINT8, layout="FHWC")
+    frames = frames.gpu() if placement == "hybrid" else frames
+    if angles is None:
+        return frames
+    return [frames[v * plan.frames : (v + 1) * plan.frames] for v in range(plan.views)]
+
+
+def _cut_views_gpu(plan: ViewPlan, decoder: str) -> list[Any]:
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)  # ascending, each once
+    order = fn.external_source(name="order", dtype=types.INT32, ndim=2)  # (V, T) places in numbers
+    boxes = fn.external_source(name="boxes", dtype=types.FLOAT, ndim=2)
+    flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1)
+    video = fn.decoders.video(encoded, device=decoder, frames=numbers)
+    return [
+        augment.box_and_flip(fn.sequence_rearrange(video, new_order=order[v]), boxes[v], flips[v], plan.size)
+        for v in range(plan.views)
+    ]
+
+
+class Graph:
+    """A built graph: run it on the draws and the material of up to `batch_size` samples."""
+
+    def __init__(
+        self, plan: ViewPlan, batch_size: int, placement: Placement, *, threads: int, decoder: str = "mixed"
+    ) -> None:
+        self._plan, self._placement = plan, placement
+        device_id = None if placement == "cpu" or decoder == "cpu" else torch.cuda.current_device()
+        self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=1)
+        with self._pipeline:
+            self._pipeline.set_outputs(define(plan, placement, decoder))
+        self._pipeline.build()
+
+    def run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
+        """Views (B, V, C, T, H, W) float32, in channels-last-3d strides, on the placement's device.
+
+        draws: one per sample. material: per sample the encoded video (bytes,) for the placement gpu, else the
+        pixels (V·T, size, size, 3), uint8. Raises RuntimeError if DALI cannot decode a video; the graph is
+        unusable then.
+        """
+        plan, feed = self._plan, self._pipeline.feed_input
+        feed("colours", [d.colours.reshape(-1, 3, 4) for d in draws])
+        if plan.rotation:
+            feed("angles", [d.angles for d in draws])
+        if self._placement == "gpu":
+            unique = [np.unique(d.frames, return_inverse=True) for d in draws]
+            feed("encoded", material)
+            feed("numbers", [numbers for numbers, _ in unique])
+            feed("order", [place.reshape(d.frames.shape).astype(np.int32) for d, (_, place) in zip(draws, unique, strict=True)])
+            feed("boxes", [d.boxes.astype(np.float32) for d in draws])
+            feed("flips", [d.flips.astype(np.int32) for d in draws])
+        else:
+            feed("pixels", material, layout="FHWC")
+        frames = torch.from_dlpack(self._pipeline.run()[0].as_tensor())
+        shape = (len(draws), plan.views, plan.frames, plan.size, plan.size, 3)
+        return frames.view(shape).permute(0, 1, 5, 2, 3, 4)

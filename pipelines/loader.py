@@ -1,0 +1,218 @@
+"""The loader: an endless run of batches, made ahead of the training thread.
+
+    planner thread   order → rows → draws          one batch after the other
+    pool             row → bytes (→ views' pixels)  one task a sample, over all batches ahead
+    graph thread     DALI: → views                  one batch after the other
+
+Each process takes its own slice of every global batch. The whole state is one number: samples consumed.
+"""
+
+import logging
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.decode import DecodeError, decode_views
+from pipelines.graph import Graph, Placement
+from pipelines.order import Order
+from pipelines.plan import Draw, ViewPlan, draw
+from shards import Dataset, InputError
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video, is to blame
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One slot of a batch: its row, its draw, and its video's bytes or its views' pixels."""
+
+    slot: int
+    index: int  # in the run's list of rows
+    draw: Draw
+    material: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    epoch: int
+    slots: NDArray[np.int64]  # of the whole global batch
+    samples: list["Future[_Sample]"]
+
+
+class Loader:
+    """Batches for one process, for ever.
+
+    dataset: an open shards.Dataset. rows: (N,) its rows that take part, frozen for the run. plan: how the method
+    looks at them. batch_size: samples a process and batch. rank, world: this process and how many there are.
+    placement: see pipelines.graph. threads: of the pool and of DALI. prefetch: batches made ahead.
+    device: where the views go; the placement's own by default.
+
+    A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
+    int64, rows of the table; key, B strings; epoch, int; draw, the samples' plan.Draw as a list.
+    A video that cannot be decoded is quarantined and another takes its slot.
+    Raises InputError if the rows are fewer than a global batch, or if nothing can be read.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: NDArray[np.int64],
+        plan: ViewPlan,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        placement: Placement = "cpu",
+        threads: int = 2,
+        prefetch: int = 2,
+        device: torch.device | None = None,
+        decoder: str = "mixed",
+    ) -> None:
+        self._dataset, self._plan, self._placement = dataset, plan, placement
+        self._rows = np.asarray(rows, dtype=np.int64)
+        self._order = Order(len(self._rows), batch_size * world, seed)
+        self._batch_size, self._seed, self._rank, self._prefetch = batch_size, seed, rank, prefetch
+        self._device, self._samples = device, 0
+        self._make_graph = lambda: Graph(plan, batch_size, placement, threads=threads, decoder=decoder)
+        self._graph: Graph | None = None
+        names = ("num_frames", "width", "height", "label", "key")
+        self._columns = {name: dataset.column(name)[self._rows] for name in names}
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
+        self._bad: dict[int, str] = {}  # index in rows → reason
+        self._bad_lock = threading.Lock()
+        self._ahead: deque[Future[dict[str, Any]]] = deque()
+        self._planner = ThreadPoolExecutor(1, "slipstream-plan")
+        self._pool = ThreadPoolExecutor(threads, "slipstream-decode")
+        self._grapher = ThreadPoolExecutor(1, "slipstream-graph")
+
+    @property
+    def samples(self) -> int:
+        """Samples consumed by all processes together: those of the batches handed out so far."""
+        return self._samples
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self._samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where the state was taken; batches already made ahead are dropped."""
+        while self._ahead:
+            self._ahead.pop().cancel()
+        self._samples = int(state["samples"])
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        while len(self._ahead) <= self._prefetch:
+            start = self._samples + len(self._ahead) * self._order.global_batch
+            planned = self._planner.submit(self._start, start)
+            self._ahead.append(self._grapher.submit(self._finish, planned))
+        batch = self._ahead.popleft().result()
+        self._samples += self._order.global_batch
+        return batch
+
+    def close(self) -> None:
+        """End the loader's threads; batches on their way are dropped."""
+        while self._ahead:
+            self._ahead.pop().cancel()
+        for executor in (self._planner, self._grapher, self._pool):
+            executor.shutdown(wait=True, cancel_futures=True)
+        self._graph = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, samples: int) -> _Planned:
+        """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
+        epoch, slot = self._order.place(samples)
+        if self._permutation is None or self._permutation[0] != epoch:
+            self._permutation = epoch, self._order.epoch(epoch)
+        whole = self._permutation[1][slot : slot + self._order.global_batch]
+        mine = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
+        draws = self._draw(whole[mine], epoch)
+        tasks = [
+            self._pool.submit(self._read, slot + mine.start + i, int(index), draws.sample(i), epoch, whole)
+            for i, index in enumerate(whole[mine])
+        ]
+        return _Planned(epoch, whole, tasks)
+
+    def _draw(self, indices: NDArray[np.int64], epoch: int) -> Draw:
+        shape = (self._columns[name][indices] for name in ("num_frames", "width", "height"))
+        return draw(self._plan, self._rows[indices], *shape, seed=self._seed, epoch=epoch)
+
+    def _read(self, slot: int, index: int, drawn: Draw, epoch: int, whole: NDArray[np.int64]) -> _Sample:
+        """Pool: the material of one slot, stepping over videos that cannot be read."""
+        for attempt in range(_ATTEMPTS):
+            if index not in self._bad:
+                try:
+                    video = self._dataset.read(int(self._rows[index]))
+                    if self._placement == "gpu":
+                        return _Sample(slot, index, drawn, np.frombuffer(video, np.uint8))
+                    return _Sample(slot, index, drawn, decode_views(video, drawn, self._plan.size))
+                except DecodeError as error:
+                    self._note_bad(index, str(error))
+            index = self._order.replacement(epoch, slot, attempt, whole)
+            drawn = self._draw(np.array([index]), epoch).sample(0)
+        raise InputError(
+            f"{self._dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded (the last: {self._columns['key'][index]}): "
+            "the data set is damaged; make it again with tools/make_shards.py"
+        )
+
+    def _note_bad(self, index: int, reason: str) -> None:
+        with self._bad_lock:
+            if index in self._bad:
+                return
+            self._bad[index] = reason
+        log.warning("%s cannot be decoded and is replaced: %s", self._columns["key"][index], reason)
+        self._dataset.quarantine(int(self._rows[index]), reason)
+
+    def _finish(self, planned: "Future[_Planned]") -> dict[str, Any]:
+        """Graph thread: wait for the batch's material and run the graph on it."""
+        plan = planned.result()
+        samples = [task.result() for task in plan.samples]
+        views = None
+        while views is None:
+            try:
+                views = self._run_graph(samples)
+            except RuntimeError as error:
+                self._graph = None  # DALI's pipeline is dead after a failure
+                samples = self._without_culprits(samples, plan, error)
+        index = [sample.index for sample in samples]
+        return {
+            "views": views if self._device is None else views.to(self._device, non_blocking=True),
+            "label": torch.from_numpy(self._columns["label"][index].astype(np.int64)),
+            "row": torch.from_numpy(self._rows[index]),
+            "key": self._columns["key"][index].tolist(),
+            "epoch": plan.epoch,
+            "draw": [sample.draw for sample in samples],
+        }
+
+    def _run_graph(self, samples: list[_Sample]) -> torch.Tensor:
+        self._graph = self._graph or self._make_graph()
+        return self._graph.run([sample.draw for sample in samples], [sample.material for sample in samples])
+
+    def _without_culprits(self, samples: list[_Sample], plan: _Planned, error: RuntimeError) -> list[_Sample]:
+        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds it."""
+        good: list[_Sample] = []
+        if self._placement != "gpu":
+            raise error
+        for sample in samples:
+            try:
+                decode_views(sample.material.tobytes(), sample.draw, self._plan.size)
+            except DecodeError as reason:
+                self._note_bad(sample.index, str(reason))
+                sample = self._read(sample.slot, sample.index, sample.draw, plan.epoch, plan.slots)
+            good.append(sample)
+        if all(new is old for new, old in zip(good, samples, strict=True)):
+            raise error
+        return good

@@ -1,0 +1,6 @@
+"""Videos as WebDataset tars with a table beside them: one video's bytes, found by row number."""
+
+from shards.errors import InputError
+from shards.store import Dataset
+
+__all__ = ["Dataset", "InputError"]

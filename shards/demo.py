@@ -1,0 +1,160 @@
+"""The demo set: rendered on first use, so that everything can be tried without a download."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from shards.encode import Encoding, house_frame, write_mp4
+from shards.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
+from shards.pool import Crashed, in_order
+from shards.table import publish
+from shards.writer import Sample, write_shard
+
+VERSION = "demo-v1"  # a change of what is rendered needs another name, or old caches would pass for it
+ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast")
+PER_SHARD = 60
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Clip:
+    motion: str
+    split: str
+    number: int
+    frames: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}-{self.motion}-{self.number:03d}"
+
+
+def render(
+    out: Path,
+    *,
+    clips_per_class: tuple[int, int] = (32, 8),
+    frames: int = 144,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Render the demo set into the new or empty folder `out`, and return it.
+
+    clips_per_class: of the train and of the test split. Clips are `frames` long, 30 frames/s, 176x144, H.264;
+    the content of each depends on `seed`, its class, split and number only. progress(done, total) is called
+    after each clip.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    clips = [
+        _Clip(motion, split, number, frames, seed)
+        for split, count in zip(SPLITS, clips_per_class, strict=True)
+        for number in range(count)  # the classes take turns, so every shard has all of them
+        for motion in CLASSES
+    ]
+    shards = []
+    with closing(in_order(_render_clip, clips, workers or len(os.sched_getaffinity(0)))) as results:
+        for first in range(0, len(clips), PER_SHARD):
+            samples = []
+            for clip in clips[first : first + PER_SHARD]:
+                result = next(results)
+                if isinstance(result, Crashed):
+                    raise RuntimeError(f"demo set: rendering {clip.key} failed: {result.detail}")
+                samples.append(result)
+                if progress:
+                    progress(first + len(samples), len(clips))
+            shard = write_shard(out, f"demo-{first // PER_SHARD:06d}", samples)
+            if shard is not None:
+                shards.append(asdict(shard))
+    settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
+    publish(out, CLASSES, shards, settings, name="demo")
+    return out
+
+
+def ensure(cache: Path | None = None) -> Path:
+    """The demo set's folder, rendered first when it is not there yet. Safe from several processes at once.
+
+    cache: parent folder; by default $SLIPSTREAM_CACHE, else ~/.cache/slipstream. Draws a progress bar on
+    standard error while it renders.
+    """
+    if cache is None:
+        cache = Path(os.environ.get("SLIPSTREAM_CACHE") or Path.home() / ".cache" / "slipstream")
+    done = cache / VERSION
+    if (done / "dataset.json").is_file():
+        return done
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / f".{VERSION}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (done / "dataset.json").is_file():
+            return done
+        for stale in cache.glob(f".{VERSION}-*"):
+            shutil.rmtree(stale)
+        aside = Path(tempfile.mkdtemp(dir=cache, prefix=f".{VERSION}-"))
+        try:
+            _render_in_a_process(aside)
+            os.chmod(aside, 0o755)
+            os.rename(aside, done)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return done
+
+
+def _render_in_a_process(out: Path) -> None:
+    # worker processes import the main module of the process that starts them; a training script's would
+    # load torch in each, or, without a __main__ guard, train
+    package = Path(__file__).parents[1]
+    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
+    code = "import sys; from shards.demo import _main; _main(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+
+
+def _main(out: str) -> None:
+    from tqdm import tqdm
+
+    bar = tqdm(desc="rendering the demo set, once", unit="clip", dynamic_ncols=True)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        render(Path(out), progress=show)
+
+
+def _render_clip(clip: _Clip) -> Sample:
+    # the lowest counter word is the generator's own; the other three name the clip
+    clip_words = [CLASSES.index(clip.motion), SPLITS.index(clip.split), clip.number]
+    rng = np.random.Generator(np.random.Philox(key=clip.seed, counter=[0, *clip_words]))
+    pixels_THWC = draw_clip(clip.motion, clip.frames, rng)
+    reformatter = VideoReformatter()
+    pictures = (
+        house_frame(av.VideoFrame.from_ndarray(picture, "rgb24"), WIDTH, HEIGHT, ENCODING.codec, reformatter)
+        for picture in pixels_THWC
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        written = write_mp4(pictures, path, Fraction(FPS), ENCODING)
+        data = path.read_bytes()
+    facts = {
+        "label_name": clip.motion,
+        "split": clip.split,
+        "source": f"{VERSION}/{clip.key}",
+        "num_frames": written.num_frames,
+        "fps": float(FPS),
+        "width": written.width,
+        "height": written.height,
+    }
+    return Sample(clip.key, data, facts, CLASSES.index(clip.motion))

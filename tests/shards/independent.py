@@ -1,0 +1,103 @@
+"""What the tests use to look at results from outside: a decoder, a renderer, the command as a user runs it."""
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+TOOL = ROOT / "tools" / "make_shards.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An mp4 as PyAV's own decoder sees it; times are exact seconds, levels the mean luma a frame."""
+
+    frames: int
+    width: int
+    height: int
+    rate: Fraction
+    times: list[Fraction]
+    keys: list[int]
+    tags: set[tuple[str, int, int, int, int]]
+    levels: list[float]
+    streams: list[str]
+    rotation: int
+    b_frames: bool
+
+
+def decode(data: bytes) -> Decoded:
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        return Decoded(
+            frames=len(frames),
+            width=frames[0].width,
+            height=frames[0].height,
+            rate=stream.average_rate,
+            times=[frame.pts * frame.time_base for frame in frames],
+            keys=[n for n, frame in enumerate(frames) if frame.key_frame],
+            tags={
+                (f.format.name, int(f.colorspace), int(f.color_range), int(f.color_primaries), int(f.color_trc))
+                for f in frames
+            },
+            levels=[float(frame.to_ndarray()[: frame.height].mean()) for frame in frames],
+            streams=[stream.type for stream in container.streams],
+            rotation=frames[0].rotation,
+            b_frames=any(frame.pict_type == PictureType.B for frame in frames),
+        )
+
+
+def render(
+    path: Path,
+    frames: int = 40,
+    size: tuple[int, int] = (96, 64),
+    rate: Fraction | int = 25,
+    codec: str = "mpeg4",
+    times: list[int] | None = None,
+    seed: int = 0,
+    **options: str,
+) -> Path:
+    """A video whose frame n is a moving texture of mean luma about 30 + 2 n; `times` in ms makes it variable."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    texture = np.random.default_rng(seed).integers(0, 20, (height, width), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for n in range(frames):
+            frame = av.VideoFrame(width, height, "yuv420p")
+            luma = np.roll(texture, n, 1) + np.uint8(min(30 + 2 * n, 215))
+            for plane, values in zip(frame.planes, (luma, None, None), strict=True):
+                canvas = np.full((plane.height, plane.line_size), 128, np.uint8)
+                if values is not None:
+                    canvas[:, :width] = values
+                plane.update(canvas)
+            frame.pts = n if times is None else times[n]
+            if times is not None:
+                frame.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def make_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, as a user runs it."""
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Name → content of everything in a data set's folder, however deep."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
