@@ -55,7 +55,6 @@ class ResidualStep(nn.Module):
         self.temporal = _temporal(outputs, t_kernel, t_stride)
         self.window, self.stride = (t_kernel, kernel, kernel), (t_stride, stride, stride)
         self.grow = outputs - inputs
-        nn.init.zeros_(self.temporal.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.window == (1, 1, 1) else F.avg_pool3d(x, self.window, self.stride)

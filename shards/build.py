@@ -179,10 +179,10 @@ def _counted(
         if progress:
             progress(done, total)
         for result in results:
-            yield _Reject("crashed", result.detail) if isinstance(result, Crashed) else result
             done += 1
             if progress:
                 progress(done, total)
+            yield _Reject("crashed", result.detail) if isinstance(result, Crashed) else result
 
 
 def _note(job: _Job, shard: int) -> Path:

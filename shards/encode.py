@@ -162,10 +162,14 @@ def _codec_options(encoding: Encoding) -> tuple[str, dict[str, str]]:
     quality, gop = str(encoding.quality), encoding.gop
     if encoding.codec == "h264":
         options = {"preset": encoding.preset, "crf": quality, "sc_threshold": "0", "keyint_min": str(gop)}
-        # captions and other side data of the source stay out of the picture stream
-        return "libx264", options | {"forced-idr": "1", "flags": "+cgop", "a53cc": "0"}
+        # captions of the source stay out of the picture stream
+        options |= {"forced-idr": "1", "flags": "+cgop", "a53cc": "0"}
+        # without it x264 chooses by the processor, and its rate control was seen to depend on what happens
+        # to be in memory: other bytes from one run to the next (MALLOC_PERTURB_ shows it)
+        return "libx264", options | {"x264-params": "cpu-independent=1"}
     if encoding.codec == "hevc":
-        settings = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0:open-gop=0"
+        # the search for prediction weights was seen to depend on what happens to be in memory
+        settings = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0:open-gop=0:weightp=0"
         threads = "pools=none:frame-threads=1:wpp=0:log-level=none"
         return "libx265", {
             "preset": encoding.preset,

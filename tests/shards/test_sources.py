@@ -1,0 +1,69 @@
+"""Which files are tried, how they are labelled, and that keys are unique and plain."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards import InputError
+from shards.sources import LONGEST_KEY, find, keys
+
+PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=90)
+PATHS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), unique=True, max_size=30)
+
+
+@given(PATHS, st.randoms())
+def test_keys_are_unique_plain_short_and_independent_of_order(paths: list[str], random) -> None:
+    made = dict(zip(paths, keys(paths), strict=True))
+    assert len(set(made.values())) == len(paths)
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", key) and len(key) <= LONGEST_KEY + 17 for key in made.values())
+    random.shuffle(paths)
+    assert dict(zip(paths, keys(paths), strict=True)) == made
+
+
+def test_keys_read_like_their_paths_and_only_colliding_ones_get_a_hash() -> None:
+    made = keys(["handshake/17_13_0.avi", "a/b c.mp4", "a/b,c.mp4", "a-b.d/e.f.mp4", "no_extension"])
+    assert made[0] == "handshake-17_13_0" and made[3:] == ["a-b_d-e_f", "no_extension"]
+    assert made[1] != made[2] and all(re.fullmatch("a-b_c-[0-9a-f]{8}", key) for key in made[1:3])
+
+
+def _touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_class_folders_label_by_the_first_folder_and_skip_what_is_no_video(tmp_path: Path) -> None:
+    _touch(tmp_path, "b/1.avi", "b/deep/er/2", "a/x.weird", "a/list.TXT", "a/.hidden.mp4", ".git/3.avi", "c/p.jpg")
+    found = [(source.relative, source.label_name, source.split) for source in find(tmp_path)]
+    assert found == [("a/x.weird", "a", None), ("b/1.avi", "b", None), ("b/deep/er/2", "b", None)]
+
+
+def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
+    assert [source.label_name for source in find(_touch(tmp_path, "1.mp4", "2.mp4"))] == [None, None]
+
+
+def test_split_folders_become_splits(tmp_path: Path) -> None:
+    found = find(_touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4"))
+    assert [(one.split, one.label_name) for one in found] == [("test", "a"), ("train", "a"), ("train", "b")]
+
+
+def test_a_name_that_is_not_utf8_gets_a_spelling(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.avi")).write_bytes(b"x")
+    (source,) = find(tmp_path)
+    assert source.relative == "caf\\xe9.avi" and source.path.read_bytes() == b"x"
+
+
+def test_nothing_to_try_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        find(tmp_path / "missing")
+    with pytest.raises(InputError, match="no files"):
+        find(tmp_path)
+    with pytest.raises(InputError, match="2 files, none of which can be a video"):
+        find(_touch(tmp_path, "a.txt", "b/c.jpg"))
+    with pytest.raises(InputError, match="a file, not a folder"):
+        find(tmp_path / "a.txt")

@@ -1,0 +1,174 @@
+"""Selections of rows, reads by offset, and what is said when a data set is not whole."""
+
+import hashlib
+import json
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards import Dataset, InputError
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="module")
+def large(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """200 rows over the small set's bytes: lengths 1–100, six labels and unlabelled ones, two splits."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("large") / "set"))
+    table = pq.read_table(folder / "samples.parquet")
+    table = table.take(np.arange(200) % len(table))
+    generator = np.random.default_rng(0)
+    columns = {
+        "key": [f"k{n}" for n in range(200)],
+        "num_frames": pa.array(generator.integers(1, 101, 200), pa.int32()),
+        "label": pa.array(generator.integers(-1, 6, 200), pa.int32()),
+        "split": generator.choice(["train", "test"], 200).tolist(),
+    }
+    for name, values in columns.items():
+        place = table.column_names.index(name) if name in table.column_names else len(table.column_names)
+        table = table.drop_columns([name]) if name in table.column_names else table
+        table = table.add_column(place, name, pa.array(values))
+    pq.write_table(table, folder / "samples.parquet")
+    return Dataset(folder)
+
+
+def test_opens_with_its_description(dataset: Dataset, made: Path) -> None:
+    assert (dataset.name, dataset.path) == ("small", made)
+    assert dataset.classes == ["Run & walk", "jump", "wave"] and len(dataset) == dataset.info["rows"] == 13
+    for row in range(len(dataset)):
+        assert dataset.classes[dataset.column("label")[row]] == dataset.column("label_name")[row]
+        assert hashlib.sha256(dataset.read(row)).hexdigest() == dataset.column("sha256")[row]
+    assert dataset.column("num_frames").dtype == np.int32 and dataset.column("mp4_offset").dtype == np.int64
+    for name, tar in dataset.info["tars"].items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == tar["sha256"]
+    assert "split" not in pq.read_schema(made / "samples.parquet").names
+
+
+@given(
+    split=st.sampled_from([None, "train", "test"]),
+    least=st.integers(1, 120),
+    fraction=st.none() | st.floats(0.01, 1),
+    seed=st.integers(0, 5),
+)
+def test_a_selection_is_ascending_deterministic_and_keeps_its_conditions(
+    large: Dataset, split: str | None, least: int, fraction: float | None, seed: int
+) -> None:
+    chosen = large.select(split=split, min_frames=least, label_fraction=fraction, seed=seed)
+    again = Dataset(large.path).select(split=split, min_frames=least, label_fraction=fraction, seed=seed)
+    np.testing.assert_array_equal(chosen, again)
+    assert chosen.dtype == np.int64 and np.all(np.diff(chosen) > 0)
+    assert np.all(large.column("num_frames")[chosen] >= least)
+    if split:
+        assert set(large.column("split")[chosen]) <= {split}
+    if fraction is None:
+        expected = large.column("num_frames") >= least
+        expected &= (large.column("split") == split) if split else True
+        np.testing.assert_array_equal(chosen, np.flatnonzero(expected))
+
+
+@given(smaller=st.floats(0.01, 1), larger=st.floats(0.01, 1), seed=st.integers(0, 5))
+def test_a_label_fraction_takes_its_share_of_every_label(
+    large: Dataset, smaller: float, larger: float, seed: int
+) -> None:
+    smaller, larger = sorted((smaller, larger))
+    labels = large.column("label")
+    chosen = large.select(split="train", label_fraction=larger, seed=seed)
+    for label in range(6):
+        there = np.sum((labels == label) & (large.column("split") == "train"))
+        assert np.sum(labels[chosen] == label) == max(1, round(larger * there))
+    assert not np.any(labels[chosen] == -1)
+    assert set(large.select(split="train", label_fraction=smaller, seed=seed)) <= set(chosen)
+
+
+def test_the_seed_changes_the_fraction(large: Dataset) -> None:
+    draws = {large.select(label_fraction=0.3, seed=seed).tobytes() for seed in range(5)}
+    assert len(draws) == 5
+
+
+def test_quarantined_rows_are_left_out_of_new_selections(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = Dataset(copied)
+    dataset.quarantine(3, "does not decode")
+    assert json.loads((copied / "quarantine.jsonl").read_text()) == {
+        "key": dataset.column("key")[3],
+        "reason": "does not decode",
+    }
+    assert 3 not in dataset.select() and 3 not in Dataset(copied).select()
+    assert 3 in dataset.select(quarantine=False) and len(dataset.select()) == len(dataset) - 1
+    with open(copied / "quarantine.jsonl", "a") as handle:
+        handle.write('{"key": "cut o')
+    assert len(dataset.select()) == len(dataset) - 1 and "line 2" in caplog.text
+
+
+def test_quarantine_in_a_folder_that_cannot_be_written_warns(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copied / "quarantine.jsonl").mkdir()  # root may write anywhere, but not to a folder
+    Dataset(copied).quarantine(0, "bad")
+    assert "is not noted" in caplog.text
+
+
+def test_threads_share_one_data_set(dataset: Dataset) -> None:
+    rows = np.random.default_rng(0).integers(0, len(dataset), 400).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        sums = list(pool.map(lambda row: hashlib.sha256(dataset.read(row)).hexdigest(), rows))
+    assert sums == [dataset.column("sha256")[row] for row in rows]
+    assert len(dataset._descriptors) == len(dataset.info["tars"])
+    copy = pickle.loads(pickle.dumps(dataset))
+    dataset.close()
+    assert copy.read(5) == dataset.read(5)
+
+
+def test_fingerprint_names_the_content(made: Path, copied: Path) -> None:
+    assert Dataset(made).fingerprint == Dataset(copied).fingerprint
+    info = json.loads((copied / "dataset.json").read_text())
+    next(iter(info["tars"].values()))["sha256"] = "0" * 64
+    (copied / "dataset.json").write_text(json.dumps(info))
+    assert Dataset(made).fingerprint != Dataset(copied).fingerprint
+
+
+def test_what_is_missing_is_named_with_its_fix(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such folder; make one with tools/make_shards.py"):
+        Dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"no samples.parquet.*tools/make_shards.py"):
+        Dataset(tmp_path)
+    tar = sorted(copied.glob("*.tar"))[1]
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:1500])
+    with pytest.raises(InputError, match=rf"{tar.name}: 1500 bytes, but .* end at \d+; make the shards again"):
+        Dataset(copied)
+    tar.unlink()
+    with pytest.raises(InputError, match=rf"{tar.name}: no such file"):
+        Dataset(copied)
+    tar.write_bytes(whole)
+    dataset = Dataset(copied)
+    tar.write_bytes(whole[:1500])  # cut off after it was opened
+    row = int(np.flatnonzero(dataset.column("shard") == tar.name)[-1])
+    with pytest.raises(OSError, match=rf"{tar.name}: ends \d+ bytes before"):
+        dataset.read(row)
+
+
+def test_wrong_questions_list_the_answers(dataset: Dataset, large: Dataset) -> None:
+    with pytest.raises(InputError, match=r"no column 'frames'; it has key, shard, num_frames"):
+        dataset.column("frames")
+    with pytest.raises(InputError, match=r"--split train: .* has no column 'split'"):
+        dataset.select(split="train")
+    with pytest.raises(InputError, match=r"--split val: .* has the splits test, train"):
+        large.select(split="val")
+    for fraction in (0.0, 1.5):
+        with pytest.raises(InputError, match="--label-fraction"):
+            large.select(label_fraction=fraction)
+    with pytest.raises(InputError, match="no column 'flow_offset'"):
+        dataset.read(0, "flow")
+    with pytest.raises(IndexError):
+        dataset.read(len(dataset))
