@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
 from tqdm import tqdm
@@ -96,7 +95,9 @@ def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "train.py")
     state = PartialState()
     say = tqdm.write if state.is_main_process else lambda _: None
-    logging.basicConfig(format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR)
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
+    )
     settings = open_run(settings, state)
     output: Path = settings.output  # type: ignore[assignment]
     resumed = checkpoint.newest(output) if settings.resume else None
@@ -104,7 +105,9 @@ def main(argv: list[str]) -> None:
     dataset, rows = open_data(settings, objectives.get(settings.objective).view_plan(config), resumed)
     accelerator = Accelerator(
         mixed_precision=settings.mixed_precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(settings.accumulate, sync_with_dataloader=False),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            settings.accumulate, sync_with_dataloader=False
+        ),
         log_with="tensorboard",
         project_dir=output,
     )
@@ -168,11 +171,15 @@ def choose_output(settings: Settings) -> Path:
         if not settings.resume:
             return runs[free]
         if free == 0:
-            raise InputError(f"--resume: there is no run of {name} under runs/; name its folder with --output")
+            raise InputError(
+                f"--resume: there is no run of {name} under runs/; name its folder with --output"
+            )
         return runs[free - 1]
     holds_run = (settings.output / "config.json").exists()
     if holds_run and not settings.resume:
-        raise InputError(f"--output {settings.output} holds a run already: add --resume to go on with it, or name another")
+        raise InputError(
+            f"--output {settings.output} holds a run already: add --resume to go on with it, or name another"
+        )
     return settings.output
 
 
@@ -187,7 +194,9 @@ def open_data(settings: Settings, plan: Any, resumed: Path | None) -> tuple[Data
         number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
         keys = (resumed / "rows.txt").read_text().split()
         if missing := [key for key in keys if key not in number]:
-            raise InputError(f"{dataset.path} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set")
+            raise InputError(
+                f"{dataset.path} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set"
+            )
         return dataset, np.array([number[key] for key in keys], dtype=np.int64)
     split = settings.split or ("train" if settings.data is None else None)
     min_frames = max(settings.min_frames, plan.span if plan.short == "reject" else 1)
@@ -221,7 +230,12 @@ class Trainer:
         dataset: Dataset,
         rows: np.ndarray,
     ) -> None:
-        self.settings, self.identity, self.accelerator, self.objective = settings, identity, accelerator, objective
+        self.settings, self.identity, self.accelerator, self.objective = (
+            settings,
+            identity,
+            accelerator,
+            objective,
+        )
         self.dataset, self.rows, self.step = dataset, rows, 0
         self.output: Path = settings.output  # type: ignore[assignment]
         self.plan = objective.view_plan(objective.config)
@@ -256,7 +270,9 @@ class Trainer:
                     line = self.line(meter)
                     meter = Meter()
                     if not np.isfinite(line["loss"]):
-                        raise InputError(f"the loss is {line['loss']} at step {self.step}: lower --lr, or set --clip-norm; the last checkpoint is good")
+                        raise InputError(
+                            f"the loss is {line['loss']} at step {self.step}: lower --lr, or set --clip-norm; the last checkpoint is good"
+                        )
                     self.accelerator.log(line, step=self.step)
                     if main:
                         metrics_file.write(json.dumps(line) + "\n")
@@ -274,7 +290,13 @@ class Trainer:
         means = self.accelerator.reduce(meter.means(self.accelerator.device), "mean").tolist()
         metrics = dict(zip(meter.names(), means, strict=True))
         speed = meter.speed(self.identity["global_batch"] * self.settings.accumulate)
-        return {"step": self.step, "loss": metrics.pop("loss"), "top1": metrics.pop("top1"), **speed, **metrics}
+        return {
+            "step": self.step,
+            "loss": metrics.pop("loss"),
+            "top1": metrics.pop("top1"),
+            **speed,
+            **metrics,
+        }
 
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
@@ -284,7 +306,11 @@ class Trainer:
         for _ in range(self.settings.accumulate):
             with meter.waiting():
                 batch = next(self.loader)
-            if self.step == 0 and not (self.output / "first_batch.png").exists() and self.accelerator.is_main_process:
+            if (
+                self.step == 0
+                and not (self.output / "first_batch.png").exists()
+                and self.accelerator.is_main_process
+            ):
                 save_views(batch, self.plan, self.output / "first_batch.png")
             with self.accelerator.accumulate(self.model):
                 out = self.model({"views": batch["views"], "label": batch["label"]})
@@ -327,8 +353,12 @@ class Trainer:
         now = {"objective": self.objective.name} | asdict(self.objective.config) | self.identity
         then = {"objective": saved["objective"]} | saved["config"] | saved["settings"]
         now = json.loads(json.dumps(now))
-        if changed := [f"{k} {then.get(k)} → {now.get(k)}" for k in sorted(now | then) if now.get(k) != then.get(k)]:
-            raise InputError(f"--resume: {path} was made by another run ({'; '.join(changed)}): give its flags, or another --output")
+        if changed := [
+            f"{k} {then.get(k)} → {now.get(k)}" for k in sorted(now | then) if now.get(k) != then.get(k)
+        ]:
+            raise InputError(
+                f"--resume: {path} was made by another run ({'; '.join(changed)}): give its flags, or another --output"
+            )
         state = json.loads((path / "state.json").read_text())
         checkpoint.load_weights(path, self.objective)
         checkpoint.load_optimizer(path, self.optimizer.optimizer, state["optimizer"])

@@ -44,11 +44,16 @@ class ResidualStep(nn.Module):
     """x → pooled x + temporal(ReLU(spatial x)); the shortcut has no parameters, as in AMDIM.
 
     It averages over the same window as the convolutions, and pads the channels with zeros where they grow.
-    The temporal convolution starts at zero (Fixup), so that a deep stack without norms starts as its shortcuts.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, t_kernel: int = 1, t_stride: int = 1
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        t_kernel: int = 1,
+        t_stride: int = 1,
     ) -> None:
         super().__init__()
         self.spatial = _spatial(inputs, outputs, kernel, stride)
@@ -81,7 +86,9 @@ class VDIMEncoder(nn.Module):
         for index, (channels, kernel, stride, t_kernel, t_stride, steps) in TABLE_1.items():
             outputs = _channels(channels, width)
             grown = ResidualStep(inputs, outputs, kernel, stride, t_kernel, t_stride)
-            self.blocks[str(index)] = nn.Sequential(grown, *(ResidualStep(outputs, outputs) for _ in range(steps)))
+            self.blocks[str(index)] = nn.Sequential(
+                grown, *(ResidualStep(outputs, outputs) for _ in range(steps))
+            )
             self.dims[index] = inputs = outputs  # channels of each block
         self.dim = inputs
         self.norm = nn.BatchNorm3d(inputs)

@@ -1,12 +1,12 @@
 """Checkpoint directories: everything a run needs to go on, in safetensors and JSON. Nothing is ever unpickled.
 
-    RUN/checkpoints/step-00000200/
-      config.json            objective, its config, the run's settings
-      model.safetensors      weights and buffers of the whole objective
-      optimizer.safetensors  the optimizer's tensors, "<parameter number>.<name>"
-      state.json             step, loader position, the optimizer's scalars
-      rng-00000.safetensors  torch's random state of each process
-      rows.txt               keys of the run's videos, in the run's order
+RUN/checkpoints/step-00000200/
+  config.json            objective, its config, the run's settings
+  model.safetensors      weights and buffers of the whole objective
+  optimizer.safetensors  the optimizer's tensors, "<parameter number>.<name>"
+  state.json             step, loader position, the optimizer's scalars
+  rng-00000.safetensors  torch's random state of each process
+  rows.txt               keys of the run's videos, in the run's order
 """
 
 import json
@@ -60,7 +60,8 @@ def save_weights(path: Path, module: torch.nn.Module) -> None:
 def save_optimizer(directory: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Write the optimizer's tensors; returns what is not a tensor, for state.json."""
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
     for number, entries in state["state"].items():
         for name, value in entries.items():
             place = tensors if isinstance(value, torch.Tensor) else scalars
@@ -102,7 +103,9 @@ def load_weights(directory: Path, objective: Objective) -> None:
     try:
         objective.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise InputError(f"{path} does not hold this objective's weights: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} does not hold this objective's weights: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def load(directory: str | Path) -> Objective:

@@ -38,6 +38,9 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     recipe: Recipe = cls.small_recipe if small else cls.recipe
     defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
     flat = tyro.conf.OmitArgPrefixes
-    parts = [("tool", flat[settings], defaults), ("method", flat[cls.Config], cls.small() if small else cls.Config())]  # type: ignore[valid-type,name-defined]
+    parts = [
+        ("tool", flat[settings], defaults),
+        ("method", flat[cls.Config], cls.small() if small else cls.Config()),
+    ]  # type: ignore[valid-type,name-defined]
     parsed: Any = tyro.cli(make_dataclass("Command", parts), args=argv, prog=prog, description=description)
     return parsed.tool, parsed.method

@@ -68,7 +68,7 @@ def info_nce(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
 @torch.no_grad()
 def top1(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
     """Share of antecedent locations whose best consequent belongs to their own video; chance is 1/B."""
-    A, N, _, M = scores_ANBM.shape
+    A, _N, _, M = scores_ANBM.shape
     best = scores_ANBM.flatten(2).argmax(-1) // M
     own = torch.arange(A, device=best.device)[:, None] + offset
     return (best == own).float().mean()

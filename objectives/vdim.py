@@ -68,9 +68,13 @@ class VDIMConfig:
     def __post_init__(self) -> None:
         for flag, layers in (("--antecedents", self.antecedents), ("--consequents", self.consequents)):
             if not layers or not set(layers) <= {3, 4, 5, 6, 7, 8}:
-                raise InputError(f"{flag} {layers}: name blocks of Table 1, from 3 to 8 (5 local 1, 6 local 2, 8 global)")
+                raise InputError(
+                    f"{flag} {layers}: name blocks of Table 1, from 3 to 8 (5 local 1, 6 local 2, 8 global)"
+                )
         if self.width <= 0 or self.rotation < 0 or self.soft_clip < 0 or self.score_penalty < 0:
-            raise InputError("--width must be above 0; --rotation, --soft-clip and --score-penalty at least 0")
+            raise InputError(
+                "--width must be above 0; --rotation, --soft-clip and --score-penalty at least 0"
+            )
         if self.lr <= 0 or self.warmup_steps < 0:
             raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
 
@@ -88,7 +92,7 @@ class VDIM(Objective):
     name = "vdim"
     Config = VDIMConfig
     recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
-    small_recipe = Recipe(steps=120, batch_size=16)
+    small_recipe = Recipe(steps=120, batch_size=32)
 
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)
@@ -97,13 +101,15 @@ class VDIM(Objective):
         dims = self.encoder.dims
         self.phi = nn.ModuleDict({str(j): ContrastiveModel(dims[j], self.encoder.dim) for j in self.layers})
         self.difference_norms = nn.ModuleDict(
-            {str(k): nn.BatchNorm3d(self.encoder.dim) for _, k in config.pairs} if config.temporal_difference else {}
+            {str(k): nn.BatchNorm3d(self.encoder.dim) for _, k in config.pairs}
+            if config.temporal_difference
+            else {}
         )
         self.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
 
     @staticmethod
     def small() -> VDIMConfig:
-        return VDIMConfig(width=0.125, lr=1e-3, warmup_steps=10)
+        return VDIMConfig(width=0.125, temporal_difference=False, lr=5e-4, warmup_steps=10)
 
     @staticmethod
     def view_plan(config: VDIMConfig) -> ViewPlan:
@@ -117,7 +123,9 @@ class VDIM(Objective):
             ratio=(0.7, 1.4),
             flip=0.5,
             rotation=config.rotation,
-            jitter=Jitter(0.4, 0.4, 0.4, 0.2, probability=0.8, grey=0.2) if config.colour == "jitter" else None,
+            jitter=Jitter(0.4, 0.4, 0.4, 0.2, probability=0.8, grey=0.2)
+            if config.colour == "jitter"
+            else None,
             lab_drop=config.colour == "lab",
             box_scope="view",
             colour_scope="view",
@@ -137,7 +145,7 @@ class VDIM(Objective):
 
     def _consequent(self, layer: int, f_BVDthw: Tensor) -> Tensor:
         """φ of the second view's features, or of their change from its first half to its second."""
-        phi = self.phi[str(layer)]
+        phi: ContrastiveModel = self.phi[str(layer)]  # type: ignore[assignment]
         if not self.config.temporal_difference:
             return phi(f_BVDthw[:, 1])
         return self.difference_norms[str(layer)](phi.project(f_BVDthw[:, 2] - f_BVDthw[:, 1]))
@@ -150,7 +158,8 @@ class VDIM(Objective):
         if config.negatives == "gathered":
             consequents = {k: nce.gather(c) for k, c in consequents.items()}
             offset = nce.rank_offset(B)
-        loss, metrics = torch.zeros((), device=next(iter(antecedents.values())).device), {}
+        loss = torch.zeros((), device=next(iter(antecedents.values())).device)
+        metrics: dict[str, Tensor] = {}
         for j, k in config.pairs:
             scores = nce.scores(antecedents[j], consequents[k], scale=config.scale_scores)
             penalty = config.score_penalty * scores.square().mean() if config.score_penalty else 0.0

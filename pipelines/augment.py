@@ -17,7 +17,9 @@ def box_and_flip(view: Node, box: Node, flip: Node, size: int) -> Node:
 
     The box is cut before it is scaled, so that, as in FFmpeg's crop, nothing beyond its edge is sampled.
     """
-    view = fn.slice(view, box[0:2], box[2:4], axis_names="WH", normalized_anchor=False, normalized_shape=False)
+    view = fn.slice(
+        view, box[0:2], box[2:4], axis_names="WH", normalized_anchor=False, normalized_shape=False
+    )
     view = fn.resize(view, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
     return fn.flip(view, horizontal=flip)
 

@@ -44,7 +44,7 @@ def decode_views(video: bytes, draw: Draw, size: int) -> NDArray[np.uint8]:
         for frame, number in enumerate(draw.frames[view].tolist()):
             wanted[number][look].append(view * frames + frame)
     try:
-        with av.open(io.BytesIO(video), metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(video), "r", metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             stream.thread_count = 1
             graphs: dict[tuple, av.filter.Graph] = {}

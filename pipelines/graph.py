@@ -116,7 +116,13 @@ class Graph:
             unique = [np.unique(d.frames, return_inverse=True) for d in draws]
             feed("encoded", material)
             feed("numbers", [numbers for numbers, _ in unique])
-            feed("order", [place.reshape(d.frames.shape).astype(np.int32) for d, (_, place) in zip(draws, unique, strict=True)])
+            feed(
+                "order",
+                [
+                    place.reshape(d.frames.shape).astype(np.int32)
+                    for d, (_, place) in zip(draws, unique, strict=True)
+                ],
+            )
             feed("boxes", [d.boxes.astype(np.float32) for d in draws])
             feed("flips", [d.flips.astype(np.int32) for d in draws])
         else:

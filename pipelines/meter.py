@@ -26,7 +26,9 @@ class Meter:
         """Scalars of one batch, on any device; nothing is synchronised here."""
         self._batches += 1
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            self._sums[name] = (
+                self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
+            )
 
     def step(self) -> None:
         """An optimizer step is done."""

@@ -10,7 +10,9 @@ from pipelines import colour
 from pipelines.plan import ViewPlan
 
 
-def save_views(batch: dict[str, Any], plan: ViewPlan, path: Path, *, samples: int = 4, frames: int = 8) -> None:
+def save_views(
+    batch: dict[str, Any], plan: ViewPlan, path: Path, *, samples: int = 4, frames: int = 8
+) -> None:
     """Save a batch's first samples as a PNG: one row a view, frames from left to right, videos below each other.
 
     batch["views"]: (B, V, C, T, H, W) as the loader gives them. RGB is shown without its normalisation;
@@ -23,6 +25,8 @@ def save_views(batch: dict[str, Any], plan: ViewPlan, path: Path, *, samples: in
     if plan.lab_drop:
         pixels = rows / 4 + 0.5
     else:
-        mean, std = (torch.tensor(v).float()[:, None, None] for v in (colour.IMAGENET_MEAN, colour.IMAGENET_STD))
+        mean, std = (
+            torch.tensor(v).float()[:, None, None] for v in (colour.IMAGENET_MEAN, colour.IMAGENET_STD)
+        )
         pixels = rows * std + mean
     save_image(pixels.clamp(0, 1), path, nrow=len(chosen), padding=2)

@@ -20,7 +20,9 @@ _TRIES = 10  # of a random-resized box before the fallback, as in torchvision
 
 def generator(stream: int, seed: int, epoch: int, number: int = 0) -> np.random.Generator:
     """A counter-based generator that depends on nothing but its arguments (number < 2⁴⁰, epoch < 2²⁴)."""
-    return np.random.Generator(np.random.Philox(key=[seed, (epoch << 40) | number], counter=[0, 0, 0, stream]))
+    return np.random.Generator(
+        np.random.Philox(key=[seed, (epoch << 40) | number], counter=[0, 0, 0, stream])
+    )
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class ViewPlan:
         if self.groups and len(self.groups) != self.views:
             raise ValueError(f"groups names {len(self.groups)} views, offsets {self.views}")
         if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"area {self.area} must rise within (0, 1], ratio {self.ratio} must rise above 0")
+            raise ValueError(
+                f"area {self.area} must rise within (0, 1], ratio {self.ratio} must rise above 0"
+            )
         if self.lab_drop and self.jitter:
             raise ValueError("Lab channel drop replaces jitter and grey: choose one of the two")
 
@@ -170,7 +174,10 @@ def _boxes(plan: ViewPlan, uniform_BGK4: NDArray, widths_B: NDArray, heights_B: 
     width, height = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
     fits = (width <= W) & (height <= H)
     first = fits.argmax(-1)[..., None]
-    width, height = np.take_along_axis(width, first, -1)[..., 0], np.take_along_axis(height, first, -1)[..., 0]
+    width, height = (
+        np.take_along_axis(width, first, -1)[..., 0],
+        np.take_along_axis(height, first, -1)[..., 0],
+    )
     u_left, u_top = (np.take_along_axis(uniform_BGK4[..., k], first, -1)[..., 0] for k in (2, 3))
     W, H, none_fits = W[..., 0], H[..., 0], ~fits.any(-1)
     width = np.where(none_fits, np.minimum(W, H * plan.ratio[1]), width)

@@ -217,8 +217,9 @@ def _resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: _Tally) -
     count = 0
     for frame in frames:
         # counted from the first frame: a late start must not move the grid
-        start = frame.pts if start is None else start
-        frame.pts -= start
+        if frame.pts is not None:
+            start = frame.pts if start is None else start
+            frame.pts -= start
         graph = graph or _Graph(frame, f"fps={rate.numerator}/{rate.denominator}")
         for resampled in graph.through(frame):
             count += 1

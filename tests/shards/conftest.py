@@ -14,7 +14,7 @@ def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos") / "clips"
     for n in range(8):
         render(folder / "jump" / f"{n}.avi", frames=20 + 4 * n, seed=n)
-    names = ("with space.avi", "it's, \"quoted\".avi", "日本語 é.avi", "deeper/down/3.mkv")
+    names = ("with space.avi", 'it\'s, "quoted".avi', "日本語 é.avi", "deeper/down/3.mkv")
     for n, name in enumerate(names):
         render(folder / "Run & walk" / name, frames=24, seed=10 + n)
     render(folder / "wave" / "only.avi", frames=30, seed=20).rename(folder / "wave" / "no_extension")

@@ -47,7 +47,13 @@ def decode(data: bytes) -> Decoded:
             times=[frame.pts * frame.time_base for frame in frames],
             keys=[n for n, frame in enumerate(frames) if frame.key_frame],
             tags={
-                (f.format.name, int(f.colorspace), int(f.color_range), int(f.color_primaries), int(f.color_trc))
+                (
+                    f.format.name,
+                    int(f.colorspace),
+                    int(f.color_range),
+                    int(f.color_primaries),
+                    int(f.color_trc),
+                )
                 for f in frames
             },
             levels=[float(frame.to_ndarray()[: frame.height].mean()) for frame in frames],

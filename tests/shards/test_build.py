@@ -53,7 +53,9 @@ def test_the_seed_changes_the_order_only(many: Path, uncut: Path, tmp_path: Path
     assert here.select(columns).sort_by("key") == there.select(columns).sort_by("key")
 
 
-def test_goes_on_after_sigkill_where_it_was_and_ends_the_same(many: Path, uncut: Path, tmp_path: Path) -> None:
+def test_goes_on_after_sigkill_where_it_was_and_ends_the_same(
+    many: Path, uncut: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "set"
     command = [sys.executable, str(TOOL), str(many), "--out", str(out), "--per-shard", "2", "--workers", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
@@ -104,8 +106,12 @@ def test_a_complete_data_set_is_left_alone(many: Path, uncut: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"encoding": Encoding(gop=8)}, "--gop 16, not 8"), ({"per_shard": 3}, "--per-shard 2, not 3")]
-    + [({"seed": 1}, "--seed 0, not 1"), ({"encoding": Encoding(crf=30)}, "--crf 23, not 30")],
+    [
+        ({"encoding": Encoding(gop=8)}, "--gop 16, not 8"),
+        ({"per_shard": 3}, "--per-shard 2, not 3"),
+        ({"seed": 1}, "--seed 0, not 1"),
+        ({"encoding": Encoding(crf=30)}, "--crf 23, not 30"),
+    ],
 )
 def test_other_settings_need_another_folder(many: Path, uncut: Path, changed: dict, message: str) -> None:
     settings = {"encoding": Encoding(), "per_shard": 2} | changed

@@ -13,7 +13,17 @@ from independent import ENVIRONMENT, TOOL, make_shards, render
 def test_it_is_executable_and_its_help_names_every_flag() -> None:
     assert os.access(TOOL, os.X_OK)
     result = make_shards("--help")
-    flags = "--out --codec --short-side --fps --gop --crf --per-shard --workers --seed".split()
+    flags = [
+        "--out",
+        "--codec",
+        "--short-side",
+        "--fps",
+        "--gop",
+        "--crf",
+        "--per-shard",
+        "--workers",
+        "--seed",
+    ]
     assert result.returncode == 0 and all(flag in result.stdout for flag in flags)
 
 
@@ -57,7 +67,7 @@ def _mistakes(folder: Path) -> dict[str, tuple[list[object], str]]:
 
 
 @pytest.mark.parametrize(
-    "name", "missing empty texts unusable taken inside gop crf per-shard".split()
+    "name", ["missing", "empty", "texts", "unusable", "taken", "inside", "gop", "crf", "per-shard"]
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
     arguments, message = _mistakes(tmp_path)[name]

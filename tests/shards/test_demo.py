@@ -102,8 +102,7 @@ def test_frames_move_smoothly_and_a_period_is_about_36_frames() -> None:
 
 def test_ensure_renders_once_for_two_processes_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from shards import demo\n"
-        "print(demo.ensure(Path(sys.argv[1])))"
+        "import sys; from pathlib import Path; from shards import demo\nprint(demo.ensure(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     racing = [subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True) for _ in range(2)]

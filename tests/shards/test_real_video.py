@@ -17,11 +17,21 @@ from shards.transcode import REASONS
 UT = SHARED / "ut-interaction"
 TORTURE = SHARED / "torture"
 # listed as bad in shared/data/README.md, and those that its 90 % rule rejects
-BAD = (
-    "garbage.mp4 header_only_1k.mp4 html_404.avi text_renamed.mp4 truncated_50pct.mp4 truncated_last_100B.mp4"
-    " zero_bytes.mp4 bitflips_3000.avi audio_only.mp4 truncated_50pct.avi truncated_10pct.avi"
-    " bitflips_2000_mid.mp4 zeroed_hole.mp4"
-).split()
+BAD = [
+    "garbage.mp4",
+    "header_only_1k.mp4",
+    "html_404.avi",
+    "text_renamed.mp4",
+    "truncated_50pct.mp4",
+    "truncated_last_100B.mp4",
+    "zero_bytes.mp4",
+    "bitflips_3000.avi",
+    "audio_only.mp4",
+    "truncated_50pct.avi",
+    "truncated_10pct.avi",
+    "bitflips_2000_mid.mp4",
+    "zeroed_hole.mp4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,11 @@ def test_the_table_agrees_with_an_independent_decode_of_every_video(interactions
         data = interactions.read(row)
         seen = decode(data)
         table = {name: interactions.column(name)[row] for name in ("num_frames", "width", "height", "fps")}
-        assert (seen.frames, seen.width, seen.height) == (table["num_frames"], table["width"], table["height"])
+        assert (seen.frames, seen.width, seen.height) == (
+            table["num_frames"],
+            table["width"],
+            table["height"],
+        )
         assert table["fps"] == float(seen.rate) and len(data) == interactions.column("mp4_size")[row]
         numbers = [round(time * Fraction(table["fps"])) for time in seen.times]
         assert numbers == list(range(seen.frames)) and seen.keys == list(range(0, seen.frames, 16))
@@ -78,7 +92,9 @@ def test_every_torture_file_ends_as_a_row_or_as_a_named_reject(torture: Dataset)
     assert all(one["reason"] in REASONS and one["detail"] for one in rejected.values())
     assert rejected["derived/audio_only.mp4"]["reason"] == "no_video"
     assert rejected["derived/truncated_50pct.avi"]["detail"] == "121 frames decode of 240 announced"
-    assert rejected["derived/zeroed_hole.mp4"]["detail"].startswith("109 frames decode of 332 announced, then")
+    assert rejected["derived/zeroed_hole.mp4"]["detail"].startswith(
+        "109 frames decode of 332 announced, then"
+    )
 
 
 def test_every_torture_row_decodes_as_its_table_row_says(torture: Dataset) -> None:
@@ -89,7 +105,9 @@ def test_every_torture_row_decodes_as_its_table_row_says(torture: Dataset) -> No
         assert seen.times == [n / seen.rate for n in range(seen.frames)]
     frames = dict(zip(torture.column("source"), torture.column("num_frames"), strict=True))
     turn = next(source for source in frames if "hmdb51_Turnk" in source)
-    assert frames[turn] == 83 and frames["derived/one_frame.mp4"] == 1 and frames["derived/two_frames.avi"] == 2
+    assert (
+        frames[turn] == 83 and frames["derived/one_frame.mp4"] == 1 and frames["derived/two_frames.avi"] == 2
+    )
     assert frames["derived/two_video_streams.mkv"] == 60
     row = list(frames).index("derived/two_video_streams.mkv")
     assert (torture.column("width")[row], torture.column("height")[row]) != (64, 48)
@@ -120,7 +138,14 @@ def test_torture_names_are_what_users_have(tmp_path: Path) -> None:
     if not TORTURE.is_dir():
         pytest.skip(f"{TORTURE} is not there")
     source = TORTURE / "derived" / "one_frame.mp4"
-    names = ["a b.mp4", "it's \"x\", y.mp4", "日本 é.mp4", os.fsdecode(b"latin\xe9.mp4"), "%03d.mp4", "http:x.mp4"]
+    names = [
+        "a b.mp4",
+        'it\'s "x", y.mp4',
+        "日本 é.mp4",
+        os.fsdecode(b"latin\xe9.mp4"),
+        "%03d.mp4",
+        "http:x.mp4",
+    ]
     for name in names:
         (tmp_path / "in" / "a class, of course").mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / "a class, of course" / name).write_bytes(source.read_bytes())

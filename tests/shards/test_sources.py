@@ -38,7 +38,16 @@ def _touch(folder: Path, *names: str) -> Path:
 
 
 def test_class_folders_label_by_the_first_folder_and_skip_what_is_no_video(tmp_path: Path) -> None:
-    _touch(tmp_path, "b/1.avi", "b/deep/er/2", "a/x.weird", "a/list.TXT", "a/.hidden.mp4", ".git/3.avi", "c/p.jpg")
+    _touch(
+        tmp_path,
+        "b/1.avi",
+        "b/deep/er/2",
+        "a/x.weird",
+        "a/list.TXT",
+        "a/.hidden.mp4",
+        ".git/3.avi",
+        "c/p.jpg",
+    )
     found = [(source.relative, source.label_name, source.split) for source in find(tmp_path)]
     assert found == [("a/x.weird", "a", None), ("b/1.avi", "b", None), ("b/deep/er/2", "b", None)]
 

@@ -96,7 +96,9 @@ def test_the_seed_changes_the_fraction(large: Dataset) -> None:
     assert len(draws) == 5
 
 
-def test_quarantined_rows_are_left_out_of_new_selections(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_quarantined_rows_are_left_out_of_new_selections(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset = Dataset(copied)
     dataset.quarantine(3, "does not decode")
     assert json.loads((copied / "quarantine.jsonl").read_text()) == {
@@ -145,7 +147,9 @@ def test_what_is_missing_is_named_with_its_fix(copied: Path, tmp_path: Path) -> 
     tar = sorted(copied.glob("*.tar"))[1]
     whole = tar.read_bytes()
     tar.write_bytes(whole[:1500])
-    with pytest.raises(InputError, match=rf"{tar.name}: 1500 bytes, but .* end at \d+; make the shards again"):
+    with pytest.raises(
+        InputError, match=rf"{tar.name}: 1500 bytes, but .* end at \d+; make the shards again"
+    ):
         Dataset(copied)
     tar.unlink()
     with pytest.raises(InputError, match=rf"{tar.name}: no such file"):

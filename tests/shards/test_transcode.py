@@ -20,10 +20,16 @@ CODECS = sorted(CRF)
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("rate", [25, Fraction(30000, 1001), Fraction(1000, 33)])
-def test_frame_n_has_time_n_over_fps_and_all_frames_are_kept(tmp_path: Path, codec: str, rate: Fraction) -> None:
-    clip = transcode(render(tmp_path / "in.avi", frames=37, rate=rate, codec="ffv1"), Encoding(codec=codec, gop=12))
+def test_frame_n_has_time_n_over_fps_and_all_frames_are_kept(
+    tmp_path: Path, codec: str, rate: Fraction
+) -> None:
+    clip = transcode(
+        render(tmp_path / "in.avi", frames=37, rate=rate, codec="ffv1"), Encoding(codec=codec, gop=12)
+    )
     seen = decode(clip.data)
-    assert (seen.frames, seen.width, seen.height) == (clip.num_frames, clip.width, clip.height) == (37, 96, 64)
+    assert (
+        (seen.frames, seen.width, seen.height) == (clip.num_frames, clip.width, clip.height) == (37, 96, 64)
+    )
     assert clip.fps == pytest.approx(float(rate))
     assert seen.times == [n / seen.rate for n in range(37)]
     assert [round(time * Fraction(clip.fps)) for time in seen.times] == list(range(37))
@@ -180,8 +186,14 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "flag"),
-    [({"codec": "av1"}, "--codec"), ({"short_side": 8}, "--short-side"), ({"fps": 0.0}, "--fps")]
-    + [({"gop": 0}, "--gop"), ({"crf": 52}, "--crf"), ({"codec": "mjpeg", "crf": 1}, "--crf")],
+    [
+        ({"codec": "av1"}, "--codec"),
+        ({"short_side": 8}, "--short-side"),
+        ({"fps": 0.0}, "--fps"),
+        ({"gop": 0}, "--gop"),
+        ({"crf": 52}, "--crf"),
+        ({"codec": "mjpeg", "crf": 1}, "--crf"),
+    ],
 )
 def test_settings_out_of_range_name_their_flag(setting: dict, flag: str) -> None:
     with pytest.raises(InputError, match=flag):

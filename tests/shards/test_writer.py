@@ -104,7 +104,9 @@ def test_dali_decodes_frames_by_number_from_a_house_mp4(tmp_path: Path, codec: s
 
     @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def decoder():
-        data = dali.fn.external_source(source=lambda: [np.frombuffer(clip.data, np.uint8)], dtype=dali.types.UINT8)
+        data = dali.fn.external_source(
+            source=lambda: [np.frombuffer(clip.data, np.uint8)], dtype=dali.types.UINT8
+        )
         return dali.fn.decoders.video(data, frames=numbers)
 
     pipeline = decoder()
