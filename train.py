@@ -22,14 +22,19 @@ from typing import Any, Literal
 
 import numpy as np
 from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+    parse_flag_from_env,
+    set_seed,
+)
 from tqdm import tqdm
 
 import objectives
 from objectives import checkpoint
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.graph import choose_placement
+from pipelines.graph import Placement, choose_placement
 from pipelines.loader import Loader
 from pipelines.meter import Meter
 from pipelines.picture import save_views
@@ -93,11 +98,12 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "train.py")
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     say = tqdm.write if state.is_main_process else lambda _: None
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
+    placement = choose_placement(settings.device)
     settings = open_run(settings, state)
     output: Path = settings.output  # type: ignore[assignment]
     resumed = checkpoint.newest(output) if settings.resume else None
@@ -116,7 +122,7 @@ def main(argv: list[str]) -> None:
     identity = run_identity(settings, config, dataset, rows, accelerator)
     if accelerator.is_main_process:
         checkpoint.save_config(output, objective, identity)
-    trainer = Trainer(settings, identity, accelerator, objective, dataset, rows)
+    trainer = Trainer(settings, identity, accelerator, objective, dataset, rows, placement)
     if resumed:
         trainer.load(resumed)
         say(f"resumed from {resumed}, step {trainer.step}")
@@ -229,6 +235,7 @@ class Trainer:
         objective: objectives.Objective,
         dataset: Dataset,
         rows: np.ndarray,
+        placement: Placement,
     ) -> None:
         self.settings, self.identity, self.accelerator, self.objective = (
             settings,
@@ -249,7 +256,7 @@ class Trainer:
             seed=settings.seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            placement=choose_placement(settings.device),
+            placement=placement,
             threads=settings.threads,
             prefetch=settings.prefetch,
             device=accelerator.device,

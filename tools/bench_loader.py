@@ -185,9 +185,8 @@ def synchronise(device: torch.device) -> None:
 
 def machine() -> dict[str, Any]:
     """What a reader must know to compare figures."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     versions = {}
     for package in ("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy"):
         try:

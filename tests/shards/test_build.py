@@ -133,7 +133,7 @@ def test_a_folder_has_one_writer(many: Path, tmp_path: Path) -> None:
     assert build_until(many, out, videos=3)
     with open(out / ".unfinished" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another make_shards.py is at work"):
+        with pytest.raises(InputError, match=r"another make_shards\.py is at work"):
             build(many, out, Encoding(), per_shard=2)
 
 

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import Dataset, InputError
+from shards.build import build
+from shards.transcode import Encoding
 
 
 @pytest.fixture
@@ -176,3 +178,14 @@ def test_wrong_questions_list_the_answers(dataset: Dataset, large: Dataset) -> N
         dataset.read(0, "flow")
     with pytest.raises(IndexError):
         dataset.read(len(dataset))
+
+
+def test_a_flat_folder_makes_a_data_set_without_labels(class_folders: Path, tmp_path: Path) -> None:
+    build(class_folders / "jump", tmp_path / "flat", Encoding(short_side=32), workers=2)
+    dataset = Dataset(tmp_path / "flat")
+    assert len(dataset) == 8 and dataset.classes == [] and set(dataset.column("label")) == {-1}
+    assert set(dataset.column("label_name")) == {None} and dataset.read(0)
+    with pytest.raises(InputError, match="no column 'cls_offset'"):
+        dataset.read(0, "cls")
+    with pytest.raises(InputError, match=r"--label-fraction 0.5: the rows of .* have no labels"):
+        dataset.select(label_fraction=0.5)

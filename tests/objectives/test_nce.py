@@ -1,0 +1,205 @@
+"""The contrastive arithmetic against plain loops, in one process and in two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+from vdim_reference import eq_3, random_views, share_right, tiny
+
+from objectives import nce
+
+
+@st.composite
+def score_tensors(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """(A, N, B, M) scores, and an offset with which every antecedent has its own video."""
+    A, N, M = (draw(st.integers(1, 4)) for _ in range(3))
+    offset, more = draw(st.integers(0, 3)), draw(st.integers(0, 2))
+    scale, seed = draw(st.sampled_from([0.0, 0.01, 1.0, 30.0, 1000.0])), draw(st.integers(0, 2**31))
+    shape = (A, N, offset + A + more, M)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale, offset
+
+
+@settings(max_examples=150, deadline=None)
+@given(score_tensors())
+def test_info_nce_is_equation_3(drawn: tuple[torch.Tensor, int]) -> None:
+    scores, offset = drawn
+    assert float(nce.info_nce(scores, offset)) == pytest.approx(
+        eq_3(scores.tolist(), offset), rel=1e-4, abs=1e-4
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(score_tensors().filter(lambda drawn: bool(drawn[0].any())))
+def test_top1_is_the_share_of_locations_that_find_their_video(drawn: tuple[torch.Tensor, int]) -> None:
+    scores, offset = drawn
+    assert float(nce.top1(scores, offset)) == pytest.approx(share_right(scores.tolist(), offset))
+
+
+def test_eq_3_by_hand() -> None:
+    """A = 2, N = 1, B = 2, M = 2, worked out on paper: logits ln 1, ln 2, ln 3, ln 4 of the first antecedent."""
+    scores = torch.tensor([[1.0, 2, 3, 4], [1, 1, 1, 1]]).log().reshape(2, 1, 2, 2)
+    first = -(torch.tensor(1 / 10).log() + torch.tensor(2 / 10).log()) / 2
+    second = -torch.tensor(1 / 4).log()
+    torch.testing.assert_close(nce.info_nce(scores), (first + second) / 2)
+
+
+def test_equal_scores_cost_the_logarithm_of_all_candidates() -> None:
+    assert float(nce.info_nce(torch.full((3, 5, 6, 7), 2.5), 2)) == pytest.approx(
+        torch.tensor(42.0).log().item(), abs=1e-5
+    )
+
+
+def test_top1_reaches_both_ends() -> None:
+    own = torch.eye(3).reshape(3, 1, 3, 1).expand(3, 4, 3, 2)
+    assert float(nce.top1(own)) == 1
+    assert float(nce.top1(own.roll(1, dims=2))) == 0
+    assert float(nce.top1(own.roll(1, dims=2)[:2], offset=1)) == 1
+
+
+def test_top1_of_unrelated_features_is_chance() -> None:
+    torch.manual_seed(0)
+    scores = nce.scores(torch.randn(8, 200, 16), torch.randn(8, 3, 16), scale=True)
+    assert float(nce.top1(scores)) == pytest.approx(1 / 8, abs=0.06)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_scores_are_dot_products_of_all_locations(scale: bool) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 9), torch.randn(4, 5, 9)
+    scores = nce.scores(a, b, scale=scale)
+    assert scores.shape == (2, 3, 4, 5)
+    for n in range(2 * 3 * 4 * 5):
+        i, j, k, m = (int(x) for x in torch.unravel_index(torch.tensor(n), scores.shape))
+        expected = sum(float(x) * float(y) for x, y in zip(a[i, j], b[k, m], strict=True)) / (
+            3 if scale else 1
+        )
+        assert float(scores[i, j, k, m]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 64).bfloat16(), torch.randn(2, 3, 64).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = nce.scores(a, b, scale=True)
+        full = nce.scores(a.float(), b.float(), scale=True)
+        assert (a.float().flatten(1) @ b.float().flatten(1).T).dtype == torch.bfloat16  # autocast is on
+    assert scores.dtype == full.dtype == torch.float32
+    exact = torch.einsum("and,bmd->anbm", a.double(), b.double()) / 8
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(full, scores)
+
+
+def test_one_process_gathers_nothing() -> None:
+    x = torch.randn(2, 3)
+    assert nce.gather(x) is x and nce.rank_offset(5) == 0
+
+
+# Two processes. Each writes what it saw; the tests compare that with one process that has both halves.
+
+WORLD, HALF, N, M, D = 2, 3, 2, 4, 5
+
+
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    a = torch.randn(WORLD * HALF, N, D, generator=generator)
+    return a, torch.randn(WORLD * HALF, M, D, generator=generator)
+
+
+def rank_main(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    mine = slice(rank * HALF, (rank + 1) * HALF)
+    a, c = (x[mine].clone().requires_grad_() for x in features())
+    everyone, offset = nce.gather(c), nce.rank_offset(HALF)
+    scores = nce.scores(a, everyone, scale=True)
+    loss = nce.info_nce(scores, offset)
+    loss.backward()
+
+    objective = tiny(negatives="gathered")
+    parallel = DistributedDataParallel(objective)  # raises in the second step if a parameter has no gradient
+    metrics = {}
+    for _ in range(2):
+        objective.zero_grad()
+        output = parallel({"views": random_views(2, 3, seed=rank)})
+        output.loss.backward()
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+    gradients = torch.cat([p.grad.flatten() for p in objective.parameters()])
+    save_file(
+        {
+            "gathered": everyone.detach(),
+            "loss": loss.detach(),
+            "top1": nce.top1(scores, offset),
+            "a": a.grad,
+            "c": c.grad,
+            "parameters": gradients,
+        },
+        f"{folder}/rank-{rank}.safetensors",
+    )
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps({"offset": offset, "metrics": metrics}))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, torch.Tensor], dict]]:
+    """What each of two processes saw. A hang fails instead of hanging the tests."""
+    folder = tmp_path_factory.mktemp("ranks")
+    context = mp.spawn(rank_main, args=(str(folder),), nprocs=WORLD, join=False)
+    try:
+        while not context.join(timeout=120):  # returns False when a process ended well and the other is on
+            assert not all(p.is_alive() for p in context.processes), "two processes hung"
+    finally:
+        for process in context.processes:
+            process.kill()
+    return [
+        (
+            load_file(folder / f"rank-{rank}.safetensors"),
+            json.loads((folder / f"rank-{rank}.json").read_text()),
+        )
+        for rank in range(WORLD)
+    ]
+
+
+def one_process() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """scores, loss and the gradients of antecedents and consequents with everything in one process."""
+    a, c = (x.requires_grad_() for x in features())
+    scores = nce.scores(a, c, scale=True)
+    loss = nce.info_nce(scores)
+    loss.backward()
+    return scores.detach(), loss.detach(), a.grad, c.grad
+
+
+def test_gather_puts_ranks_in_order(ranks: list) -> None:
+    for rank, (tensors, said) in enumerate(ranks):
+        assert torch.equal(tensors["gathered"], features()[1])
+        assert said["offset"] == rank * HALF
+
+
+def test_gathered_loss_is_that_of_one_process(ranks: list) -> None:
+    scores, loss, _, _ = one_process()
+    torch.testing.assert_close(torch.stack([tensors["loss"] for tensors, _ in ranks]).mean(), loss)
+    torch.testing.assert_close(
+        torch.stack([tensors["top1"] for tensors, _ in ranks]).mean(), nce.top1(scores)
+    )
+    for rank, (tensors, _) in enumerate(ranks):
+        mine = scores[rank * HALF : (rank + 1) * HALF].tolist()
+        assert float(tensors["loss"]) == pytest.approx(eq_3(mine, rank * HALF), abs=1e-5)
+
+
+def test_gathered_gradients_after_ddps_mean_are_those_of_one_process(ranks: list) -> None:
+    _, _, of_a, of_c = one_process()
+    torch.testing.assert_close(torch.cat([tensors["a"] for tensors, _ in ranks]) / WORLD, of_a)
+    torch.testing.assert_close(torch.cat([tensors["c"] for tensors, _ in ranks]) / WORLD, of_c)
+
+
+def test_vdim_trains_in_two_processes_with_gathered_negatives(ranks: list) -> None:
+    (first, said), (second, _) = ranks
+    assert first["parameters"].isfinite().all() and first["parameters"].any()
+    assert torch.equal(first["parameters"], second["parameters"])
+    assert said["metrics"]["chance"] == pytest.approx(1 / 4)  # two clips on each of two ranks

@@ -1,0 +1,127 @@
+"""What the tests compare with: videos made for the purpose, and views computed from a draw without DALI or swscale."""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from pipelines.plan import Draw, ViewPlan, draw
+from shards import Dataset
+from shards.encode import Encoding, write_mp4
+from shards.table import publish
+from shards.writer import Sample, write_shard
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "ut-interaction"
+NUMBER_BITS = 8
+
+
+def draw_for(plan: ViewPlan, dataset: Dataset, rows: Iterable[int], *, seed: int = 0, epoch: int = 0) -> Draw:
+    chosen = np.array(list(rows), dtype=np.int64)
+    columns = (dataset.column(name)[chosen].astype(np.int64) for name in ("num_frames", "width", "height"))
+    return draw(plan, chosen, *columns, seed=seed, epoch=epoch)
+
+
+def write_dataset(out: Path, videos: list[bytes], facts: list[dict], encoding: Encoding) -> Path:
+    """A data set of these videos in one shard, with keys v000, v001, …"""
+    out.mkdir(parents=True)
+    samples = [
+        Sample(f"v{n:03d}", video, f, 0) for n, (video, f) in enumerate(zip(videos, facts, strict=True))
+    ]
+    shard = write_shard(out, f"{out.name}-000000", samples)
+    assert shard is not None
+    publish(out, ["only"], [asdict(shard)], {}, name=out.name)
+    return out
+
+
+def numbered_video(path: Path, frames: int, *, gop: int = 16) -> bytes:
+    """128×64, 25 frames/s: frame n shows n in binary, eight bars from left (lowest bit) to right."""
+
+    def pictures() -> Iterator[av.VideoFrame]:
+        for n in range(frames):
+            bits = (n >> np.arange(NUMBER_BITS)) & 1
+            luma = np.tile(np.repeat(np.where(bits, 235, 16), 128 // NUMBER_BITS).astype(np.uint8), (64, 1))
+            planes = np.concatenate([luma.ravel(), np.full(64 * 64, 128, np.uint8)])
+            yield av.VideoFrame.from_ndarray(planes.reshape(96, 128), "yuv420p")
+
+    write_mp4(pictures(), path, Fraction(25), Encoding(short_side=64, gop=gop, preset="veryfast"))
+    return path.read_bytes()
+
+
+def read_numbers(views: NDArray[np.uint8]) -> list[int]:
+    """The numbers that frames (F, S, S, 3) of a numbered video show, cut from the whole frame."""
+    side = views.shape[1]
+    middles = ((np.arange(NUMBER_BITS) + 0.5) * side / NUMBER_BITS).astype(int)
+    bright = views[:, side // 2, middles].mean(-1) > 127
+    return [int((row << np.arange(NUMBER_BITS)).sum()) for row in bright]
+
+
+def yuv_planes(video: bytes) -> list[tuple[NDArray[np.uint8], ...]]:
+    """(Y, U, V) of every frame of a yuv420p video, decoded from first to last."""
+    out = []
+    with av.open(io.BytesIO(video)) as container:
+        for frame in container.decode(video=0):
+            assert frame.format.name == "yuv420p"
+            planes = []
+            for plane in frame.planes:
+                padded = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+                planes.append(padded[:, : plane.width].copy())
+            out.append(tuple(planes))
+    return out
+
+
+def decoded_views(video: bytes, drawn: Draw, size: int) -> NDArray[np.float64]:
+    """The views' RGB (V·T, size, size, 3), 0–255, before rotation and colour, in floating point."""
+    planes = yuv_planes(video)
+    out = []
+    for view in range(drawn.frames.shape[0]):
+        for number in drawn.frames[view].tolist():
+            left, top, width, height = drawn.boxes[view].tolist()
+            scaled = []
+            for plane, step in zip(planes[number], (1, 2, 2), strict=True):
+                x, y, w, h = left // step, top // step, width // step, height // step
+                part = torch.from_numpy(plane[y : y + h, x : x + w].astype(np.float32))[None]
+                scaled.append(F.resize(part, [size, size], antialias=True)[0].double().numpy())
+            luma, cb, cr = 255 / 219 * (scaled[0] - 16), *(255 / 224 * (s - 128) for s in scaled[1:])
+            # BT.601: R − Y = 2 (1 − 0.299) Cr, B − Y = 2 (1 − 0.114) Cb, and Y = 0.299 R + 0.587 G + 0.114 B
+            red, blue = luma + 1.402 * cr, luma + 1.772 * cb
+            green = (luma - 0.299 * red - 0.114 * blue) / 0.587
+            rgb = np.stack([red, green, blue], -1).clip(0, 255)
+            out.append(rgb[:, ::-1] if drawn.flips[view] else rgb)
+    return np.stack(out)
+
+
+def turned(frame_HWC: NDArray, angle: float) -> NDArray[np.float64]:
+    """The frame turned counter-clockwise by `angle` degrees: bilinear, black beyond the edge."""
+    frame = torch.from_numpy(np.asarray(frame_HWC, dtype=np.float32)).permute(2, 0, 1)
+    out = F.rotate(frame, angle, interpolation=InterpolationMode.BILINEAR, fill=0)
+    return out.permute(1, 2, 0).double().numpy()
+
+
+def disc(size: int, margin: float = 2) -> NDArray[np.bool_]:
+    """(size, size): the pixels that stay inside the frame however it is turned."""
+    across = np.arange(size) - (size - 1) / 2
+    return np.hypot(across[:, None], across) < size / 2 - margin
+
+
+def lab(rgb: NDArray) -> NDArray[np.float64]:
+    """sRGB 0–255 (…, 3) → CIE 1976 L*a*b*, D65; coefficients as Lindbloom prints them."""
+    v = np.asarray(rgb, dtype=np.float64) / 255
+    linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    x = linear @ [0.4124564, 0.3575761, 0.1804375] / 0.95047
+    y = linear @ [0.2126729, 0.7151522, 0.0721750]
+    z = linear @ [0.0193339, 0.1191920, 0.9503041] / 1.08883
+    f = [np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116) for t in (x, y, z)]
+    return np.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])], -1)
+
+
+def assert_same_draw(one: Draw, other: Draw) -> None:
+    for name in ("frames", "boxes", "flips", "angles", "colours"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
