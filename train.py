@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     GradientAccumulationPlugin,

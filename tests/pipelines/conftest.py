@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from reference import numbered_video, write_dataset
+from tests.pipelines.reference import numbered_video, write_dataset
 
 from shards import Dataset, demo
 from shards.encode import Encoding

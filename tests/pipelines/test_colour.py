@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import lab
+from tests.pipelines.reference import lab
 
 from pipelines import colour
 from pipelines.plan import Jitter, ViewPlan, draw

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from reference import assert_same_draw
+from tests.pipelines.reference import assert_same_draw
 
 from pipelines.plan import Draw, Jitter, ViewPlan, draw
 from shards import InputError
