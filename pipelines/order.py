@@ -25,7 +25,7 @@ class Order:
         if self.count < self.global_batch:
             raise InputError(
                 f"a global batch of {self.global_batch} needs as many videos, and {self.count} are selected: "
-                "lower --batch-size, or select more (--split, --data)"
+                "lower --batch-size, or select more (--split, --min-frames, --data)"
             )
 
     @property

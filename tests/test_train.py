@@ -126,7 +126,7 @@ def test_accumulation_clipping_lab_and_bf16(data, tmp_path):
         (["--steps", "0"], "--steps 0"),
         (["--device", "gpu"], "--device gpu"),
         (["--antecedents", "9"], "--antecedents"),
-        (["--min-frames", "1000"], "100"),
+        (["--min-frames", "1000"], "--min-frames"),
     ],
 )
 def test_bad_input_ends_in_one_line(data, tmp_path, flags, says):

@@ -1,17 +1,15 @@
 """The contrastive arithmetic against plain loops, in one process and in two."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from torch.nn.parallel import DistributedDataParallel
-from vdim_reference import eq_3, random_views, share_right, tiny
+from safetensors.torch import load_file
+from two_ranks import HALF, WORLD, features, rank_main
+from vdim_reference import eq_3, share_right
 
 from objectives import nce
 
@@ -99,51 +97,6 @@ def test_scores_are_float32_under_autocast() -> None:
 def test_one_process_gathers_nothing() -> None:
     x = torch.randn(2, 3)
     assert nce.gather(x) is x and nce.rank_offset(5) == 0
-
-
-# Two processes. Each writes what it saw; the tests compare that with one process that has both halves.
-
-WORLD, HALF, N, M, D = 2, 3, 2, 4, 5
-
-
-def features() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    a = torch.randn(WORLD * HALF, N, D, generator=generator)
-    return a, torch.randn(WORLD * HALF, M, D, generator=generator)
-
-
-def rank_main(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    mine = slice(rank * HALF, (rank + 1) * HALF)
-    a, c = (x[mine].clone().requires_grad_() for x in features())
-    everyone, offset = nce.gather(c), nce.rank_offset(HALF)
-    scores = nce.scores(a, everyone, scale=True)
-    loss = nce.info_nce(scores, offset)
-    loss.backward()
-
-    objective = tiny(negatives="gathered")
-    parallel = DistributedDataParallel(objective)  # raises in the second step if a parameter has no gradient
-    metrics = {}
-    for _ in range(2):
-        objective.zero_grad()
-        output = parallel({"views": random_views(2, 3, seed=rank)})
-        output.loss.backward()
-        metrics = {name: float(value) for name, value in output.metrics.items()}
-    gradients = torch.cat([p.grad.flatten() for p in objective.parameters()])
-    save_file(
-        {
-            "gathered": everyone.detach(),
-            "loss": loss.detach(),
-            "top1": nce.top1(scores, offset),
-            "a": a.grad,
-            "c": c.grad,
-            "parameters": gradients,
-        },
-        f"{folder}/rank-{rank}.safetensors",
-    )
-    Path(folder, f"rank-{rank}.json").write_text(json.dumps({"offset": offset, "metrics": metrics}))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tests.pipelines.reference import numbered_video, write_dataset
 
 from shards import Dataset, demo
 from shards.encode import Encoding
 from shards.transcode import transcode
+from tests.pipelines.reference import numbered_video, write_dataset
 
 FRAMES = 40
 NUMBERED = 230

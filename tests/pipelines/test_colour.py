@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pipelines.reference import lab
 
 from pipelines import colour
 from pipelines.plan import Jitter, ViewPlan, draw
+from tests.pipelines.reference import lab
 
 PIXELS = np.array(
     [*np.random.default_rng(0).uniform(0, 255, (40, 3)), [0, 0, 0], [255, 255, 255], [255, 0, 0]]

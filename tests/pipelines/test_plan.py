@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.pipelines.reference import assert_same_draw
 
 from pipelines.plan import Draw, Jitter, ViewPlan, draw
 from shards import InputError
+from tests.pipelines.reference import assert_same_draw
 
 ALWAYS = Jitter(probability=1.0, grey=0.0)
 seeds = st.integers(0, 2**63 - 1)

@@ -39,7 +39,7 @@ def interactions(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     if not UT.is_dir():
         pytest.skip(f"{UT} is not there")
     out = tmp_path_factory.mktemp("ut") / "ut"
-    result = make_shards(UT, "--out", out, "--short-side", 96, "--per-shard", 50, "--workers", 2)
+    result = make_shards(UT, "--out", out, "--short-side", 64, "--per-shard", 50, "--workers", 2)
     assert result.returncode == 0, result.stderr
     return Dataset(out)
 
@@ -66,7 +66,7 @@ def test_the_table_agrees_with_an_independent_decode_of_every_video(interactions
         assert numbers == list(range(seen.frames)) and seen.keys == list(range(0, seen.frames, 16))
         source = decode((UT / interactions.column("source")[row]).read_bytes())
         assert seen.frames == source.frames and seen.rate == source.rate
-        assert min(seen.width, seen.height) == 96
+        assert min(seen.width, seen.height) == 64
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_every_torture_row_decodes_as_its_table_row_says(torture: Dataset) -> No
     assert fraction == pytest.approx(83 / 84)
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "mjpeg"])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_the_bytes_do_not_depend_on_what_was_in_memory(codec: str) -> None:
     clip = TORTURE / "torchvision" / "TrumanShow_wave_f_nm_np1_fr_med_26.avi"
     if not clip.is_file():
