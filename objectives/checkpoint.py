@@ -12,6 +12,7 @@ RUN/checkpoints/step-00000200/
 import json
 import os
 import shutil
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,8 @@ def load_weights(directory: Path, objective: Objective) -> None:
     try:
         objective.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} does not hold this objective's weights: {str(error).splitlines()[0]}"
-        ) from error
+        reason = textwrap.shorten(str(error), 400, placeholder=" …")  # torch's message has a line for each tensor
+        raise InputError(f"{path} does not hold this objective's weights: {reason}") from error
 
 
 def load(directory: str | Path) -> Objective:
@@ -121,7 +121,7 @@ def load(directory: str | Path) -> Objective:
         saved = json.loads((checkpoint / "config.json").read_text())
         cls = get(saved["objective"])
         config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{checkpoint}/config.json does not describe an objective: {error}") from error
     objective = cls(config)
     load_weights(checkpoint, objective)

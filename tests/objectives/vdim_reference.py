@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from objectives.vdim import VDIM, VDIMConfig
 
-WIDTH = 1 / 32  # 16 features
+WIDTH = 1 / 64  # 8 features
 
 
 def eq_3(scores: list, offset: int = 0) -> float:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ def make_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command, as a user runs it."""
     command = [sys.executable, str(TOOL), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+
+
+def said(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """The lines on standard error that are not the progress bar."""
+    return [line for line in result.stderr.splitlines() if line and not re.search(r"\d+/\d+ \[", line)]
 
 
 def files(folder: Path) -> dict[str, bytes]:

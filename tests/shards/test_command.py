@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from independent import ENVIRONMENT, TOOL, make_shards, render
+from independent import ENVIRONMENT, TOOL, make_shards, render, said
 
 
 def test_it_is_executable_and_its_help_names_every_flag() -> None:
@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
     arguments, message = _mistakes(tmp_path)[name]
     out = [] if "--out" in arguments else ["--out", tmp_path / "out"]
     result = make_shards(*arguments, *out)
-    lines = [line for line in result.stderr.splitlines() if line and "video/s" not in line]
+    lines = said(result)
     assert result.returncode == 2 and not result.stdout
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
 

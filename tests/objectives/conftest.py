@@ -1,0 +1,6 @@
+"""Makes the helpers beside the tests importable, in the processes that the tests start as well."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))

@@ -1,0 +1,242 @@
+"""Checkpoints come back as they were, and what is not one is refused in a line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from vdim_reference import random_views, tiny
+
+import objectives
+from objectives import checkpoint
+from objectives.vdim import VDIM
+from shards import InputError
+
+
+@pytest.fixture(scope="module")
+def trained() -> VDIM:
+    """Weights off their initial values, running statistics that are not 0 and 1."""
+    objective = tiny(antecedents=(6, 8), warmup_steps=3)
+    with torch.no_grad():
+        objective({"views": random_views(2, 3)})
+    return objective.eval()
+
+
+def write(run: Path, objective: VDIM, step: int) -> Path:
+    directory = run / "checkpoints" / f"step-{step:08d}"
+    aside = checkpoint.begin(directory)
+    checkpoint.save_config(aside, objective, {"steps": step})
+    checkpoint.save_weights(aside / "model.safetensors", objective)
+    optimizer = objective.optimizer()
+    rest = checkpoint.save_optimizer(aside, optimizer)
+    (aside / "state.json").write_text(json.dumps({"step": step, "optimizer": rest}))
+    checkpoint.save_rng(aside, 0)
+    checkpoint.commit(aside, directory)
+    return directory
+
+
+@pytest.fixture
+def saved(trained: VDIM, tmp_path: Path) -> Path:
+    return write(tmp_path / "run", trained, 200)
+
+
+@torch.no_grad()
+def test_a_loaded_objective_embeds_as_the_saved_one(trained: VDIM, saved: Path) -> None:
+    views = random_views(1, 2, seed=3)
+    expected = trained.embed(views)
+    for place in (saved, str(saved), saved.parents[1]):
+        loaded = objectives.load(place)
+        assert type(loaded) is VDIM and loaded.config == trained.config and not loaded.training
+        assert torch.equal(loaded.embed(views), expected)
+
+
+@torch.no_grad()
+def test_a_run_loads_its_newest_checkpoint(trained: VDIM, saved: Path) -> None:
+    run = saved.parents[1]
+    later = tiny(shaken=False)
+    write(run, later, 1000)
+    write(run, trained, 300)
+    assert checkpoint.newest(run) == run / "checkpoints/step-00001000"
+    assert objectives.load(run).config == later.config
+
+
+def test_every_tensor_comes_back_bit_for_bit(trained: VDIM, saved: Path) -> None:
+    loaded = objectives.load(saved).state_dict()
+    assert list(loaded) == list(trained.state_dict())
+    for name, value in trained.state_dict().items():
+        assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
+
+
+def refused(place: Path, *named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        objectives.load(place)
+    message = str(caught.value)
+    assert "\n" not in message and str(place) in message, message
+    assert all(name in message for name in named), message
+
+
+def test_a_missing_tensor_is_refused(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    del tensors["encoder.blocks.1.spatial.weight"]
+    save_file(tensors, saved / "model.safetensors")
+    refused(saved, "encoder.blocks.1.spatial.weight")
+
+
+def test_an_extra_tensor_is_refused(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors | {"not.of.ours": torch.zeros(1)}, saved / "model.safetensors")
+    refused(saved, "not.of.ours")
+
+
+def test_a_tensor_of_another_size_is_refused(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    save_file(tensors | {"encoder.norm.weight": torch.zeros(3)}, saved / "model.safetensors")
+    refused(saved, "encoder.norm.weight")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(saved, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"objective": "vdim", ',
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"objective": "vdim"}',
+        b'{"objective": "vdim", "config": null}',
+        b'{"objective": "vdim", "config": {"no_such_option": 1}}',
+        b'{"objective": "vdim", "config": {"width": "wide"}}',
+        b'{"objective": "vdim", "config": {"width": -1}}',
+        b'{"objective": "nope", "config": {}}',
+    ],
+    ids=repr,
+)
+def test_a_broken_config_is_refused(saved: Path, content: bytes) -> None:
+    (saved / "config.json").write_bytes(content)
+    refused(saved, "config.json")
+
+
+def test_a_missing_config_is_refused(saved: Path) -> None:
+    (saved / "config.json").unlink()
+    refused(saved, "config.json")
+
+
+def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path)
+    refused(tmp_path / "nowhere")
+    (tmp_path / "checkpoints").mkdir()
+    refused(tmp_path)
+
+
+def steps(objective: VDIM, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    """Adam steps on gradients that depend on the step's number only."""
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in objective.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def test_the_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    first = tiny(lr=1e-2)
+    optimizer = first.optimizer()
+    steps(first, optimizer, range(3))
+    rest = json.loads(json.dumps(checkpoint.save_optimizer(tmp_path, optimizer)))
+    checkpoint.save_weights(tmp_path / "model.safetensors", first)
+
+    second = tiny(shaken=False, lr=1e-2)
+    checkpoint.load_weights(tmp_path, second)
+    fresh = second.optimizer()
+    checkpoint.load_optimizer(tmp_path, fresh, rest)
+    before, after = optimizer.state_dict(), fresh.state_dict()
+    assert before["state"].keys() == after["state"].keys()
+    for number, entries in before["state"].items():
+        for name, value in entries.items():
+            assert torch.equal(value, after["state"][number][name])
+    steps(first, optimizer, range(3, 6))
+    steps(second, fresh, range(3, 6))
+    for (name, expected), found in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(expected, found), name
+
+
+def test_an_optimizer_that_never_stepped_comes_back(tmp_path: Path) -> None:
+    objective = tiny()
+    rest = checkpoint.save_optimizer(tmp_path, objective.optimizer())
+    fresh = objective.optimizer()
+    checkpoint.load_optimizer(tmp_path, fresh, json.loads(json.dumps(rest)))
+    assert not fresh.state_dict()["state"]
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    torch.rand(7)
+    checkpoint.save_rng(tmp_path, 3)
+    expected = torch.rand(5)
+    torch.manual_seed(99)
+    checkpoint.load_rng(tmp_path, 3)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_process_that_was_not_there_keeps_its_random_state(tmp_path: Path) -> None:
+    checkpoint.save_rng(tmp_path, 0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    checkpoint.load_rng(tmp_path, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_half_a_checkpoint_is_never_found(trained: VDIM, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert checkpoint.newest(run) is None
+    directory = run / "checkpoints" / "step-00000400"
+    aside = checkpoint.begin(directory)
+    checkpoint.save_config(aside, trained, {})
+    checkpoint.save_weights(aside / "model.safetensors", trained)
+    assert aside.name.endswith(".part") and checkpoint.newest(run) is None
+    refused(run)
+    older = write(run, trained, 200)
+    assert checkpoint.newest(run) == older
+    checkpoint.commit(aside, directory)
+    assert checkpoint.newest(run) == directory
+    assert not list((run / "checkpoints").glob("*.part")) and not aside.exists()
+
+
+def test_beginning_again_forgets_what_an_interrupted_run_left(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints" / "step-00000001"
+    (checkpoint.begin(directory) / "left over").write_text("")
+    aside = checkpoint.begin(directory)
+    assert not list(aside.iterdir())
+    (aside / "new").write_text("2")
+    checkpoint.commit(aside, directory)
+    again = checkpoint.begin(directory)
+    (again / "newer").write_text("3")
+    checkpoint.commit(again, directory)
+    assert [path.name for path in directory.iterdir()] == ["newer"]
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(saved: Path) -> None:
+    files = list(saved.iterdir())
+    assert {"config.json", "model.safetensors", "optimizer.safetensors"} <= {path.name for path in files}
+    for path in files:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as opened:
+                list(opened.keys())
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            assert path.suffix == ".txt", path
+
+
+def test_config_json_describes_the_run(trained: VDIM, saved: Path) -> None:
+    content = json.loads((saved / "config.json").read_text())
+    assert content["objective"] == "vdim" and content["settings"] == {"steps": 200}
+    assert content["config"]["antecedents"] == [6, 8]

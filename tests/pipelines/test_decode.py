@@ -1,0 +1,133 @@
+"""Views decoded by FFmpeg against a floating-point computation, and frame numbers against what the frames show."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.decode import DecodeError, decode_views
+from pipelines.plan import Draw, ViewPlan
+from shards import Dataset
+from shards.encode import Encoding
+from shards.transcode import transcode
+from tests.pipelines.conftest import FRAMES, NUMBERED
+from tests.pipelines.reference import REAL, decoded_views, draw_for, numbered_video, read_numbers
+
+PLAN = ViewPlan(offsets=((0, 3, 9), (16, 17, 30)), size=64, box_scope="view")
+
+
+def hand_draw(
+    frames: list[list[int]], box: tuple[int, int, int, int] = (0, 0, 128, 64), flip: bool = False
+) -> Draw:
+    V, T = np.shape(frames)
+    return Draw(
+        frames=np.array(frames, dtype=np.int32),
+        boxes=np.tile(np.array(box, dtype=np.int32), (V, 1)),
+        flips=np.full(V, flip),
+        angles=np.zeros(V, np.float32),
+        colours=np.zeros((V, T, 3, 4), np.float32),
+    )
+
+
+def assert_within_rounding(found: np.ndarray, expected: np.ndarray) -> None:
+    error = found - expected
+    assert np.abs(error).mean() <= 0.3  # rounding alone gives 0.25
+    assert np.percentile(np.abs(error), 99) <= 1
+    assert abs(error.mean()) <= 0.1  # neither darker nor brighter
+    assert expected.std() > 5  # there is something to see
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -> None:
+    plan = replace(PLAN, size=size)
+    flips = set()
+    for row in range(0, 18, 3):
+        drawn = draw_for(plan, dataset, [row], seed=size).sample(0)
+        views = decode_views(dataset.read(row), drawn, size)
+        assert (views.shape, views.dtype) == ((6, size, size, 3), np.uint8)
+        assert_within_rounding(views, decoded_views(dataset.read(row), drawn, size))
+        flips |= set(drawn.flips.tolist())
+    assert flips == {False, True}
+
+
+@pytest.mark.parametrize("box", [(0, 0, 176, 144), (174, 142, 2, 2), (86, 40, 12, 90), (18, 2, 158, 10)])
+def test_extreme_boxes(dataset: Dataset, box: tuple[int, int, int, int]) -> None:
+    drawn = hand_draw([[0, 20]], box, flip=True)
+    found, expected = decode_views(dataset.read(4), drawn, 48), decoded_views(dataset.read(4), drawn, 48)
+    assert np.abs(found - expected).mean() <= 0.5 and np.percentile(np.abs(found - expected), 99) <= 1.5
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real video in {REAL}")
+def test_views_of_real_video(tmp_path: Path) -> None:
+    sources = sorted(REAL.rglob("*.avi"))
+    for source in (sources[0], sources[len(sources) // 2]):
+        clip = transcode(source, Encoding(short_side=128, preset="veryfast"))
+        W, H = clip.width, clip.height
+        boxes = ((0, 0, W, H), (2 * (W // 8), 2 * (H // 8), 2 * (W // 4), 2 * (H // 3)))
+        for box, flip in zip(boxes, (False, True), strict=True):
+            drawn = hand_draw([[0, 7, clip.num_frames - 1]], box, flip)
+            assert_within_rounding(decode_views(clip.data, drawn, 112), decoded_views(clip.data, drawn, 112))
+
+
+def test_flipping_mirrors_left_to_right(dataset: Dataset) -> None:
+    plain, mirrored = (
+        decode_views(dataset.read(0), hand_draw([[5]], (8, 8, 96, 96), f), 48) for f in (False, True)
+    )
+    np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
+
+
+def shown(video: bytes, frames: list[list[int]]) -> list[int]:
+    return read_numbers(decode_views(video, hand_draw(frames), 64))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, NUMBERED - 1), min_size=1, max_size=12))
+def test_the_frames_asked_for_come_in_the_order_asked_for(numbered: bytes, numbers: list[int]) -> None:
+    assert shown(numbered, [numbers]) == numbers
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [[0]],
+        [[NUMBERED - 1]],
+        [[0, NUMBERED - 1]],
+        [[NUMBERED - 1, 0], [0, NUMBERED - 1]],
+        [[15, 16, 17], [31, 32, 33]],  # about key frames
+        [[0, 48], [97, 146]],  # gaps of 48 and 49: to either side of where seeking begins
+        [[5, 5, 5], [5, 5, 5]],
+        [[228, 229, 0], [1, 2, 3]],  # a loop
+        [list(range(0, NUMBERED, 2))],
+    ],
+)
+def test_tables_of_frames(numbered: bytes, frames: list[list[int]]) -> None:
+    assert shown(numbered, frames) == [n for view in frames for n in view]
+
+
+@pytest.mark.parametrize("gop", [1, 5, 250])
+def test_frame_numbers_whatever_the_group_of_pictures(tmp_path: Path, gop: int) -> None:
+    video = numbered_video(tmp_path / "v.mp4", 120, gop=gop)
+    assert shown(video, [[119, 0, 60, 59, 1]]) == [119, 0, 60, 59, 1]
+
+
+def test_a_frame_beyond_the_end(numbered: bytes) -> None:
+    for frames in ([[NUMBERED]], [[0, NUMBERED + 500]], [[NUMBERED - 1, NUMBERED]]):
+        with pytest.raises(DecodeError, match=f"frame {frames[0][-1]} is not there"):
+            decode_views(numbered, hand_draw(frames), 64)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"<html>404</html>" * 50, bytes(5000), bytes(range(256)) * 40])
+def test_garbage(garbage: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_views(garbage, hand_draw([[0]]), 64)
+
+
+def test_a_truncated_file(dataset: Dataset) -> None:
+    video, everything = dataset.read(0), hand_draw([list(range(FRAMES))], (0, 0, 176, 144))
+    assert len(decode_views(video, everything, 16)) == FRAMES
+    for kept in (0.02, 0.3, 0.8):
+        with pytest.raises(DecodeError):
+            decode_views(video[: int(kept * len(video))], everything, 16)

@@ -1,0 +1,281 @@
+"""The loader: the same batches however they are made, resumed, divided over processes, or interrupted by bad videos."""
+
+import json
+import os
+import shutil
+import threading
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.decode import decode_views
+from pipelines.graph import Graph
+from pipelines.loader import Loader
+from pipelines.order import Order
+from pipelines.plan import Jitter, ViewPlan
+from shards import Dataset, InputError
+from tests.pipelines.reference import assert_same_draw, draw_for
+
+PLAN = ViewPlan(
+    offsets=((0, 2, 4), (8, 9, 10)),
+    size=32,
+    jitter=Jitter(),
+    box_scope="view",
+    colour_scope="view",
+    rotation=5,
+)
+Batch = dict[str, Any]
+
+
+def loader(dataset: Dataset, *, batch_size: int = 4, seed: int = 1, **options: Any) -> Loader:
+    return Loader(dataset, dataset.select(), PLAN, batch_size=batch_size, seed=seed, **options)
+
+
+def batches(dataset: Dataset, count: int, **options: Any) -> list[Batch]:
+    with loader(dataset, **options) as made:
+        return list(islice(made, count))
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert one["key"] == other["key"] and one["epoch"] == other["epoch"]
+    for name in ("views", "label", "row"):
+        assert torch.equal(one[name], other[name]), name
+    for mine, theirs in zip(one["draw"], other["draw"], strict=True):
+        assert_same_draw(mine, theirs)
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """The batches of all ranks as one."""
+    assert len({part["epoch"] for part in parts}) == 1
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in ("views", "label", "row")}
+    lists = {name: [one for part in parts for one in part[name]] for name in ("key", "draw")}
+    return {**tensors, **lists, "epoch": parts[0]["epoch"]}
+
+
+def test_a_batch_is_what_order_plan_and_decoder_say(dataset: Dataset) -> None:
+    found = batches(dataset, 6, seed=5)
+    order = Order(len(dataset), 4, seed=5)
+    graph = Graph(PLAN, 4, "cpu", threads=1)
+    for number, batch in enumerate(found):
+        epoch, slot = order.place(4 * number)
+        rows = order.epoch(epoch)[slot : slot + 4]
+        assert batch["row"].tolist() == rows.tolist() and batch["epoch"] == epoch
+        assert batch["key"] == dataset.column("key")[rows].tolist()
+        assert batch["label"].tolist() == dataset.column("label")[rows].tolist()
+        whole = draw_for(PLAN, dataset, rows, seed=5, epoch=epoch)
+        draws = [whole.sample(i) for i in range(4)]
+        pixels = [decode_views(dataset.read(row), d, 32) for row, d in zip(rows, draws, strict=True)]
+        assert torch.equal(batch["views"], graph.run(draws, pixels))
+        for given, expected in zip(batch["draw"], draws, strict=True):
+            assert_same_draw(given, expected)
+
+
+def test_types(dataset: Dataset) -> None:
+    (batch,) = batches(dataset, 1)
+    assert batch["views"].shape == (4, 2, 3, 3, 32, 32) and batch["views"].dtype == torch.float32
+    assert batch["label"].dtype == batch["row"].dtype == torch.int64
+    assert batch["views"].flatten(0, 1).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefetch": 0}, {"prefetch": 7}, {"threads": 1}, {"threads": 5, "prefetch": 3}]
+)
+def test_prefetch_depth_and_threads_change_nothing(dataset: Dataset, options) -> None:
+    for one, other in zip(batches(dataset, 6), batches(dataset, 6, **options), strict=True):
+        assert_same(one, other)
+
+
+def test_only_the_selected_rows_take_part(dataset: Dataset) -> None:
+    rows = dataset.select(split="test")
+    with Loader(dataset, rows, PLAN, batch_size=3) as made:
+        seen = torch.cat([batch["row"] for batch in islice(made, 4)])
+    assert sorted(seen[:6].tolist()) == sorted(seen[6:].tolist()) == rows.tolist()
+
+
+def test_batches_never_end_and_incomplete_ones_are_dropped(dataset: Dataset) -> None:
+    found = batches(dataset, 12)  # 18 rows: four batches of 4 an epoch, two rows left out
+    assert [batch["epoch"] for batch in found] == [0] * 4 + [1] * 4 + [2] * 4
+    epochs = [[key for batch in found[e : e + 4] for key in batch["key"]] for e in (0, 4, 8)]
+    for keys in epochs:
+        assert len(set(keys)) == 16
+    assert len({tuple(keys) for keys in epochs}) == 3
+
+
+def test_another_seed_gives_other_batches(dataset: Dataset) -> None:
+    assert batches(dataset, 1, seed=1)[0]["key"] != batches(dataset, 1, seed=2)[0]["key"]
+
+
+@pytest.mark.parametrize("consumed", [0, 3, 4, 5])
+def test_a_resumed_loader_continues_bit_for_bit(dataset: Dataset, consumed: int) -> None:
+    uninterrupted = batches(dataset, consumed + 3)
+    with loader(dataset, prefetch=3) as first:
+        for _ in islice(first, consumed):
+            pass
+        state = json.loads(json.dumps(first.state_dict()))  # as a checkpoint keeps it
+    assert state == {"samples": 4 * consumed}
+    with loader(dataset, prefetch=1) as resumed:
+        resumed.load_state_dict(state)
+        for expected in uninterrupted[consumed:]:
+            assert_same(next(resumed), expected)
+
+
+def test_going_back_drops_what_was_made_ahead(dataset: Dataset) -> None:
+    with loader(dataset, prefetch=3) as made:
+        first = [next(made) for _ in range(2)]
+        made.load_state_dict({"samples": 0})
+        assert made.samples == 0
+        for expected in first:
+            assert_same(next(made), expected)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(dataset: Dataset) -> None:
+    alone = batches(dataset, 5, batch_size=8)
+    with loader(dataset, batch_size=8) as one:
+        next(one)
+        state = one.state_dict()
+    ranks = [loader(dataset, batch_size=4, rank=rank, world=2) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    for expected in alone[1:]:
+        assert_same(joined([next(rank) for rank in ranks]), expected)
+    for rank in ranks:
+        rank.close()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_ranks_batches_together_are_the_batch_of_one_process(dataset: Dataset, world: int) -> None:
+    alone = batches(dataset, 3, batch_size=8)
+    parts = [batches(dataset, 3, batch_size=8 // world, rank=rank, world=world) for rank in range(world)]
+    for step, expected in enumerate(alone):
+        assert_same(joined([part[step] for part in parts]), expected)
+
+
+def test_too_few_rows_for_all_processes(dataset: Dataset) -> None:
+    with pytest.raises(InputError, match="a global batch of 20"):
+        loader(dataset, batch_size=10, world=2)
+
+
+def damaged(source: Path, out: Path, rows: list[int]) -> Dataset:
+    """A copy of the data set in which these rows' videos are overwritten with their inverted bytes."""
+    shutil.copytree(source, out)
+    dataset = Dataset(out)
+    for row in rows:
+        offset, size = (int(dataset.column(f"mp4_{what}")[row]) for what in ("offset", "size"))
+        with open(out / dataset.column("shard")[row], "r+b") as tar:
+            tar.seek(offset)
+            inverted = (~np.frombuffer(tar.read(size), np.uint8)).tobytes()
+            tar.seek(offset)
+            tar.write(inverted)
+    return dataset
+
+
+def quarantined(dataset: Dataset) -> list[str]:
+    lines = (dataset.path / "quarantine.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["reason"] for line in lines)
+    return [json.loads(line)["key"] for line in lines]
+
+
+@pytest.mark.parametrize("placement", ["cpu", "gpu"])
+def test_a_corrupt_video_is_replaced_and_quarantined(
+    vp9_folder: Path, tmp_path: Path, placement: str
+) -> None:
+    options = {"placement": placement, "decoder": "cpu" if placement == "gpu" else "mixed"}
+    rows = np.arange(8)
+    sound, place = Dataset(vp9_folder), 1
+    whole = Loader(sound, rows, PLAN, batch_size=4, seed=1, **options)
+    expected = list(islice(whole, 4))
+    whole.close()
+    bad = int(expected[0]["row"][place])
+    runs = []
+    for name in ("a", "b"):
+        dataset = damaged(vp9_folder, tmp_path / name, [bad])
+        with Loader(
+            dataset, rows, PLAN, batch_size=4, seed=1, prefetch=2 if name == "a" else 0, **options
+        ) as made:
+            runs.append(list(islice(made, 4)))
+        key = dataset.column("key")[bad]
+        assert quarantined(dataset) == [key]
+        assert bad not in dataset.select() and len(dataset.select()) == 7
+        assert len(dataset.select(quarantine=False)) == 8
+    for one, other in zip(*runs, strict=True):
+        assert_same(one, other)
+    for found, healthy in zip(runs[0], expected, strict=True):
+        slots = [slot for slot in range(4) if int(healthy["row"][slot]) == bad]
+        others = [slot for slot in range(4) if slot not in slots]
+        assert torch.equal(found["views"][others], healthy["views"][others])
+        assert found["row"][others].tolist() == healthy["row"][others].tolist()
+        for slot in slots:
+            stand_in = int(found["row"][slot])
+            assert stand_in not in healthy["row"].tolist()
+            drawn = draw_for(PLAN, sound, [stand_in], seed=1, epoch=found["epoch"]).sample(0)
+            assert_same_draw(found["draw"][slot], drawn)
+            assert found["key"][slot] == sound.column("key")[stand_in]
+            assert found["label"][slot] == sound.column("label")[stand_in]
+            graph = Graph(PLAN, 1, placement, threads=1, decoder=options["decoder"])
+            material = (
+                np.frombuffer(sound.read(stand_in), np.uint8) if placement == "gpu"
+                else decode_views(sound.read(stand_in), drawn, 32)
+            )  # fmt: skip
+            assert torch.equal(found["views"][slot], graph.run([drawn], [material])[0])
+
+
+def test_a_resumed_run_replaces_alike(demo_folder: Path, tmp_path: Path) -> None:
+    """A bad video met before the checkpoint, or first met after it: the same batches."""
+    dataset, rows = damaged(demo_folder, tmp_path / "d", [2, 3, 11]), np.arange(18)
+    with Loader(dataset, rows, PLAN, batch_size=4, seed=1) as made:
+        uninterrupted = list(islice(made, 8))
+    assert sorted(quarantined(dataset)) == sorted(dataset.column("key")[[2, 3, 11]])
+    for consumed in (1, 2, 5):
+        with Loader(dataset, rows, PLAN, batch_size=4, seed=1) as resumed:
+            resumed.load_state_dict({"samples": 4 * consumed})
+            for expected in uninterrupted[consumed:]:
+                assert_same(next(resumed), expected)
+    ranks = [Loader(dataset, rows, PLAN, batch_size=2, seed=1, rank=rank, world=2) for rank in range(2)]
+    for expected in uninterrupted:
+        assert_same(joined([next(rank) for rank in ranks]), expected)
+    for rank in ranks:
+        rank.close()
+
+
+@pytest.mark.parametrize("placement", ["cpu", "gpu"])
+def test_when_all_videos_are_corrupt_the_run_ends(vp9_folder: Path, tmp_path: Path, placement: str) -> None:
+    dataset = damaged(vp9_folder, tmp_path / "d", list(range(8)))
+    decoder = "cpu" if placement == "gpu" else "mixed"
+    with (
+        Loader(dataset, np.arange(8), PLAN, batch_size=4, placement=placement, decoder=decoder) as made,
+        pytest.raises(InputError, match="cannot be decoded"),
+    ):
+        next(made)
+
+
+def test_an_error_of_the_reading_threads_reaches_the_caller(demo_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_folder, tmp_path / "d")
+    dataset = Dataset(tmp_path / "d")
+    os.truncate(dataset.path / dataset.column("shard")[0], 600)  # while the data set is open
+    with loader(dataset) as made, pytest.raises(OSError, match=r"ends .* bytes before"):
+        next(made)
+
+
+def test_an_error_of_the_planner_reaches_the_caller(dataset: Dataset) -> None:
+    plan = ViewPlan(offsets=((0, 500),), size=32, short="reject")
+    with (
+        Loader(dataset, np.arange(18), plan, batch_size=4) as made,
+        pytest.raises(InputError, match="shorter than"),
+    ):
+        next(made)
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("slipstream-")]
+
+
+def test_closing_leaves_no_thread_behind(dataset: Dataset) -> None:
+    with loader(dataset, prefetch=4, threads=3) as made:
+        next(made)
+        assert {name.split("_")[0] for name in own_threads()} >= {"slipstream-plan", "slipstream-graph"}
+    assert own_threads() == []
+    made.close()  # a second time is fine
