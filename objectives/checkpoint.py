@@ -104,7 +104,7 @@ def load_weights(directory: Path, objective: Objective) -> None:
     try:
         objective.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
-        reason = textwrap.shorten(str(error), 400, placeholder=" …")  # torch's message has a line for each tensor
+        reason = textwrap.shorten(str(error), 400, placeholder=" …")  # several lines made one
         raise InputError(f"{path} does not hold this objective's weights: {reason}") from error
 
 
