@@ -180,12 +180,9 @@ def test_every_parameter_gets_a_finite_gradient(options: dict) -> None:
 
 
 @pytest.mark.parametrize("difference", [False, True])
-@pytest.mark.parametrize("reverse", [False, True])
-def test_gradients_reach_the_encoder_from_antecedents_and_consequents(
-    difference: bool, reverse: bool
-) -> None:
+def test_gradients_reach_the_encoder_from_antecedents_and_consequents(difference: bool) -> None:
     """In evaluation mode the norms do not mix the views: a gradient on a view came through its own features."""
-    objective = tiny(temporal_difference=difference, reverse=reverse, antecedents=(5, 8)).eval()
+    objective = tiny(temporal_difference=difference, reverse=False, antecedents=(5, 8)).eval()
     views = random_views(2, 3 if difference else 2).requires_grad_()
     objective({"views": views}).loss.backward()
     assert views.grad is not None
@@ -205,8 +202,7 @@ def test_bf16_autocast_gives_nearly_the_same_loss() -> None:
 @torch.no_grad()
 def test_embed_is_phi_8_of_the_encoder() -> None:
     objective = tiny()
-    for seed in range(2):  # running statistics that are not 0 and 1
-        objective({"views": random_views(2, 3, seed)})
+    objective({"views": random_views(2, 3)})  # running statistics that are not 0 and 1
     objective.eval()
     views = random_views(2, 2, seed=5)
     embedded = objective.embed(views)
