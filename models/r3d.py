@@ -1,0 +1,58 @@
+"""R3D: a residual network of 3×3×3 convolutions (Tran et al. 2018, arXiv:1711.11248) with one block a stage.
+
+The depth is that of Xu et al. 2019 (VCOP) and of the pace paper; torchvision's r3d_18 has two blocks a stage.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.stages import Stages, scaled
+
+Triple = tuple[int, int, int]
+Convolution = Callable[[int, int, Triple, Triple], nn.Module]  # inputs, outputs, kernel, stride
+
+
+def same(kernel: Triple) -> Triple:
+    """The padding that keeps a map's size at stride 1, for odd kernels."""
+    return kernel[0] // 2, kernel[1] // 2, kernel[2] // 2
+
+
+def full_conv(inputs: int, outputs: int, kernel: Triple, stride: Triple) -> nn.Module:
+    return nn.Conv3d(inputs, outputs, kernel, stride, same(kernel), bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """Conv, BN, ReLU, conv, BN; plus the input, or where the block strides its 1×1×1 convolution and BN; ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, conv: Convolution) -> None:
+        super().__init__()
+        kernel, strides, ones = (3, 3, 3), (stride, stride, stride), (1, 1, 1)
+        self.conv1, self.norm1 = conv(inputs, outputs, kernel, strides), nn.BatchNorm3d(outputs)
+        self.conv2, self.norm2 = conv(outputs, outputs, kernel, ones), nn.BatchNorm3d(outputs)
+        self.shortcut = (
+            nn.Sequential(conv(inputs, outputs, ones, strides), nn.BatchNorm3d(outputs))
+            if stride > 1
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class R3D(Stages):
+    """Stem 3×7×7 with stride (1, 2, 2), then four residual blocks, the last three of stride 2 in time and space.
+
+    (B, C, 16, 112, 112) → conv5 (B, 512, 2, 7, 7). With a 4-way linear head 14,363,844 parameters.
+    width multiplies every channel count.
+    """
+
+    def __init__(self, width: float = 1.0, channels: int = 3, conv: Convolution = full_conv) -> None:
+        dims = [scaled(full, width) for full in (64, 64, 128, 256, 512)]
+        stem = nn.Sequential(
+            conv(channels, dims[0], (3, 7, 7), (1, 2, 2)), nn.BatchNorm3d(dims[0]), nn.ReLU(inplace=True)
+        )
+        blocks = [ResidualBlock(dims[i], dims[i + 1], 1 if i == 0 else 2, conv) for i in range(4)]
+        super().__init__([stem, *blocks], dims)
