@@ -1,0 +1,54 @@
+"""TCP's context networks of temporally masked convolutions (Lorre et al. 2020, section 3.1, Figure 2, Table 3).
+
+Letters: B videos, D features, T segments, h w the feature map. All map h (B, D, T, h, w) to contexts of the same
+size, of which c_t depends on h_1 … h_t only.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskedConv3d(nn.Conv3d):
+    """A convolution whose last tap in time is the present one; space is padded to keep its size.
+
+    It is what a kernel of 2·taps − 1 keeps once its future is masked, without the weights that the mask would hold
+    at 0. taps: segments that it sees, the present one included. side: of the kernel in space, odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, taps: int, side: int, *, bias: bool) -> None:
+        super().__init__(inputs, outputs, (taps, side, side), padding=(0, side // 2, side // 2), bias=bias)
+        self.past = taps - 1
+
+    def forward(self, x_BDThw: Tensor) -> Tensor:
+        return super().forward(F.pad(x_BDThw, (0, 0, 0, 0, self.past, 0)))
+
+
+def masked_conv3d(dim: int, taps: int = 3, layers: int = 3) -> nn.Sequential:
+    """The paper's model: `layers` masked taps×3×3 convolutions, batch norm and ReLU between them."""
+    return _between([MaskedConv3d(dim, dim, taps, 3, bias=i == layers - 1) for i in range(layers)], dim)
+
+
+def masked_conv2plus1d(dim: int, taps: int = 3, layers: int = 3) -> nn.Sequential:
+    """Its sibling Conv(2+1)D: each convolution is 1×3×3, batch norm, ReLU, then a masked taps×1×1.
+
+    The channels in between give it as many weights as the convolution that it replaces (Tran et al. 2018, section 3.5).
+    """
+    middle = taps * 9 * dim // (9 + taps)
+
+    def factorised(bias: bool) -> nn.Sequential:
+        return nn.Sequential(
+            MaskedConv3d(dim, middle, 1, 3, bias=False),
+            nn.BatchNorm3d(middle),
+            nn.ReLU(inplace=True),
+            MaskedConv3d(middle, dim, taps, 1, bias=bias),
+        )
+
+    return _between([factorised(bias=i == layers - 1) for i in range(layers)], dim)
+
+
+def _between(convolutions: list[nn.Module], dim: int) -> nn.Sequential:
+    """Batch norm and ReLU between the convolutions; the norms make biases before them needless."""
+    chain = [convolutions[0]]
+    for convolution in convolutions[1:]:
+        chain += [nn.BatchNorm3d(dim), nn.ReLU(inplace=True), convolution]
+    return nn.Sequential(*chain)
