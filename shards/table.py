@@ -18,7 +18,8 @@ DESCRIPTION = "dataset.json"
 REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
-# A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar.
+# A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
+# seconds, decoded_fraction the share of the frames that the source's container announced.
 COLUMNS = pa.schema(
     [
         ("key", pa.string()),
@@ -30,6 +31,11 @@ COLUMNS = pa.schema(
         ("label", pa.int32()),
         ("label_name", pa.string()),
         ("split", pa.string()),
+        ("split1", pa.string()),
+        ("split2", pa.string()),
+        ("split3", pa.string()),
+        ("failure_time", pa.float64()),
+        ("decoded_fraction", pa.float64()),
         ("source", pa.string()),
         ("sha256", pa.string()),
         ("mp4_offset", pa.int64()),
@@ -38,9 +44,14 @@ COLUMNS = pa.schema(
         ("json_size", pa.int64()),
         ("cls_offset", pa.int64()),
         ("cls_size", pa.int64()),
+        ("flow.mp4_offset", pa.int64()),
+        ("flow.mp4_size", pa.int64()),
     ]
 )
-ONLY_WHEN_USED = ("split", "cls_offset", "cls_size")
+ONLY_WHEN_USED = (
+    *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
+    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size"),
+)
 
 
 def write_table(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

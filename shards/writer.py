@@ -20,6 +20,7 @@ class Sample:
     mp4: bytes = field(repr=False)
     facts: dict[str, Any]
     label: int = -1
+    flow: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Shard:
 def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | None:
     """Write `stem`.tar and `stem`.idx into `folder`; None, and no files, when there are no samples.
 
-    A sample's members are `<key>.mp4`, `<key>.json` and, when labelled, `<key>.cls` (the label's number).
+    A sample's members are `<key>.mp4`, `<key>.json`, when labelled `<key>.cls` (the label's number), and
+    `<key>.flow.mp4` when it has one.
     """
     samples = iter(samples)
     first = next(samples, None)
@@ -52,6 +54,8 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
             members = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}
             if sample.label >= 0:
                 members["cls"] = str(sample.label).encode()
+            if sample.flow is not None:
+                members["flow.mp4"] = sample.flow
             row = facts | {"shard": name}
             entries = []
             for component, data in members.items():
