@@ -79,7 +79,7 @@ class Loader:
         self._rows = np.asarray(rows, dtype=np.int64)
         self._order = Order(len(self._rows), batch_size * world, seed)
         self._batch_size, self._seed, self._rank, self._prefetch = batch_size, seed, rank, prefetch
-        self._device, self._samples = device, 0
+        self._device, self._samples, self._closed = device, 0, False
         self._make_graph = lambda: Graph(plan, batch_size, placement, threads=threads, decoder=decoder)
         self._graph: Graph | None = None
         names = ("num_frames", "width", "height", "label", "key")
@@ -110,16 +110,24 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self._closed:
+            raise RuntimeError("the loader is closed: make another one")
         while len(self._ahead) <= self._prefetch:
             start = self._samples + len(self._ahead) * self._order.global_batch
             planned = self._planner.submit(self._start, start)
             self._ahead.append(self._grapher.submit(self._finish, planned))
-        batch = self._ahead.popleft().result()
+        try:
+            batch = self._ahead[0].result()
+        except Exception:
+            self.load_state_dict(self.state_dict())  # the next call tries the same batch again
+            raise
+        self._ahead.popleft()
         self._samples += self._order.global_batch
         return batch
 
     def close(self) -> None:
         """End the loader's threads; batches on their way are dropped."""
+        self._closed = True
         while self._ahead:
             self._ahead.pop().cancel()
         for executor in (self._planner, self._grapher, self._pool):
