@@ -18,6 +18,10 @@ Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 # Default quality per codec: the usual figure for web video; for MJPEG it is the quantiser.
 CRF = {"h264": 23, "hevc": 25, "vp9": 32, "mjpeg": 4}
 CRF_RANGE = {"h264": (0, 51), "hevc": (0, 51), "vp9": (0, 63), "mjpeg": (2, 31)}
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+# bitexact leaves the library's version out of the container; faststart puts the index before the data,
+# so that a decoder of in-memory bytes finds it first
+CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 
@@ -54,6 +58,8 @@ class Encoding:
         low, high = CRF_RANGE[self.codec]
         if self.crf is not None and not low <= self.crf <= high:
             raise InputError(f"--crf {self.crf}: {self.codec} takes {low} to {high}")
+        if self.preset not in PRESETS:
+            raise InputError(f"--preset {self.preset}: not one of {', '.join(PRESETS)}")
 
     @property
     def quality(self) -> int:
@@ -103,7 +109,7 @@ def house_frame(
 
 
 def write_mp4(frames: Iterable[av.VideoFrame], path: Path, rate: Fraction, encoding: Encoding) -> Written:
-    """Encode house frames, renumbered 0, 1, 2, … at `rate`, into the mp4 `path`.
+    """Encode house frames (or full-range ones, tagged so), renumbered 0, 1, 2, … at `rate`, into the mp4 `path`.
 
     Frame n has time n / rate exactly. The same frames give the same bytes, whatever the machine's cores.
     Raises av.FFmpegError when the encoder refuses; zero frames write nothing.
@@ -112,10 +118,7 @@ def write_mp4(frames: Iterable[av.VideoFrame], path: Path, rate: Fraction, encod
     first = next(frames, None)
     if first is None:
         return Written(0, 0, 0)
-    # bitexact leaves the library's version out of the container; faststart puts the index before the data,
-    # so that a decoder of in-memory bytes finds it first
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with av.open(str(path), "w", format="mp4", options=options) as container:
+    with av.open(str(path), "w", format="mp4", options=CONTAINER) as container:
         stream = _add_stream(container, first, rate, encoding)
         count = 0
         for frame in _renumbered(itertools.chain([first], frames), rate, encoding.key_every):
@@ -148,7 +151,8 @@ def _add_stream(
     context.max_b_frames = 0
     context.thread_count = 1
     context.bit_rate = 0
-    context.color_range = ColorRange.JPEG if encoding.codec == "mjpeg" else ColorRange.MPEG
+    full = encoding.codec == "mjpeg" or like.color_range == ColorRange.JPEG
+    context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
     context.colorspace = SMPTE170M
     context.color_primaries = ColorPrimaries.SMPTE170M
     context.color_trc = ColorTrc.SMPTE170M
