@@ -5,11 +5,12 @@ Everything random about a batch is drawn here, before a byte of video is read, a
 Letters: B samples, V views, T frames a view, G groups of views that share one draw.
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pipelines import colour
 from shards import InputError
@@ -27,7 +28,11 @@ def generator(stream: int, seed: int, epoch: int, number: int = 0) -> np.random.
 
 @dataclass(frozen=True)
 class Jitter:
-    """Random colour: factors from [1 − x, 1 + x]; hue from [−x, x] of the circle; both with a probability."""
+    """Random colour: factors from [1 − x, 1 + x]; hue from [−x, x] of the circle; both with a probability.
+
+    grey: the probability of a grey picture, made from luma, or, as DPC's released code has it, from one of
+    the three channels at random.
+    """
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -35,6 +40,14 @@ class Jitter:
     hue: float = 0.2
     probability: float = 0.8
     grey: float = 0.2
+    grey_from: Literal["luma", "channel"] = "luma"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            _check(0 <= getattr(self, name) < np.inf, f"{name} {getattr(self, name)} must be at least 0")
+        for name in ("probability", "grey"):
+            _check(0 <= getattr(self, name) <= 1, f"{name} {getattr(self, name)} must be within [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -42,11 +55,22 @@ class ViewPlan:
     """How one method looks at a video.
 
     offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is drawn.
-    size: side of a view in pixels. area, ratio: a random-resized box takes this share of the frame's area,
-    with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
+    size: side of a view in pixels, even. area, ratio: a random-resized box takes this share of the frame's
+    area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
+    lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
     groups: for each view the group whose draws it shares where the scope is "view"; by default its own.
     short: a video shorter than the clip repeats its last frame ("edge"), starts over ("loop"), or is refused
-    ("reject"). lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
+    ("reject").
+    modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
+    level (span is one more); or "flow", (u, v, 0) in −1…1 from the row's component flow.mp4.
+    crop: side of a square box as a share of the stored frame's shorter side; replaces area and ratio.
+    centre: boxes are in the middle, squares of `crop` or of the whole shorter side.
+    channel_drop: two of three channels become Gaussian noise of 1/100 of the kept channel's deviation, per
+    colour_scope (TCP; Doersch et al. 2015).
+    paces: every view draws its own pace, a label 0 … len − 1, and its own start; frame numbers are then
+    offsets times the pace, rounded down (Pace, section 3.1). wrap: clips start anywhere and run over the
+    video's end to its beginning (Pace's released code).
+    levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab.
     """
 
     offsets: tuple[tuple[int, ...], ...]
@@ -61,19 +85,54 @@ class ViewPlan:
     colour_scope: Literal["frame", "view", "clip"] = "clip"
     groups: tuple[int, ...] = ()
     short: Literal["edge", "loop", "reject"] = "edge"
+    modality: Literal["rgb", "difference", "flow"] = "rgb"
+    crop: float | None = None
+    centre: bool = False
+    channel_drop: bool = False
+    paces: tuple[float, ...] = ()
+    wrap: bool = False
+    levels: Literal["imagenet", "bgr-255", "lab"] = "imagenet"
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         lengths = {len(view) for view in self.offsets}
-        if len(lengths) != 1 or min(lengths) < 1 or min(min(view) for view in self.offsets) < 0:
-            raise ValueError(f"offsets must be V equally long rows of numbers ≥ 0, not {self.offsets}")
-        if self.groups and len(self.groups) != self.views:
-            raise ValueError(f"groups names {len(self.groups)} views, offsets {self.views}")
-        if not 0 < self.area[0] <= self.area[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(
-                f"area {self.area} must rise within (0, 1], ratio {self.ratio} must rise above 0"
+        sound = len(lengths) == 1 and min(lengths) >= 1 and min(min(view) for view in self.offsets) >= 0
+        _check(sound, f"offsets must be V equally long rows of numbers ≥ 0, not {self.offsets}")
+        _check(
+            not self.groups or len(self.groups) == self.views,
+            f"groups names {len(self.groups)} views, offsets {self.views}",
+        )
+        _check(self.size >= 2 and self.size % 2 == 0, f"size {self.size} must be an even number of pixels")
+        (small, large), (narrow, wide) = self.area, self.ratio
+        _check(0 < small <= large <= 1, f"area {self.area} must rise within (0, 1]")
+        _check(0 < narrow <= wide < np.inf, f"ratio {self.ratio} must rise above 0")
+        _check(0 <= self.flip <= 1, f"flip {self.flip} must be a probability, within [0, 1]")
+        _check(0 <= self.rotation <= 180, f"rotation {self.rotation} must be degrees within [0, 180]")
+        _check(self.crop is None or 0 < self.crop <= 1, f"crop {self.crop} must be within (0, 1]")
+        _check(all(0 < pace < np.inf for pace in self.paces), f"paces {self.paces} must be above 0")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        colours = self.jitter is not None or self.channel_drop
+        _check(
+            not (self.lab and colours), "Lab replaces jitter, grey and channel drop: choose one of the two"
+        )
+        _check(
+            not self.lab_drop or self.levels != "bgr-255", "lab_drop feeds Lab, and levels asks for BGR 0–255"
+        )
+        if self.modality != "rgb":
+            _check(
+                not (self.lab or self.channel_drop or self.levels != "imagenet"),
+                f"Lab, channel drop and BGR are of RGB, not of {self.modality}",
             )
-        if self.lab_drop and self.jitter:
-            raise ValueError("Lab channel drop replaces jitter and grey: choose one of the two")
+        if self.modality == "difference":
+            _check(self.jitter is None and not self.paces, "a difference takes neither jitter nor paces")
+            steps = {later - earlier for view in self.offsets for earlier, later in pairwise(view)}
+            _check(steps <= {1}, "a difference is that of consecutive frames: offsets must rise by 1")
+        if self.modality == "flow":
+            _check(self.rotation == 0, "rotation would have to turn the flow's vectors too: set it to 0")
+        if self.channel_drop:
+            _check(self.levels == "imagenet", "channel drop puts noise about 0: it needs normalised levels")
 
     @property
     def views(self) -> int:
@@ -85,9 +144,22 @@ class ViewPlan:
         return len(self.offsets[0])
 
     @property
+    def channels(self) -> int:
+        """C of a view: RGB 3, difference 1, flow 3 (u, v, 0)."""
+        return 1 if self.modality == "difference" else 3
+
+    @property
+    def lab(self) -> bool:
+        """Whether the model is fed Lab."""
+        return self.lab_drop or self.levels == "lab"
+
+    @property
     def span(self) -> int:
-        """Frames from the clip's first to its last, both counted."""
-        return max(max(view) for view in self.offsets) + 1
+        """Frames from the clip's first to its last, both counted; at the fastest pace where it is drawn."""
+        last = max(max(view) for view in self.offsets)
+        if self.paces:
+            last = int(paced(last, max(self.paces)))
+        return last + 1 + (self.modality == "difference")
 
     def scope(self, name: str) -> NDArray[np.int64]:
         """(V, T) number of the draw that each frame uses under the scope "frame", "view" or "clip"."""
@@ -96,6 +168,39 @@ class ViewPlan:
             return np.arange(self.views * self.frames).reshape(shape)
         groups = self.groups or range(self.views) if name == "view" else [0] * self.views
         return np.broadcast_to(np.unique(list(groups), return_inverse=True)[1][:, None], shape)
+
+
+def plain(plan: ViewPlan) -> ViewPlan:
+    """The same frames as training shows, without its augmentation: for validation."""
+    return replace(
+        plan,
+        centre=True,
+        flip=0.0,
+        rotation=0.0,
+        jitter=None,
+        lab_drop=False,
+        channel_drop=False,
+        levels="lab" if plan.lab else plan.levels,
+    )
+
+
+def paced(offsets: ArrayLike, pace: ArrayLike) -> NDArray[np.int64]:
+    """Offsets at a pace: offset · pace, rounded down; a slow pace repeats the preceding frame."""
+    # 1e-6: a third of 3 is 1, whatever the rounding of 1/3
+    return np.floor(np.multiply(offsets, pace) + 1e-6).astype(np.int64)
+
+
+def _check(sound: bool, complaint: str) -> None:
+    if not sound:
+        raise ValueError(complaint)
+
+
+def _check_choices(config: Any) -> None:
+    """Every field that is a Literal holds one of its values."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, choices = getattr(config, name), get_args(kind)
+            _check(value in choices, f"{name} {value!r}: choose one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
