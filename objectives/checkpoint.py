@@ -1,15 +1,15 @@
-"""Checkpoint directories: everything a run needs to go on, in safetensors and JSON. Nothing is ever unpickled.
+"""Checkpoint directories: an objective, its config and weights, in safetensors and JSON. Nothing is ever unpickled.
 
 RUN/checkpoints/step-00000200/
-  config.json            objective, its config, the run's settings
+  config.json            objective, its config, and what of the run's settings must not change
   model.safetensors      weights and buffers of the whole objective
-  optimizer.safetensors  the optimizer's tensors, "<parameter number>.<name>"
-  state.json             step, loader position, the optimizer's scalars
-  rng-00000.safetensors  torch's random state of each process
-  rows.txt               keys of the run's videos, in the run's order
+  ema.safetensors        the same averaged over steps (--ema)
+  files.json             every other file's size: what makes a copied or damaged checkpoint known
+and what training needs to go on from there: see training/state.py.
 """
 
 import json
+import logging
 import os
 import shutil
 import textwrap
@@ -24,6 +24,9 @@ from safetensors.torch import load_file, save_file
 from objectives.base import Objective, get
 from shards import InputError
 
+log = logging.getLogger(__name__)
+WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"
+
 
 def begin(checkpoint: Path) -> Path:
     """An empty directory beside `checkpoint` to write into; `commit` makes it the checkpoint."""
@@ -35,17 +38,47 @@ def begin(checkpoint: Path) -> Path:
 
 def commit(aside: Path, checkpoint: Path) -> None:
     """Flush what was written and give it its name: a checkpoint is whole or not there."""
+    sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
+    (aside / FILES).write_text(json.dumps(sizes, indent=1) + "\n")
     for path in [*aside.iterdir(), aside]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+        _flush(path)
+    if checkpoint.exists():
+        remove(checkpoint)
     aside.rename(checkpoint)
+    _flush(checkpoint.parent)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that is half deleted has lost its name first."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def newest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    return max(run.glob("checkpoints/step-*"), default=None)
+    """The newest whole checkpoint of a run, or None; those with missing or cut files are stepped over."""
+    for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
+        if _is_whole(checkpoint):
+            return checkpoint
+        log.warning("%s is not whole and is stepped over", checkpoint)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / FILES).read_text())
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def save_config(directory: Path, objective: Objective, settings: dict[str, Any]) -> None:
@@ -58,51 +91,10 @@ def save_weights(path: Path, module: torch.nn.Module) -> None:
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 
 
-def save_optimizer(directory: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Write the optimizer's tensors; returns what is not a tensor, for state.json."""
-    state = optimizer.state_dict()
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for number, entries in state["state"].items():
-        for name, value in entries.items():
-            place = tensors if isinstance(value, torch.Tensor) else scalars
-            place[f"{number}.{name}"] = value.contiguous() if isinstance(value, torch.Tensor) else value
-    save_file(tensors, directory / "optimizer.safetensors")
-    return {"param_groups": state["param_groups"], "scalars": scalars}
-
-
-def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Put back what save_optimizer wrote and returned."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (load_file(directory / "optimizer.safetensors") | saved["scalars"]).items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-
-
-def save_rng(directory: Path, rank: int) -> None:
-    """This process's random state, on the CPU and on its GPU."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    save_file(states, directory / f"rng-{rank:05d}.safetensors")
-
-
-def load_rng(directory: Path, rank: int) -> None:
-    """Put back this process's random state; a process that did not exist then keeps its own."""
-    path = directory / f"rng-{rank:05d}.safetensors"
-    if path.exists():
-        states = load_file(path)
-        torch.set_rng_state(states["cpu"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
-
-
-def load_weights(directory: Path, objective: Objective) -> None:
-    """Load model.safetensors strictly; raises InputError that names what does not fit."""
-    path = directory / "model.safetensors"
+def load_weights(path: Path, module: torch.nn.Module) -> None:
+    """Load a file of save_weights strictly; raises InputError that names what does not fit."""
     try:
-        objective.load_state_dict(load_file(path), strict=True)
+        module.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError, OSError) as error:
         reason = textwrap.shorten(str(error), 400, placeholder=" …")  # several lines made one
         raise InputError(f"{path} does not hold this objective's weights: {reason}") from error
@@ -111,12 +103,12 @@ def load_weights(directory: Path, objective: Objective) -> None:
 def load(directory: str | Path) -> Objective:
     """Rebuild an objective, with its weights, from a checkpoint directory, or from a run's newest checkpoint.
 
-    Returns it in evaluation mode on the CPU. Raises InputError if the directory is not one or does not fit.
+    Where the run kept an average of the weights (--ema), it has that. Returns it in evaluation mode on the CPU. Raises InputError if the directory is not one or does not fit.
     """
     directory = Path(directory)
-    checkpoint = directory if (directory / "model.safetensors").exists() else newest(directory)
+    checkpoint = directory if (directory / WEIGHTS).exists() else newest(directory)
     if checkpoint is None:
-        raise InputError(f"{directory}: neither a checkpoint (no model.safetensors) nor a run that has one")
+        raise InputError(f"{directory}: neither a checkpoint (no {WEIGHTS}) nor a run that has one")
     try:
         saved = json.loads((checkpoint / "config.json").read_text())
         cls = get(saved["objective"])
@@ -124,5 +116,6 @@ def load(directory: str | Path) -> Objective:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{checkpoint}/config.json does not describe an objective: {error}") from error
     objective = cls(config)
-    load_weights(checkpoint, objective)
+    average = checkpoint / AVERAGE
+    load_weights(average if average.exists() else checkpoint / WEIGHTS, objective)
     return objective.eval()

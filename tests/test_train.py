@@ -94,7 +94,6 @@ def test_two_processes_train_together(data, tmp_path):
     assert [line["step"] for line in lines(out)] == [1, 2]
     assert lines(out)[0]["chance"] == 0.25  # gathered: two processes of two clips
     assert json.loads((out / "config.json").read_text())["settings"]["global_batch"] == 4
-    assert len(list((out / "checkpoints" / "step-00000002").glob("rng-*"))) == 2
 
 
 def test_accumulation_clipping_lab_and_bf16(data, tmp_path):

@@ -32,6 +32,7 @@ from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.meter import Meter
 from shards import Dataset, InputError, demo
+from training.feed import tensors
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def training_step(
 
     def step(batch: dict[str, Any]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = objective({"views": batch["views"], "label": batch["label"]}).loss
+            loss = objective(tensors(batch, device)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

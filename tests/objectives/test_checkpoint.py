@@ -1,6 +1,7 @@
 """Checkpoints come back as they were, and what is not one is refused in a line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,6 @@ def write(run: Path, objective: VDIM, step: int) -> Path:
     aside = checkpoint.begin(directory)
     checkpoint.save_config(aside, objective, {"steps": step})
     checkpoint.save_weights(aside / "model.safetensors", objective)
-    optimizer = objective.optimizer()
-    rest = checkpoint.save_optimizer(aside, optimizer)
-    (aside / "state.json").write_text(json.dumps({"step": step, "optimizer": rest}))
-    checkpoint.save_rng(aside, 0)
     checkpoint.commit(aside, directory)
     return directory
 
@@ -137,63 +134,6 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path)
 
 
-def steps(objective: VDIM, optimizer: torch.optim.Optimizer, numbers: range) -> None:
-    """Adam steps on gradients that depend on the step's number only."""
-    for number in numbers:
-        generator = torch.Generator().manual_seed(number)
-        for parameter in objective.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        optimizer.step()
-
-
-def test_the_optimizer_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    first = tiny(lr=1e-2)
-    optimizer = first.optimizer()
-    steps(first, optimizer, range(3))
-    rest = json.loads(json.dumps(checkpoint.save_optimizer(tmp_path, optimizer)))
-    checkpoint.save_weights(tmp_path / "model.safetensors", first)
-
-    second = tiny(shaken=False, lr=1e-2)
-    checkpoint.load_weights(tmp_path, second)
-    fresh = second.optimizer()
-    checkpoint.load_optimizer(tmp_path, fresh, rest)
-    before, after = optimizer.state_dict(), fresh.state_dict()
-    assert before["state"].keys() == after["state"].keys()
-    for number, entries in before["state"].items():
-        for name, value in entries.items():
-            assert torch.equal(value, after["state"][number][name])
-    steps(first, optimizer, range(3, 6))
-    steps(second, fresh, range(3, 6))
-    for (name, expected), found in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.equal(expected, found), name
-
-
-def test_an_optimizer_that_never_stepped_comes_back(tmp_path: Path) -> None:
-    objective = tiny()
-    rest = checkpoint.save_optimizer(tmp_path, objective.optimizer())
-    fresh = objective.optimizer()
-    checkpoint.load_optimizer(tmp_path, fresh, json.loads(json.dumps(rest)))
-    assert not fresh.state_dict()["state"]
-
-
-def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
-    torch.manual_seed(4)
-    torch.rand(7)
-    checkpoint.save_rng(tmp_path, 3)
-    expected = torch.rand(5)
-    torch.manual_seed(99)
-    checkpoint.load_rng(tmp_path, 3)
-    assert torch.equal(torch.rand(5), expected)
-
-
-def test_a_process_that_was_not_there_keeps_its_random_state(tmp_path: Path) -> None:
-    checkpoint.save_rng(tmp_path, 0)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    checkpoint.load_rng(tmp_path, 1)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_half_a_checkpoint_is_never_found(trained: VDIM, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert checkpoint.newest(run) is None
@@ -223,17 +163,34 @@ def test_beginning_again_forgets_what_an_interrupted_run_left(tmp_path: Path) ->
     assert [path.name for path in directory.iterdir()] == ["newer"]
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone", "unlisted"])
+def test_a_damaged_checkpoint_is_stepped_over(trained: VDIM, tmp_path: Path, harm: str) -> None:
+    older, newer = (write(tmp_path / "run", trained, step) for step in (200, 300))
+    if harm == "cut":
+        os.truncate(newer / "model.safetensors", 1000)
+    else:
+        (newer / ("model.safetensors" if harm == "gone" else "files.json")).unlink()
+    assert checkpoint.newest(tmp_path / "run") == older
+
+
+@torch.no_grad()
+def test_averaged_weights_are_preferred(trained: VDIM, tmp_path: Path) -> None:
+    directory = write(tmp_path / "run", trained, 200)
+    average = tiny(antecedents=(6, 8), warmup_steps=3, shaken=False)
+    checkpoint.save_weights(directory / "ema.safetensors", average)
+    for name, value in objectives.load(directory).state_dict().items():
+        assert torch.equal(value, average.state_dict()[name]), name
+
+
 def test_nothing_in_a_checkpoint_is_a_pickle(saved: Path) -> None:
     files = list(saved.iterdir())
-    assert {"config.json", "model.safetensors", "optimizer.safetensors"} <= {path.name for path in files}
+    assert {"config.json", "model.safetensors", "files.json"} == {path.name for path in files}
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as opened:
                 list(opened.keys())
-        elif path.suffix == ".json":
-            json.loads(path.read_text())
         else:
-            assert path.suffix == ".txt", path
+            json.loads(path.read_text())
 
 
 def test_config_json_describes_the_run(trained: VDIM, saved: Path) -> None:

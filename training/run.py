@@ -1,0 +1,140 @@
+"""A run before its first step: its folder, its data, and what must not change when it is resumed."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+import objectives
+from objectives import checkpoint
+from shards import Dataset, InputError, demo
+from shards.aside import written_aside
+from training.processes import on_main
+from training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """output: its folder. rows: (N,) of the data set, frozen. identity: what resuming compares.
+
+    resumed: the checkpoint to go on from, None for a new run.
+    """
+
+    output: Path
+    dataset: Dataset
+    rows: np.ndarray
+    identity: dict[str, Any]
+    resumed: Path | None
+
+    def forget_lines_after(self, step: int) -> None:
+        """Drop from metrics.jsonl what a run that was killed had written beyond its last checkpoint."""
+        path = self.output / "metrics.jsonl"
+        lines = path.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            with written_aside(path) as aside:
+                aside.write_text("".join(line + "\n" for line in kept))
+
+
+def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
+    """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
+    output = on_main(lambda: choose_output(settings))
+    resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
+    dataset = open_data(settings)
+    identity = {
+        "data": f"{dataset.name} {dataset.fingerprint[:12]}",
+        "seed": settings.seed,
+        "global_batch": settings.batch_size * PartialState().num_processes,
+        "accumulate": settings.accumulate,
+        "clip_norm": settings.clip_norm,
+        "mixed_precision": mixed_precision,
+        "sync_bn": settings.sync_bn,
+        "ema": settings.ema,
+    }
+    if resumed:
+        on_main(
+            lambda: refuse_changes(resumed, {"objective": settings.objective} | asdict(config) | identity)
+        )
+        rows = on_main(lambda: frozen_rows(resumed, dataset))
+    else:
+        rows = on_main(lambda: select_rows(settings, config, dataset))
+    on_main(lambda: clear_leftovers(output))
+    return Run(output, dataset, rows, identity, resumed)
+
+
+def choose_output(settings: Settings) -> Path:
+    """The run's folder, which can be written to: a new one, or with --resume that of a run."""
+    name = settings.objective
+    output = settings.output
+    if output is None:
+        runs = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
+        free = next(i for i, run in enumerate(runs) if not run.exists())
+        if settings.resume and free == 0:
+            raise InputError(
+                f"--resume: there is no run of {name} under runs/; name its folder with --output"
+            )
+        output = runs[free - 1 if settings.resume else free]
+    elif (output / "config.json").exists() and not settings.resume:
+        raise InputError(
+            f"--output {output} holds a run already: add --resume to go on with it, or name another"
+        )
+    try:
+        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (output / "metrics.jsonl").touch()
+    except OSError as error:
+        raise InputError(
+            f"--output {output}: {error.filename}: {error.strerror}; choose a folder that can be written to"
+        ) from error
+    return output
+
+
+def open_data(settings: Settings) -> Dataset:
+    if settings.data is not None:
+        return Dataset(settings.data)
+    with PartialState().local_main_process_first():
+        return Dataset(demo.ensure())
+
+
+def select_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:
+    plan = objectives.get(settings.objective).view_plan(config)
+    split = settings.split or ("train" if settings.data is None else None)
+    return dataset.select(
+        split=split, min_frames=max(settings.min_frames, plan.span if plan.short == "reject" else 1)
+    )
+
+
+def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
+    """The rows of a run's videos in the run's order, whatever was quarantined since."""
+    number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
+    keys = (resumed / "rows.txt").read_text().split()
+    if missing := [key for key in keys if key not in number]:
+        raise InputError(
+            f"{dataset.path} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set"
+        )
+    return np.array([number[key] for key in keys], dtype=np.int64)
+
+
+def refuse_changes(resumed: Path, now: dict[str, Any]) -> None:
+    """Raise InputError that names what differs from the run that wrote the checkpoint."""
+    saved = json.loads((resumed / "config.json").read_text())
+    then = {"objective": saved["objective"]} | saved["config"] | saved["settings"]
+    now = json.loads(json.dumps(now))  # tuples become lists
+    changed = [key for key in now | then if now.get(key) != then.get(key)]
+    if changed:
+        differences = "; ".join(f"{key} {then.get(key)} → {now.get(key)}" for key in changed)
+        batch, rest = divmod(then["global_batch"], PartialState().num_processes)
+        hint = f" (--batch-size {batch})" if "global_batch" in changed and not rest else ""
+        raise InputError(
+            f"--resume: {resumed} was made by another run: {differences}. "
+            f"Give that run's flags{hint}, or another --output"
+        )
+
+
+def clear_leftovers(output: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in (output / "checkpoints").glob(".step-*"):
+        shutil.rmtree(path)

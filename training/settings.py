@@ -1,0 +1,74 @@
+"""The flags of train.py that do not belong to an objective."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from objectives.base import Recipe
+from shards import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run: on what data, for how long, and where it goes. The objective's own flags follow further down."""
+
+    objective: str = "vdim"
+    """The method. `--objective NAME --help` shows its flags."""
+    data: Path | None = None
+    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    split: str | None = None
+    """Use only the rows of this split."""
+    min_frames: int = 1
+    """Leave out shorter videos. What happens to a video shorter than a clip: --short."""
+    steps: int = 0
+    """Optimizer steps, counted from the run's beginning."""
+    batch_size: int = 0
+    """Clips a process and step (times --accumulate)."""
+    output: Path | None = None
+    """The run's folder; runs/OBJECTIVE, or runs/OBJECTIVE-2 …, by default."""
+    seed: int = 0
+    """Of the weights and of everything that is drawn."""
+    resume: bool = False
+    """Go on from the newest checkpoint of --output (by default of the newest run of this objective)."""
+    small: bool = False
+    """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
+    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Precision of the model's arithmetic; accelerate launch's by default."""
+    channels_last: bool = True
+    """Keep weights and views in channels-last memory order."""
+    torch_compile: bool = False
+    """Compile the objective with torch.compile; the first step then takes minutes."""
+    sync_bn: bool = False
+    """Batch norm over the clips of all processes (SyncBatchNorm; GPUs only)."""
+    ema: float = 0.0
+    """Keep an average of the weights with this decay, such as 0.999, and export it; 0 is off."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged in one step. Contrastive negatives stay those of one batch."""
+    clip_norm: float = 0.0
+    """Scale the gradient down to this norm; 0 is off."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; the last step, and SIGTERM or Ctrl-C, make one too."""
+    keep: int = 3
+    """Newest checkpoints to keep."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl; each holds means since the last."""
+    threads: int = os.cpu_count() or 2
+    """Decoding threads of this process."""
+    prefetch: int = 2
+    """Batches made ahead."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "log_every", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.clip_norm < 0 or self.prefetch < 0:
+            raise InputError("--clip-norm and --prefetch must be at least 0")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")
+
+    @classmethod
+    def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
+        return cls(steps=recipe.steps, batch_size=recipe.batch_size, **fields)

@@ -1,0 +1,205 @@
+"""The loop, counted in optimizer steps."""
+
+import json
+import math
+from typing import Any, NoReturn, Self
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from objectives import Objective, checkpoint
+from pipelines.graph import Placement
+from pipelines.loader import Loader
+from pipelines.meter import Meter
+from pipelines.picture import save_views
+from shards import InputError
+from training.feed import arrange, tensors
+from training.processes import OwnError, Stopped, StopSignals, on_main
+from training.run import Run
+from training.settings import Settings
+from training.state import State, seed_step
+
+
+class Trainer:
+    """A run's loop and everything it holds open; close it, or use it as a context.
+
+    step: optimizer steps done. Raises InputError where an option cannot be had here, or a checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: Run,
+        accelerator: Accelerator,
+        objective: Objective,
+        placement: Placement,
+        stop: StopSignals,
+    ) -> None:
+        self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
+        self.step = 0
+        self.writer: SummaryWriter | None = None
+        self.plan = objective.view_plan(objective.config)
+        if settings.sync_bn:
+            objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
+        arrange(objective, settings.channels_last)
+        average = (
+            AveragedModel(objective, accelerator.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+            if settings.ema
+            else None
+        )
+        if settings.torch_compile:
+            objective.compile()
+        self.model, self.optimizer = accelerator.prepare(objective, objective.optimizer())
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.state = State(objective, self.optimizer.optimizer, average, accelerator.scaler)
+        self.unchecked = torch.zeros((), device=accelerator.device)  # sum of losses since they were looked at
+        self.loader = Loader(
+            run.dataset,
+            run.rows,
+            self.plan,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            placement=placement,
+            threads=settings.threads,
+            prefetch=settings.prefetch,
+            device=accelerator.device,
+        )
+        if run.resumed:
+            progress = self.state.load(run.resumed)
+            self.step = progress["step"]
+            self.loader.load_state_dict(progress["loader"])
+
+    def run(self) -> dict[str, float] | None:
+        """Train to the last step; returns the last line of metrics, None if there was nothing left to do.
+
+        Raises Stopped after a signal, with a checkpoint written; InputError if the loss is not a number.
+        """
+        settings, main = self.settings, self.accelerator.is_main_process
+        if main:
+            self.writer = SummaryWriter(self.run_.output / "tensorboard", purge_step=self.step + 1)
+        on_main(lambda: self.run_.forget_lines_after(self.step))
+        line, meter = None, Meter()
+        bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
+        self.stop.begin()
+        with bar:
+            while self.step < settings.steps:
+                self.train_step(meter)
+                bar.update()
+                signum = self.stop.agreed()
+                done = self.step == settings.steps
+                if self.step % settings.log_every == 0 or done:
+                    line = self.line(meter)
+                    meter = Meter()
+                    on_main(lambda line=line: self.log(line))  # type: ignore[misc]
+                    bar.set_postfix_str(
+                        f"loss {line['loss']:.3f}, top-1 {line['top1']:.3f}, "
+                        f"{line['clips_per_s']:.1f} clips/s, waiting {line['wait_share']:.0%}"
+                    )
+                if self.step % settings.checkpoint_every == 0 or done or signum:
+                    self.save()
+                if signum and not done:
+                    raise Stopped(signum, f"step {self.step} is saved; go on with --resume")
+        self.stop.end()
+        return line
+
+    def train_step(self, meter: Meter) -> None:
+        """One optimizer step."""
+        accelerator, settings = self.accelerator, self.settings
+        factor = self.state.objective.learning_rate(self.step)
+        for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = lr * factor
+        seed_step(settings.seed, self.step, accelerator.process_index)
+        for _ in range(settings.accumulate):
+            with meter.waiting():
+                batch = self.next_batch()
+            with accelerator.accumulate(self.model):
+                out = self.model(tensors(batch, accelerator.device, channels_last=settings.channels_last))
+                accelerator.backward(out.loss)
+                if settings.clip_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.unchecked += out.loss.detach().float()
+            meter.add({"loss": out.loss.detach(), **out.metrics})
+        if self.state.average:
+            self.state.average.update_parameters(self.state.objective)
+        self.step += 1
+        meter.step()
+
+    def next_batch(self) -> dict[str, Any]:
+        try:
+            batch = next(self.loader)
+        except InputError as error:
+            raise OwnError(str(error)) from error
+        picture = self.run_.output / "first_batch.png"
+        if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
+            save_views(batch, self.plan, picture)
+        return batch
+
+    def line(self, meter: Meter) -> dict[str, float]:
+        """A line of metrics.jsonl: means over processes and over the steps since the last."""
+        means = self.accelerator.reduce(meter.means(self.accelerator.device), "mean").tolist()
+        metrics = dict(zip(meter.names(), means, strict=True))
+        speed = meter.speed(self.run_.identity["global_batch"] * self.settings.accumulate)
+        if not math.isfinite(metrics["loss"]):
+            self.refuse(f"the loss is {metrics['loss']}")
+        return {
+            "step": self.step,
+            "loss": metrics.pop("loss"),
+            "top1": metrics.pop("top1"),
+            **speed,
+            **metrics,
+        }
+
+    def log(self, line: dict[str, float]) -> None:
+        try:
+            with (self.run_.output / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                self.writer.add_scalar(name, value, self.step)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise InputError(
+                f"--output {self.run_.output}: {error.strerror}; make room and go on with --resume"
+            ) from error
+
+    def save(self) -> None:
+        """Write OUTPUT/checkpoints/step-…; all processes call it together."""
+        model = self.state.objective
+        values = [self.unchecked, *model.parameters(), *model.buffers()]
+        bad = torch.stack([~value.isfinite().all() for value in values]).any().float()
+        if self.accelerator.reduce(bad, "sum"):
+            self.refuse("a loss or a weight is not a finite number")
+        self.unchecked.zero_()
+        on_main(self._save)
+
+    def _save(self) -> None:
+        folder, keys = self.run_.output / "checkpoints", self.run_.dataset.column("key")[self.run_.rows]
+        progress = {"step": self.step, "loader": self.loader.state_dict()}
+        self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
+        for old in sorted(folder.glob("step-*"))[: -self.settings.keep]:
+            checkpoint.remove(old)
+
+    def refuse(self, found: str) -> NoReturn:
+        good = on_main(lambda: checkpoint.newest(self.run_.output))
+        raise InputError(
+            f"{found} at step {self.step}: lower --lr, or set --clip-norm; "
+            + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")
+        )
+
+    def close(self) -> None:
+        self.loader.close()
+        self.run_.dataset.close()
+        if self.writer:
+            self.writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
