@@ -28,7 +28,8 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
 def conv(inputs: int, outputs: int, side: int, stride: int, *, in_time: bool) -> nn.Conv3d:
     """A k×k convolution without bias, k×k×k where it sees time, which it then strides over as well."""
     kernel, strides = (side if in_time else 1, side, side), (stride if in_time else 1, stride, stride)
-    return nn.Conv3d(inputs, outputs, kernel, strides, tuple(k // 2 for k in kernel), bias=False)
+    padding = (kernel[0] // 2, side // 2, side // 2)
+    return nn.Conv3d(inputs, outputs, kernel, strides, padding, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -101,16 +102,18 @@ class ResNet2d3d(nn.Module):
         channels = scaled(64, width)
         self.conv1 = nn.Conv3d(3, channels, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
         self.bn1 = make_norm(norm, channels)
-        for stage, (full, count) in enumerate(zip(WIDTHS, DEPTHS[depth], strict=True), start=1):
+        stages = []
+        for stage, (full, count) in enumerate(zip(WIDTHS, DEPTHS[depth], strict=True)):
             blocks = []
             for index in range(count):
-                stride = 2 if stage > 1 and index == 0 else 1
-                final = stage == 4 and index == count - 1
+                stride = 2 if stage > 0 and index == 0 else 1
+                final = stage == 3 and index == count - 1
                 blocks.append(
-                    block(channels, scaled(full, width), stride, norm, in_time=stage > 2, final=final)
+                    block(channels, scaled(full, width), stride, norm, in_time=stage > 1, final=final)
                 )
                 channels = scaled(full, width) * block.expansion
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.dim, self.checkpointed = channels, checkpointed
         for module in self.modules():
             if isinstance(module, nn.Conv3d):

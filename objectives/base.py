@@ -33,6 +33,16 @@ class Recipe:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Plateau:
+    """Multiply the learning rate by `factor`, at most `times` times in a stage, where the validation loss has not
+    fallen below its lowest for `patience` validations in a row."""
+
+    patience: int
+    factor: float = 0.1
+    times: int = 1
+
+
 class Objective(nn.Module):
     """One self-supervised method.
 
@@ -72,6 +82,14 @@ class Objective(nn.Module):
     def optimizer(self) -> torch.optim.Optimizer:
         """The paper's optimiser over this module's parameters, at its full learning rate."""
 
+    def begin_step(self, step: int) -> int:
+        """Called before optimizer step `step`, counted from 0: where a curriculum moves on. Returns its stage, from 0."""
+        return 0
+
+    def plateau(self) -> Plateau | None:
+        """How validation lowers the learning rate; None where the paper has no such rule."""
+        return None
+
     def learning_rate(self, step: int) -> float:
         """Factor on the learning rate in optimizer step `step`, counted from 0: a linear warm-up, then 1."""
         warmup: int = self.config.warmup_steps
@@ -79,11 +97,17 @@ class Objective(nn.Module):
 
 
 def available() -> dict[str, type[Objective]]:
-    """Every objective by name: each subclass found in this package's files."""
+    """Every objective by name: each subclass with a name found in this package's files."""
     package = importlib.import_module("objectives")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"objectives.{module.name}")
-    return {cls.name: cls for cls in sorted(Objective.__subclasses__(), key=lambda cls: cls.name)}
+    return {cls.name: cls for cls in sorted(_named(Objective), key=lambda cls: cls.name)}  # type: ignore[type-abstract]
+
+
+def _named(cls: type[Objective]) -> list[type[Objective]]:
+    """The subclasses of a class, and theirs, that are methods themselves."""
+    found = [sub for child in cls.__subclasses__() for sub in _named(child)]
+    return [*found, cls] if hasattr(cls, "name") else found
 
 
 def get(name: str) -> type[Objective]:

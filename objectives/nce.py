@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -72,3 +73,92 @@ def top1(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
     best = scores_ANBM.flatten(2).argmax(-1) // M
     own = torch.arange(A, device=best.device)[:, None] + offset
     return (best == own).float().mean()
+
+
+class _Diagonal(torch.autograd.Function):
+    """Cross-entropy of each row's own column, a chunk of rows at a time: R×C scores need not exist as a whole.
+
+    The gradients are made along with the scores, which are then forgotten. (Once differentiable.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_RD: Tensor, columns_CD: Tensor, offset: int, at_once: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        R, chunk = len(rows_RD), max(1, at_once // len(columns_CD))
+        losses, better, equal, row_gradients = [], [], [], []
+        column_gradient = torch.zeros_like(columns_CD) if ctx.needs_input_grad[1] else None
+        for start in range(0, R, chunk):
+            part_rD = rows_RD[start : start + chunk]
+            scores_rC = part_rD @ columns_CD.T
+            own_r1 = torch.arange(start, start + len(part_rD), device=part_rD.device)[:, None] + offset
+            positive_r1 = scores_rC.gather(1, own_r1)
+            better.append((~(scores_rC <= positive_r1)).sum(1))  # a NaN never wins
+            equal.append((scores_rC == positive_r1).sum(1))
+            losses.append(scores_rC.logsumexp(1) - positive_r1[:, 0])
+            if any(ctx.needs_input_grad[:2]):
+                slope_rC = scores_rC.softmax(1).scatter_add_(1, own_r1, -torch.ones_like(positive_r1))
+                row_gradients.append(slope_rC @ columns_CD)
+                if column_gradient is not None:
+                    column_gradient.addmm_(slope_rC.T, part_rD)
+        ctx.save_for_backward(torch.cat(row_gradients) / R if row_gradients else None, column_gradient)
+        ctx.rows = R
+        outputs = torch.cat(losses).mean(), torch.cat(better), torch.cat(equal)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        row_gradient, column_gradient = ctx.saved_tensors
+        return (
+            None if row_gradient is None else gradient * row_gradient,
+            None if column_gradient is None else gradient / ctx.rows * column_gradient,
+            None,
+            None,
+        )
+
+
+def dense(
+    predicted_BNLD: Tensor,
+    target_BNLD: Tensor,
+    *,
+    gathered: bool = False,
+    cosine: bool = False,
+    temperature: float = 1.0,
+    at_once: int = 2**26,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """NCE of each prediction with the target of its own video, step and location (DPC Eq. 5, MemDPC Eq. 6).
+
+    The mean cross-entropy over rows, the predictions (video, step, location), of a softmax over columns, all targets
+    of this process or, gathered, of all processes. Scores are dot products, of vectors of unit length with `cosine`,
+    divided by `temperature`, in float32 whatever the input's precision. No more than `at_once` scores exist at any time
+    (2²⁶ are 256 MiB, but one row always does). Both inputs get gradients.
+
+    Returns the loss and the metrics top1, top3, top5 (share of rows whose target is among the best; a tie counts as
+    the chance of winning it), chance (of top1), and temporal, spatial, easy: the shares of the negatives that are of
+    the same video and location, of the same video elsewhere, and of other videos (DPC section 3.2).
+    """
+    _, N, L, _ = target_BNLD.shape
+    with torch.autocast(predicted_BNLD.device.type, enabled=False):
+        rows, columns = predicted_BNLD.float().flatten(0, 2), target_BNLD.float()
+        columns = (gather(columns) if gathered else columns).flatten(0, 2)
+        if cosine:
+            rows, columns = F.normalize(rows, dim=1), F.normalize(columns, dim=1)
+        offset = rank_offset(len(rows)) if gathered else 0
+        loss, better, equal = _Diagonal.apply(rows / temperature, columns, offset, at_once)
+    metrics = {f"top{k}": ((k - better) / equal).clamp(0, 1).mean() for k in (1, 3, 5)}
+    C = len(columns)
+    shares = {"chance": 1 / C}
+    counts = negative_counts(C // (N * L), N, L)
+    shares |= {kind: count / max(C - 1, 1) for kind, count in counts.items()}
+    return loss, metrics | {name: loss.new_tensor(share) for name, share in shares.items()}
+
+
+def negative_counts(videos: int, steps: int, locations: int) -> dict[str, int]:
+    """Negatives of one prediction by kind: q − 1, (HW − 1)q and (B − 1)HW·q (DPC section 3.2)."""
+    return {
+        "temporal": steps - 1,
+        "spatial": (locations - 1) * steps,
+        "easy": (videos - 1) * locations * steps,
+    }

@@ -1,0 +1,168 @@
+"""What DPC and MemDPC share: consecutive blocks of video, their encoder, curriculum and optimiser.
+
+Letters: B videos, V blocks, C channels, T frames, H W pixels; D features; h w the feature map; N predicted blocks.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.resnet2d3d import ResNet2d3d
+from objectives.base import Objective, Plateau
+from pipelines.plan import Jitter, ViewPlan
+from shards import InputError
+
+MIN_SIZE = 34  # from here on the feature map has more than one location
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """The defaults are the papers' (DPC section 3.5; MemDPC section 5.2)."""
+
+    network: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    """The 2D3D-ResNet."""
+    width: float = 1.0
+    """Multiplies every channel count of the encoder."""
+    norm: Literal["batch", "batch-statistics", "instance"] = "batch"
+    """Batch norm, batch norm without running statistics (DPC's released pretraining), or instance norm."""
+    size: int = 128
+    """Side of a frame in pixels; the papers also train at 224."""
+    blocks: int = 8
+    """V, blocks a clip."""
+    frames: int = 5
+    """T, frames a block."""
+    stride: int = 3
+    """Every so-manieth frame is taken; DPC's released code takes every fifth on Kinetics-400."""
+    pred_steps: int = 3
+    """Blocks at the clip's end that are predicted from those before: 3 of 8 is 5pred3."""
+    curriculum: tuple[int, ...] = ()
+    """Optimizer steps at which to predict one block further: `--curriculum 160000` goes from 5pred3 to 4pred4."""
+    crop: Literal["fixed", "resized"] = "fixed"
+    """A square of 7/8 of the shorter side (224 of 256), or a random-resized one of half the area or more (the
+    released code: DPC's on Kinetics-400, MemDPC's always)."""
+    grey: float = 0.5
+    """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
+    grey_from: Literal["luma", "channel"] = "luma"
+    """Grey is the luminance, or one of the colour channels at random (the released code)."""
+    short: Literal["edge", "loop", "reject"] = "edge"
+    """A video shorter than the clip repeats its last frame, starts over, or is left out (the released code)."""
+    negatives: Literal["local", "gathered"] = "local"
+    """Contrast with the videos of this process, or of all of them (with gradient)."""
+    gradient_checkpointing: bool = False
+    """Compute the encoder's activations again in the backward pass: less memory, a third more time."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    weight_decay: float = 1e-5
+    """Adam's weight decay."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up, in each stage of the curriculum; the papers name none."""
+    patience: int = 10
+    """Validations (--val-split) in a row without a lower loss after which the learning rate falls to a tenth, once
+    in a stage; the papers do not say how many. 0 is off."""
+
+    def __post_init__(self) -> None:
+        if self.width <= 0 or self.stride < 1 or self.frames < 1:
+            raise InputError(
+                f"--width {self.width} must be above 0, --stride {self.stride} and --frames {self.frames} at least 1"
+            )
+        if self.size < MIN_SIZE or self.size % 2:
+            raise InputError(
+                f"--size {self.size} must be even and at least {MIN_SIZE}, or the feature map is a single point"
+            )
+        farthest = self.pred_steps + len(self.curriculum)
+        if not 1 <= self.pred_steps <= farthest < self.blocks:
+            raise InputError(
+                f"--pred-steps {self.pred_steps} and {len(self.curriculum)} steps of --curriculum must leave at least one "
+                f"of --blocks {self.blocks} to predict from, and predict at least one"
+            )
+        if any(b <= a for a, b in itertools.pairwise((0, *self.curriculum))):
+            raise InputError(f"--curriculum {self.curriculum}: name optimizer steps above 0 that rise")
+        if not 0 <= self.grey <= 1:
+            raise InputError(f"--grey {self.grey} must be from 0 to 1")
+        if self.lr <= 0 or min(self.weight_decay, self.warmup_steps, self.patience) < 0:
+            raise InputError("--lr must be above 0; --weight-decay, --warmup-steps and --patience at least 0")
+
+    @property
+    def depth(self) -> int:
+        return int(self.network.removeprefix("resnet"))
+
+
+class BlockObjective(Objective):
+    """An objective that encodes blocks, z_t = f(x_t), and predicts the last `pred_steps` of them.
+
+    encoder: models.resnet2d3d.ResNet2d3d. pred_steps: blocks predicted in the present stage of the curriculum.
+    """
+
+    config: Any
+    encoder: ResNet2d3d
+
+    def __init__(self, config: BlocksConfig) -> None:
+        super().__init__(config)
+        self.encoder = ResNet2d3d(
+            config.depth, config.width, config.norm, checkpointed=config.gradient_checkpointing
+        )
+        self.pred_steps = config.pred_steps
+        self.encoder.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
+
+    @staticmethod
+    def view_plan(config: Any) -> ViewPlan:
+        """V blocks of T consecutive frames, one box and flip a clip, colour frame by frame."""
+        V, T = config.blocks, config.frames
+        return ViewPlan(
+            offsets=tuple(tuple(config.stride * (v * T + t) for t in range(T)) for v in range(V)),
+            size=config.size,
+            crop=0.875 if config.crop == "fixed" else None,
+            area=(0.5, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            flip=0.5,
+            jitter=Jitter(0.5, 0.5, 0.5, 0.25, probability=1.0, grey=config.grey, grey_from=config.grey_from),
+            box_scope="clip",
+            colour_scope="frame",
+            short=config.short,
+        )
+
+    def encode(self, views_BVCTHW: Tensor) -> Tensor:
+        """Blocks → z (B, V, D, h, w), before the ReLU: what predictions are compared with."""
+        return self.encoder(views_BVCTHW.flatten(0, 1)).unflatten(0, views_BVCTHW.shape[:2])
+
+    def embed(self, views: Tensor) -> Tensor:
+        """views (B, V, 3, T, H, W) → z averaged over space, (B, V, D): a block's own feature (DPC section 5.1)."""
+        return self.encode(views).mean((-2, -1))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam, 1e-3 with weight decay 1e-5."""
+        return torch.optim.Adam(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def plateau(self) -> Plateau | None:
+        """To 1e-4 once the validation loss no longer falls."""
+        return Plateau(self.config.patience) if self.config.patience else None
+
+    def begin_step(self, step: int) -> int:
+        """Predict as many blocks as the curriculum says at this step."""
+        stage = sum(step >= start for start in self.config.curriculum)
+        self.pred_steps = self.config.pred_steps + stage
+        return stage
+
+    def learning_rate(self, step: int) -> float:
+        """The warm-up begins anew with each stage of the curriculum."""
+        start = max((start for start in self.config.curriculum if start <= step), default=0)
+        return super().learning_rate(step - start)
+
+
+def locations(z_BNDhw: Tensor) -> Tensor:
+    """(B, N, D, h, w) → (B, N, L, D), L = h·w."""
+    return z_BNDhw.flatten(3).transpose(2, 3)
+
+
+def predictor(dim: int, outputs: int) -> nn.Sequential:
+    """φ: a perceptron of two layers at every location (DPC section 3.4)."""
+    return nn.Sequential(nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True), nn.Conv2d(dim, outputs, 1))
+
+
+def seen(z_BVDhw: Tensor) -> Tensor:
+    """What aggregators read of features and predictions: their positive part."""
+    return F.relu(z_BVDhw)
