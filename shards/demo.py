@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from shards.cache import cache_folder
 from shards.encode import Encoding, house_frame, write_mp4
 from shards.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.pool import Crashed, in_order
@@ -89,7 +90,7 @@ def ensure(cache: Path | None = None) -> Path:
     standard error while it renders.
     """
     if cache is None:
-        cache = Path(os.environ.get("SLIPSTREAM_CACHE") or Path.home() / ".cache" / "slipstream")
+        cache = cache_folder()
     done = cache / VERSION
     if (done / "dataset.json").is_file():
         return done

@@ -2,67 +2,88 @@
 
 import hashlib
 import json
-import logging
 import os
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from shards import quarantine as quarantined
+from shards.columns import Columns
 from shards.errors import InputError
-from shards.table import DESCRIPTION, QUARANTINE, TABLE
+from shards.files import LocalShards
+from shards.remote import RemoteShards, url_of
+from shards.table import DESCRIPTION, TABLE
 
-_log = logging.getLogger(__name__)
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 
 
 class Dataset:
-    """A folder of WebDataset tars and its table `samples.parquet`; rows are numbered from 0.
+    """WebDataset tars and their table `samples.parquet`, in a folder or behind a URL; rows are numbered from 0.
 
-    Attributes: `path`; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`,
-    a hex sha256 that changes with the content of any tar. Threads may share one object; a pickled one opens
-    its files anew.
+    path: a folder, or s3://…, gs://…, https://… (the extra `remote`). Of a remote set the table is read first, and
+    each tar is fetched whole when a row of it is asked for, into a cache on the local disk. cache_gb: size of that
+    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; see `shards.remote`.
+
+    Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
+    for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
+    changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
     Raises InputError when the folder, its table or a tar is missing, or a tar is shorter than the table says.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, cache_gb: float | None = None) -> None:
+        self.source, self._cache_gb = str(path), cache_gb
+        url = url_of(path)
+        self._shards = RemoteShards(url, cache_gb) if url else LocalShards(Path(path))
+        self.path = self._shards.folder
         self.info = self._description()
         self.name: str = self.info["name"]
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        try:
-            self._table: pa.Table = pq.read_table(self.path / TABLE)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self.path / TABLE}: cannot be read ({error}); make the shards again"
-            ) from error
-        self._columns: dict[str, np.ndarray] = {}
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._check_tars()
+        self._columns = Columns(self.path / TABLE)
+        self._shards.check(self._ends())
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._columns)
 
-    def __reduce__(self) -> tuple[type["Dataset"], tuple[Path]]:
-        return Dataset, (self.path,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.source, self._cache_gb)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
-        if name not in self._columns:
-            if name not in self._table.column_names:
-                there = ", ".join(self._table.column_names)
-                raise InputError(f"{self.path / TABLE}: no column {name!r}; it has {there}")
-            values = self._table.column(name).to_numpy()
-            values.flags.writeable = False
-            self._columns[name] = values
-        return self._columns[name]
+        return self._columns.values(name)
+
+    def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The keys of some rows; unlike `column("key")`, nothing is made for the others."""
+        return [str(key) for key in self._columns.take("key", np.asarray(rows, dtype=np.int64))]
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the tars that rows lie in, ascending."""
+        return self._columns.codes("shard").texts
+
+    @property
+    def shard_numbers(self) -> np.ndarray:
+        """(rows,) int32: which of `shards` a row lies in. Not to be written to."""
+        return self._columns.codes("shard").codes
+
+    @property
+    def window(self) -> int | None:
+        """How many tars an epoch's order may use at a time; None: all at once.
+
+        Three windows fit the cache: the one in use, what is left of the last one, and the next, being fetched.
+        """
+        if self._shards.capacity is None:
+            return None
+        largest = max(self.info["tars"][shard]["bytes"] for shard in self.shards)
+        return max(1, int(self._shards.capacity // (3 * largest)))
+
+    def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
+        """Begin to fetch these tars (places in `shards`), in this order, and return; locally nothing happens."""
+        self._shards.prefetch([self.shards[number] for number in np.asarray(shards).tolist()])
 
     def select(
         self,
@@ -88,30 +109,32 @@ class Dataset:
         if label_fraction is not None:
             chosen = self._share_of_each_label(chosen, label_fraction, seed)
         chosen &= self.column("num_frames") >= min_frames
-        if quarantine and (bad := self._quarantined_keys()):
-            chosen &= np.array([key not in bad for key in self.column("key")], dtype=bool)
+        if quarantine and (bad := quarantined.noted(self.path)):
+            chosen &= ~self._columns.isin("key", bad)
         return np.flatnonzero(chosen).astype(np.int64)
 
     def read(self, row: int, component: str = "mp4") -> bytes:
-        """The bytes of a row's component (`mp4`, `json`, `cls`). Safe from several threads at once.
+        """The bytes of a row's component (`mp4`, `json`, `cls`, `flow.mp4`). Safe from several threads at once.
 
-        Raises InputError when the row has no such component, OSError when the tar ends before it.
+        Raises InputError when the row has no such component or its tar cannot be fetched, OSError when the tar
+        ends before it.
         """
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
-            raise IndexError(f"{self.path}: row {row} of {len(self)}")
+            raise IndexError(f"{self.source}: row {row} of {len(self)}")
         if np.isnan(offsets[row]):
-            raise InputError(f"{self.path}: row {row} ({self.column('key')[row]}) has no {component}")
-        offset, size, shard = int(offsets[row]), int(sizes[row]), self.column("shard")[row]
-        descriptor = self._descriptor(shard)
+            raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
+        offset, size = int(offsets[row]), int(sizes[row])
+        shard = self.shards[self.shard_numbers[row]]
+        descriptor = self._shards.descriptor(shard)
         parts: list[bytes] = []
         missing = size
         while missing:
-            part = os.pread(descriptor, missing, offset + size - missing)
+            part = os.pread(descriptor.number, missing, offset + size - missing)
             if not part:
                 raise OSError(
                     f"{self.path / shard}: ends {missing} bytes before the end of row {row} "
-                    f"({self.column('key')[row]}); make the shards again or restore the file"
+                    f"({self.keys([row])[0]}); make the shards again or restore the file"
                 )
             parts.append(part)
             missing -= len(part)
@@ -122,26 +145,11 @@ class Dataset:
 
         A folder that cannot be written to is worth a warning, not an end.
         """
-        key = self.column("key")[row]
-        line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
-        path = self.path / QUARANTINE
-        with self._lock:
-            try:
-                # one write of one line in append mode: ranks that share the folder do not mix theirs
-                descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-                try:
-                    os.write(descriptor, line.encode())
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                _log.warning("%s: %s is not noted (%s): %s", path, key, error.strerror, reason)
+        quarantined.note(self.path, self.keys([row])[0], reason)
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
-        with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+        self._shards.close()
 
     def _description(self) -> dict[str, Any]:
         if not self.path.is_dir():
@@ -160,62 +168,38 @@ class Dataset:
             raise InputError(f"{self.path / DESCRIPTION}: {found}; make the shards again")
         return dict(info)
 
-    def _check_tars(self) -> None:
-        shards, rows = np.unique(self.column("shard").astype(str), return_inverse=True)
-        needed = np.zeros(len(shards), dtype=np.int64)
-        for name in self._table.column_names:
+    def _ends(self) -> dict[str, int]:
+        """Tar → where the last of its rows' components ends, bytes."""
+        ends = np.zeros(len(self.shards), dtype=np.int64)
+        for name in self._columns.names:
             if name.endswith("_offset"):
-                ends = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
-                np.maximum.at(needed, rows, np.nan_to_num(ends).astype(np.int64))
-        for shard, end in zip(shards, needed, strict=True):
-            tar = self.path / str(shard)
-            if not tar.is_file():
-                raise InputError(f"{tar}: no such file, but the table has rows in it; restore the file")
-            if (size := tar.stat().st_size) < end:
-                raise InputError(
-                    f"{tar}: {size} bytes, but the table's rows in it end at {end}; "
-                    "make the shards again or restore the file"
-                )
+                there = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
+                np.maximum.at(ends, self.shard_numbers, np.nan_to_num(there).astype(np.int64))
+        return dict(zip(self.shards, ends.tolist(), strict=True))
 
     def _in_split(self, split: str, column: str) -> np.ndarray:
-        if column not in self._table.column_names:
-            raise InputError(f"--split {split}: {self.path} has no column {column!r}; leave --split out")
-        values = self.column(column)
-        there = sorted({str(value) for value in values if value is not None})
+        if column not in self._columns.names:
+            raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
+        codes, there = self._columns.codes(column)
         if split not in there:
-            raise InputError(f"--split {split}: {self.path} has the splits {', '.join(there) or 'none'}")
-        return np.array(values == split, dtype=bool)
+            raise InputError(f"--split {split}: {self.source} has the splits {', '.join(there) or 'none'}")
+        return np.asarray(codes == there.index(split), dtype=bool)
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         if not 0 < fraction <= 1:
             raise InputError(f"--label-fraction {fraction}: give a share above 0, at most 1")
         labels = self.column("label")
         if not (chosen & (labels >= 0)).any():
-            raise InputError(f"--label-fraction {fraction}: the rows of {self.path} have no labels")
+            raise InputError(f"--label-fraction {fraction}: the rows of {self.source} have no labels")
         # ordered by a hash of the key, not by position: adding rows does not draw the others anew
-        keys = self.column("key")
         share = np.zeros_like(chosen)
         for label in np.unique(labels[chosen & (labels >= 0)]):
             rows = np.flatnonzero(chosen & (labels == label))
-            order = sorted(rows, key=lambda row: hashlib.sha256(f"{seed}/{keys[row]}".encode()).digest())
+            ranks = [hashlib.sha256(f"{seed}/{key}".encode()).digest() for key in self.keys(rows)]
+            order = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
             share[order[: max(1, round(fraction * len(rows)))]] = True
         return share
 
-    def _quarantined_keys(self) -> set[str]:
-        keys = set()
-        try:
-            lines = (self.path / QUARANTINE).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return set()
-        for number, line in enumerate(lines, 1):
-            try:
-                keys.add(json.loads(line)["key"])
-            except (ValueError, KeyError, TypeError):
-                _log.warning("%s: line %d is not {key, reason}, left out", self.path / QUARANTINE, number)
-        return keys
 
-    def _descriptor(self, shard: str) -> int:
-        with self._lock:
-            if shard not in self._descriptors:
-                self._descriptors[shard] = os.open(self.path / shard, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[shard]
+def _reopened(source: str, cache_gb: float | None) -> Dataset:
+    return Dataset(source, cache_gb=cache_gb)

@@ -1,5 +1,6 @@
 """The table beside the tars: its columns, how it is written, and what else lies in a data set's folder."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -87,6 +88,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def stamp(path: Path) -> dict[str, Any]:
+    """Length and sha256 of a file, as dataset.json states them."""
+    with path.open("rb") as handle:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+
+
 def publish(
     out: Path,
     classes: Sequence[str],
@@ -103,6 +110,8 @@ def publish(
     """
     rows = [row for shard in shards for row in shard["rows"]]
     reasons = Counter(one["reason"] for one in rejected)
+    write_json_lines(out / REJECTED, rejected)
+    write_table(out, rows)
     description = {
         "name": name,
         "classes": list(classes),
@@ -111,9 +120,8 @@ def publish(
         "rejected": dict(sorted(reasons.items())),
         "settings": settings,
         "tools": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info, "pyarrow": pa.__version__},
+        "table": stamp(out / TABLE),
         "tars": {one["name"]: {"bytes": one["size"], "sha256": one["sha256"]} for one in shards},
     }
-    write_json_lines(out / REJECTED, rejected)
-    write_table(out, rows)
     write_json(out / DESCRIPTION, description)
     return description

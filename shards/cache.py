@@ -1,0 +1,93 @@
+"""Whole files in a folder of limited size, shared by any number of processes and threads."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shards.aside import SUFFIX, written_aside
+from shards.files import Descriptor
+
+_PAUSE = 0.1  # seconds between looks at a cache that others are filling
+
+
+def cache_folder() -> Path:
+    """$SLIPSTREAM_CACHE, else ~/.cache/slipstream."""
+    return Path(os.environ.get("SLIPSTREAM_CACHE") or Path.home() / ".cache" / "slipstream")
+
+
+class Cache:
+    """Files ROOT/GROUP/NAME of at most `limit` bytes together; those used longest ago make room for new ones.
+
+    A file is there whole or not at all. Who reads one that is removed meanwhile goes on reading it.
+    """
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self._root, self._limit = root, limit
+
+    def open(self, path: Path, size: int, fetch: Callable[[Path], None]) -> Descriptor:
+        """The file ROOT/GROUP/NAME of `size` bytes, open; `fetch` writes it to the path it is given.
+
+        Of several who ask at once one fetches and the others wait. `size` must not exceed the limit.
+        """
+        while True:
+            try:
+                if path.stat().st_size == size:
+                    self.touch(path)
+                    return Descriptor(path)
+            except FileNotFoundError:
+                pass  # not there, or removed just now
+            with locked(_lock_of(path)):
+                if not (path.is_file() and path.stat().st_size == size):
+                    with written_aside(path) as temporary:
+                        self._reserve(temporary, size)
+                        fetch(temporary)
+
+    def touch(self, path: Path) -> None:
+        """Note that a file is in use."""
+        os.utime(path)
+
+    def _reserve(self, temporary: Path, size: int) -> None:
+        """Make room and take it: a file of the full length, whose content is still to come."""
+        while True:
+            with locked(self._root / ".lock"):
+                if self._make_room(size):
+                    with open(temporary, "wb") as handle:
+                        handle.truncate(size)
+                    return
+            time.sleep(_PAUSE)  # all that is left is being fetched by others, and then may go
+
+    def _make_room(self, size: int) -> bool:
+        """Remove what a killed process left and, oldest first, files until `size` more bytes fit."""
+        for partial in self._root.glob(f"*/.*{SUFFIX}"):
+            whole = partial.with_name(partial.name[1:].removesuffix(SUFFIX))
+            with locked(_lock_of(whole), wait=False) as mine:
+                if mine:
+                    partial.unlink(missing_ok=True)
+        there = [(path.stat(), path) for path in self._root.glob("*/*") if path.suffix in (".tar", SUFFIX)]
+        used = sum(status.st_size for status, _ in there)
+        for status, path in sorted(there, key=lambda one: one[0].st_mtime_ns):
+            if used + size <= self._limit:
+                break
+            if path.suffix == ".tar":
+                path.unlink()
+                used -= status.st_size
+        return used + size <= self._limit
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock, also against other threads; with wait=False says whether it was to be had."""
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")

@@ -1,0 +1,107 @@
+"""The table's columns, each read when it is first asked for: ten million rows open in a second or two."""
+
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.errors import InputError
+
+OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
+
+
+class Codes(NamedTuple):
+    """A text column as numbers: `texts[codes[row]]` is a row's text, and −1 stands for none."""
+
+    codes: np.ndarray
+    texts: list[str]
+
+
+class Columns:
+    """`samples.parquet`, open for reading. Threads may share one object. Raises InputError if it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            schema = pq.read_schema(path)
+            texts = [field.name for field in schema if pa.types.is_string(field.type)]
+            self._file = pq.ParquetFile(path, read_dictionary=[t for t in texts if t not in OF_EACH_ROW])
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read ({error}); {REPAIR}") from error
+        self.names: list[str] = list(schema.names)
+        self._lock = threading.Lock()
+        self._arrow: dict[str, pa.ChunkedArray] = {}
+        self._values: dict[str, np.ndarray] = {}
+        self._codes: dict[str, Codes] = {}
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def values(self, name: str) -> np.ndarray:
+        """(rows,) int32, int64, float64, or object for text, where equal texts share one object. Read-only."""
+        if name not in self._values:
+            if self._is_coded(name):
+                codes, texts = self.codes(name)
+                values = np.array([*texts, None], dtype=object)[codes]
+            else:
+                values = self._read(name).to_numpy()
+                if values.dtype != object:
+                    self._arrow.pop(name, None)
+            values.flags.writeable = False
+            self._values[name] = values
+        return self._values[name]
+
+    def codes(self, name: str) -> Codes:
+        """A text column as numbers, int32; the texts are ascending."""
+        if name not in self._codes:
+            column = self._read(name)
+            column = column if self._is_coded(name) else column.dictionary_encode()
+            whole = column.unify_dictionaries().combine_chunks()
+            whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+            texts = whole.dictionary.to_pylist()
+            order = np.argsort(np.array(texts, dtype=object)) if texts else np.zeros(0, np.int64)
+            place = np.append(np.argsort(order), -1).astype(np.int32)
+            codes = place[whole.indices.fill_null(len(texts)).to_numpy()]
+            codes.flags.writeable = False
+            self._codes[name] = Codes(codes, [texts[i] for i in order])
+            self._arrow.pop(name, None)
+        return self._codes[name]
+
+    def take(self, name: str, rows: np.ndarray) -> list[str | None]:
+        """The texts of some rows, without making an object for any other."""
+        if self._is_coded(name):
+            codes, texts = self.codes(name)
+            return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
+        return list(self._read(name).take(pa.array(rows)).to_pylist())
+
+    def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
+        """(rows,) bool: whether a row's text is one of these."""
+        return np.asarray(pc.is_in(self._read(name), pa.array(sorted(texts), pa.string())).to_numpy(), bool)
+
+    def _is_coded(self, name: str) -> bool:
+        return name in self.names and pa.types.is_string(self._type(name)) and name not in OF_EACH_ROW
+
+    def _type(self, name: str) -> pa.DataType:
+        kind = self._file.schema_arrow.field(name).type
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def _read(self, name: str) -> pa.ChunkedArray:
+        if name not in self.names:
+            raise InputError(f"{self.path}: no column {name!r}; it has {', '.join(self.names)}")
+        with self._lock:
+            if name not in self._arrow:
+                try:
+                    self._arrow[name] = self._file.read([name]).column(name)
+                except (OSError, pa.ArrowException) as error:
+                    raise InputError(
+                        f"{self.path}: column {name} cannot be read ({error}); {REPAIR}"
+                    ) from error
+            return self._arrow[name]
+
+
+REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"

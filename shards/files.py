@@ -1,0 +1,56 @@
+"""Where a shard's file descriptor comes from, when the data set lies in a folder."""
+
+import os
+import threading
+from pathlib import Path
+
+from shards.errors import InputError
+
+
+class Descriptor:
+    """An open file, closed when the last one who reads from it lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class LocalShards:
+    """The tars in a folder. Threads may share one object."""
+
+    capacity: int | None = None  # bytes of tars that can be at hand at once; None: all
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.place = str(folder)
+        self._open: dict[str, Descriptor] = {}
+        self._lock = threading.Lock()
+
+    def check(self, ends: dict[str, int]) -> None:
+        """Raise InputError where a tar is missing or shorter than the end of its last row."""
+        for shard, end in ends.items():
+            tar = self.folder / shard
+            if not tar.is_file():
+                raise InputError(f"{tar}: no such file, but the table has rows in it; restore the file")
+            if (size := tar.stat().st_size) < end:
+                raise InputError(
+                    f"{tar}: {size} bytes, but the table's rows in it end at {end}; "
+                    "make the shards again or restore the file (tools/check_shards.py says what is lost)"
+                )
+
+    def descriptor(self, shard: str) -> Descriptor:
+        """The tar, open; hold it while reading."""
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = Descriptor(self.folder / shard)
+            return self._open[shard]
+
+    def prefetch(self, shards: list[str]) -> None:
+        """Nothing to do: they are here."""
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()

@@ -1,0 +1,45 @@
+"""quarantine.jsonl: the rows that cannot be used, one {key, reason} a line; new selections leave them out."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from shards.table import QUARANTINE
+
+_log = logging.getLogger(__name__)
+
+
+def note(folder: Path, key: str, reason: str) -> None:
+    """Append a line. A folder that cannot be written to is worth a warning, not an end."""
+    line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
+    try:
+        # one write of one line in append mode: ranks that share the folder do not mix theirs
+        descriptor = os.open(folder / QUARANTINE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _log.warning("%s: %s is not noted (%s): %s", folder / QUARANTINE, key, error.strerror, reason)
+
+
+def noted(folder: Path) -> set[str]:
+    """The keys noted so far."""
+    return {key for key, _ in entries(folder / QUARANTINE)}
+
+
+def entries(path: Path) -> list[tuple[str, str]]:
+    """(key, reason) of each line; lines that say something else are left out with a warning."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for number, line in enumerate(lines, 1):
+        try:
+            one = json.loads(line)
+            found.append((str(one["key"]), str(one.get("reason", ""))))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            _log.warning("%s: line %d is not {key, reason}, left out", path, number)
+    return found
