@@ -14,7 +14,7 @@ which evaluation uses are those of plain features.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +71,27 @@ class VDIMConfig:
                 raise InputError(
                     f"{flag} {layers}: name blocks of Table 1, from 3 to 8 (5 local 1, 6 local 2, 8 global)"
                 )
-        if self.width <= 0 or self.rotation < 0 or self.soft_clip < 0 or self.score_penalty < 0:
+        used = {layer for pair in self.pairs for layer in pair}
+        if GLOBAL not in used:
             raise InputError(
-                "--width must be above 0; --rotation, --soft-clip and --score-penalty at least 0"
+                "--antecedents, --consequents: block 8, the encoder's output, must be in one of them"
             )
-        if self.lr <= 0 or self.warmup_steps < 0:
-            raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
+        unplaced = {k for _, k in self.pairs} - {j for j, _ in self.pairs}
+        if self.temporal_difference and unplaced:
+            raise InputError(
+                f"--temporal-difference: block {min(unplaced)} must be an antecedent too, since φ's batch norm of "
+                "plain features would never be trained; add it to --antecedents, or use --reverse"
+            )
+        for name in ("rotation", "soft_clip", "score_penalty", "warmup_steps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        for name in ("width", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
+        for field, choices in get_type_hints(type(self)).items():
+            if get_origin(choices) is Literal and getattr(self, field) not in get_args(choices):
+                flag = f"--{field.replace('_', '-')} {getattr(self, field)}"
+                raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(choices)))}")
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

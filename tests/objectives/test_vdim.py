@@ -160,6 +160,8 @@ COMBINATIONS = [
     {"offset": 32, "downsample": 3, "colour": "lab", "rotation": 20.0, "short": "loop"},
     {"temporal_difference": False, "negatives": "gathered", "downsample": 1},
     {"reverse": False},
+    {"reverse": False, "temporal_difference": False, "antecedents": (5, 6)},
+    {"reverse": False, "antecedents": (5, 8), "consequents": (5, 8)},
     {"antecedents": (5,), "scale_scores": False},
     {"antecedents": (3, 4, 7, 8), "consequents": (8,), "soft_clip": 0.0, "score_penalty": 0.0},
     {"antecedents": (6, 8), "consequents": (5, 8), "temporal_difference": False},
@@ -241,6 +243,12 @@ def test_embed_of_a_view_knows_nothing_of_the_others() -> None:
         ("--score-penalty", {"score_penalty": -0.1}),
         ("--lr", {"lr": 0.0}),
         ("--warmup-steps", {"warmup_steps": -1}),
+        ("--lr", {"lr": float("nan")}),
+        ("--rotation", {"rotation": float("inf")}),
+        ("--negatives", {"negatives": "all"}),
+        ("--downsample", {"downsample": 4}),
+        ("--antecedents, --consequents", {"antecedents": (5, 6), "consequents": (5, 6)}),
+        ("--temporal-difference", {"antecedents": (5, 6), "reverse": False}),
     ],
 )
 def test_bad_settings_name_their_flag(flag: str, options: dict) -> None:
