@@ -28,7 +28,7 @@ from pipelines.graph import choose_placement
 from shards import InputError
 from shards.aside import written_aside
 from training.processes import StopSignals, ended, on_main
-from training.run import Run, open_run
+from training.run import Run, init_from, open_run
 from training.settings import Settings
 from training.trainer import Trainer
 
@@ -41,6 +41,8 @@ def main(argv: list[str]) -> None:
         run = open_run(settings, config, accelerator.mixed_precision)
         torch.manual_seed(settings.seed)
         objective = objectives.get(settings.objective)(config)
+        if settings.init_from and not run.resumed:
+            init_from(objective, settings.init_from)
         on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
         with Trainer(settings, run, accelerator, objective, placement, stop) as trainer:
             if accelerator.is_main_process:

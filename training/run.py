@@ -19,14 +19,16 @@ from training.settings import Settings
 
 @dataclass(frozen=True)
 class Run:
-    """output: its folder. rows: (N,) of the data set, frozen. identity: what resuming compares.
+    """output: its folder. rows: (N,) of the data set, frozen. val_rows: those of --val-split, none without it.
 
+    identity: what resuming compares.
     resumed: the checkpoint to go on from, None for a new run.
     """
 
     output: Path
     dataset: Dataset
     rows: np.ndarray
+    val_rows: np.ndarray
     identity: dict[str, Any]
     resumed: Path | None
 
@@ -51,6 +53,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "global_batch": settings.batch_size * PartialState().num_processes,
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
+        "val_split": settings.val_split,
+        "val_every": settings.val_every,
         "mixed_precision": mixed_precision,
         "sync_bn": settings.sync_bn,
         "ema": settings.ema,
@@ -63,7 +67,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     else:
         rows = on_main(lambda: select_rows(settings, config, dataset))
     on_main(lambda: clear_leftovers(output))
-    return Run(output, dataset, rows, identity, resumed)
+    val_rows = on_main(lambda: validation_rows(settings, config, dataset))
+    return Run(output, dataset, rows, val_rows, identity, resumed)
 
 
 def choose_output(settings: Settings) -> Path:
@@ -100,11 +105,37 @@ def open_data(settings: Settings) -> Dataset:
 
 
 def select_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:
+    return dataset.select(split=settings.trained_split, min_frames=shortest(settings, config))
+
+
+def validation_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:
+    """Quarantined videos too, so that these rows are the same when the run is resumed; the loader replaces them."""
+    if settings.val_split is None:
+        return np.array([], dtype=np.int64)
+    return dataset.select(split=settings.val_split, min_frames=shortest(settings, config), quarantine=False)
+
+
+def shortest(settings: Settings, config: Any) -> int:
+    """Frames of the shortest video that takes part."""
     plan = objectives.get(settings.objective).view_plan(config)
-    split = settings.split or ("train" if settings.data is None else None)
-    return dataset.select(
-        split=split, min_frames=max(settings.min_frames, plan.span if plan.short == "reject" else 1)
-    )
+    return max(settings.min_frames, plan.span if plan.short == "reject" else 1)
+
+
+def init_from(objective: objectives.Objective, directory: Path) -> None:
+    """Give a new objective the weights of a run or checkpoint; raises InputError where it is of another kind."""
+    earlier = objectives.load(directory)
+    if earlier.name != objective.name:
+        raise InputError(f"--init-from {directory}: is of {earlier.name}, not of {objective.name}")
+    ours, theirs = objective.state_dict(), earlier.state_dict()
+    if wrong := [
+        key
+        for key in ours | theirs
+        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
+    ]:
+        raise InputError(
+            f"--init-from {directory}: its network is another ({len(wrong)} tensors, {wrong[0]} first): give its flags"
+        )
+    objective.load_state_dict(theirs)
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:

@@ -19,6 +19,11 @@ class Settings:
     """A data set made by tools/make_shards.py; the rendered demo set by default."""
     split: str | None = None
     """Use only the rows of this split."""
+    val_split: str | None = None
+    """Validate on this split, without training-time augmentation; methods whose paper does so lower their learning
+    rate where the loss on it no longer falls."""
+    val_every: int = 1000
+    """Steps between validations."""
     min_frames: int = 1
     """Leave out shorter videos. What happens to a video shorter than a clip: --short."""
     steps: int = 0
@@ -29,6 +34,8 @@ class Settings:
     """The run's folder; runs/OBJECTIVE, or runs/OBJECTIVE-2 …, by default."""
     seed: int = 0
     """Of the weights and of everything that is drawn."""
+    init_from: Path | None = None
+    """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
     resume: bool = False
     """Go on from the newest checkpoint of --output (by default of the newest run of this objective)."""
     small: bool = False
@@ -61,13 +68,31 @@ class Settings:
     """Batches made ahead."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "log_every", "threads"):
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "val_every",
+            "checkpoint_every",
+            "keep",
+            "log_every",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.val_split is not None and self.trained_split in (None, self.val_split):
+            raise InputError(
+                f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
+            )
         if self.clip_norm < 0 or self.prefetch < 0:
             raise InputError("--clip-norm and --prefetch must be at least 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")
+
+    @property
+    def trained_split(self) -> str | None:
+        """The split that is trained on: of the demo set "train" by default, else everything."""
+        return self.split or ("train" if self.data is None else None)
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":

@@ -22,6 +22,7 @@ from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
 from training.settings import Settings
 from training.state import State, seed_step
+from training.validation import Validation
 
 
 class Trainer:
@@ -70,10 +71,14 @@ class Trainer:
             prefetch=settings.prefetch,
             device=accelerator.device,
         )
+        self.validation = Validation(settings, run, accelerator, objective, placement)
+        self.found: dict[str, float] = {}  # by the last validation, not logged yet
         if run.resumed:
             progress = self.state.load(run.resumed)
             self.step = progress["step"]
             self.loader.load_state_dict(progress["loader"])
+            self.validation.load_state_dict(progress["validation"])
+            objective.begin_step(self.step - 1)
 
     def run(self) -> dict[str, float] | None:
         """Train to the last step; returns the last line of metrics, None if there was nothing left to do.
@@ -88,11 +93,14 @@ class Trainer:
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.stop.begin()
         with bar:
+            self.validate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
                 self.train_step(meter)
                 bar.update()
                 signum = self.stop.agreed()
                 done = self.step == settings.steps
+                if not signum:
+                    self.validate()
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     meter = Meter()
@@ -108,10 +116,15 @@ class Trainer:
         self.stop.end()
         return line
 
+    def validate(self) -> None:
+        if self.validation.due(self.step):
+            self.found = self.validation.run(self.step)
+
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
         accelerator, settings = self.accelerator, self.settings
-        factor = self.state.objective.learning_rate(self.step)
+        self.validation.decay.begin(self.state.objective.begin_step(self.step))
+        factor = self.state.objective.learning_rate(self.step) * self.validation.decay.factor
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * factor
         seed_step(settings.seed, self.step, accelerator.process_index)
@@ -149,12 +162,14 @@ class Trainer:
         speed = meter.speed(self.run_.identity["global_batch"] * self.settings.accumulate)
         if not math.isfinite(metrics["loss"]):
             self.refuse(f"the loss is {metrics['loss']}")
+        found, self.found = self.found, {}
         return {
             "step": self.step,
             "loss": metrics.pop("loss"),
             "top1": metrics.pop("top1"),
             **speed,
             **metrics,
+            **found,
         }
 
     def log(self, line: dict[str, float]) -> None:
@@ -180,7 +195,11 @@ class Trainer:
 
     def _save(self) -> None:
         folder, keys = self.run_.output / "checkpoints", self.run_.dataset.column("key")[self.run_.rows]
-        progress = {"step": self.step, "loader": self.loader.state_dict()}
+        progress = {
+            "step": self.step,
+            "loader": self.loader.state_dict(),
+            "validation": self.validation.state_dict(),
+        }
         self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
         for old in sorted(folder.glob("step-*"))[: -self.settings.keep]:
             checkpoint.remove(old)
@@ -194,6 +213,7 @@ class Trainer:
 
     def close(self) -> None:
         self.loader.close()
+        self.validation.close()
         self.run_.dataset.close()
         if self.writer:
             self.writer.close()
