@@ -14,6 +14,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 MID_GREY = 127.5
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
+GREY_STD = float(LUMA @ IMAGENET_STD)  # of luma in 0–1, were the channels fully correlated
 
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # NTSC
 _YIQ_INVERSE = np.linalg.inv(_YIQ)
@@ -75,6 +76,22 @@ def normalise(mean: ArrayLike = IMAGENET_MEAN, std: ArrayLike = IMAGENET_STD) ->
     """RGB 0–255 → (rgb/255 − mean)/std, mean and std (3,) in 0–1; returns (4, 4)."""
     mean, std = np.asarray(mean), np.asarray(std)
     return _homogeneous(np.diag(1 / (255 * std)), -mean / std)
+
+
+def bgr() -> Matrix:
+    """Red and blue change places; returns (4, 4)."""
+    return _homogeneous(np.eye(3)[::-1])
+
+
+def keep(channel: ArrayLike) -> Matrix:
+    """Set all but one channel to 0; channel (…) → (…, 4, 4)."""
+    return _homogeneous(_scale(1.0) * (np.arange(3) == np.asarray(channel)[..., None])[..., None])
+
+
+def copy(channel: ArrayLike) -> Matrix:
+    """Put one channel into all three (−1 leaves them); channel (…) → (…, 4, 4)."""
+    channel = np.asarray(channel)[..., None, None]
+    return _homogeneous(np.where(channel < 0, np.eye(3), np.arange(3) == channel))
 
 
 def standardised_lab(drop: ArrayLike) -> Matrix:

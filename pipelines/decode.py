@@ -14,7 +14,7 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.plan import Draw
+from pipelines.draw import Draw
 
 av.logging.set_level(av.logging.FATAL)
 

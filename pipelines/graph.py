@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment
-from pipelines.plan import Draw, ViewPlan
+from pipelines.draw import Draw
+from pipelines.plan import ViewPlan
 from shards import InputError
 
 Placement = Literal["gpu", "hybrid", "cpu"]

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.decode import DecodeError, decode_views
+from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
 from pipelines.order import Order
-from pipelines.plan import Draw, ViewPlan, draw
+from pipelines.plan import ViewPlan
 from shards import Dataset, InputError
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.plan import ORDER, REPLACEMENT, generator
+from pipelines.streams import ORDER, REPLACEMENT, generator
 from shards import InputError
 
 

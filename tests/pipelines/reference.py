@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipelines.plan import Draw, ViewPlan, draw
+from pipelines.draw import Draw, draw
+from pipelines.plan import ViewPlan
 from shards import Dataset
 from shards.encode import Encoding, write_mp4
 from shards.table import publish

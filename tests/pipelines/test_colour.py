@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import colour
-from pipelines.plan import Jitter, ViewPlan, draw
+from pipelines.draw import draw
+from pipelines.plan import Jitter, ViewPlan
 from tests.pipelines.reference import lab
 
 PIXELS = np.array(

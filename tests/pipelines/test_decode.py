@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.decode import DecodeError, decode_views
-from pipelines.plan import Draw, ViewPlan
+from pipelines.draw import Draw
+from pipelines.plan import ViewPlan
 from shards import Dataset
 from shards.encode import Encoding
 from shards.transcode import transcode

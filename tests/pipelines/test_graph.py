@@ -8,8 +8,9 @@ from nvidia.dali import Pipeline
 from objectives.vdim import VDIM, VDIMConfig
 from pipelines.colour import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.decode import decode_views
+from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, choose_placement, define
-from pipelines.plan import Draw, Jitter, ViewPlan, draw
+from pipelines.plan import Jitter, ViewPlan
 from shards import Dataset, InputError
 from tests.pipelines.reference import decoded_views, disc, draw_for, lab, turned
 

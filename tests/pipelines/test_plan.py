@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.plan import Draw, Jitter, ViewPlan, draw
+from pipelines.draw import Draw, draw
+from pipelines.plan import Jitter, ViewPlan
 from shards import InputError
 from tests.pipelines.reference import assert_same_draw
 

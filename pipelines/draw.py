@@ -1,0 +1,164 @@
+"""The draw: a plan's random numbers for given videos.
+
+Everything random about a batch is drawn here, before a byte of video is read, as a pure function of
+(seed, epoch, row): the same on any number of processes, in any order, at any prefetch depth.
+Letters: B samples, V views, T frames a view, G groups of views that share one draw, N draws of colour.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import colour
+from pipelines.boxes import draw_boxes, tries
+from pipelines.plan import ViewPlan, paced
+from pipelines.streams import SAMPLE, generator
+from shards import InputError
+
+NOISE_FRAMES = 32  # frames of noise that channel drop chooses from
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for B samples.
+
+    frames (B, V, T) int32, frame numbers in the video; T + 1 of them for a difference. boxes (B, V, 4) int32:
+    left, top, width, height in pixels of the stored frame, all even, so that both placements cut the same
+    pixels of a yuv420p video. flips (B, V) bool: mirrored left to right. angles (B, V) float32, degrees
+    counter-clockwise. colours (B, V, T, C, P + 1) float32: the affine map from the P planes decoded (0–255; for
+    Lab (f(X), f(Y), f(Z))) to the C channels that the model is fed. noise (B, V, T) int32, with channel drop:
+    which frame of noise. pace (B, V) int64, with paces: the label, an index into plan.paces.
+    """
+
+    frames: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    angles: NDArray[np.float32]
+    colours: NDArray[np.float32]
+    noise: NDArray[np.int32] | None = None
+    pace: NDArray[np.int64] | None = None
+
+    def sample(self, index: int) -> "Draw":
+        """The draw of one sample, without the batch axis."""
+        drawn: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in drawn.items():
+            drawn[name] = None if values is None else values[index]
+        return Draw(**drawn)
+
+
+def draw(
+    plan: ViewPlan,
+    rows: NDArray[np.int64],
+    num_frames: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+) -> Draw:
+    """Draw for B samples; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
+
+    Raises InputError for a video shorter than the plan under the policy "reject".
+    """
+    B, V, T = len(rows), plan.views, plan.frames
+    box_of, colour_of = plan.scope(plan.box_scope)[:, 0], plan.scope(plan.colour_scope)
+    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, tries(plan)
+    starts, paces = (V, V) if plan.paces else (1, 0)
+    # in this order for ever: a plan that adds draws at the end leaves those before them as they were
+    counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * plan.channel_drop)
+    uniform = np.stack([generator(SAMPLE, seed, epoch, int(row)).random(sum(counts)) for row in rows])
+    start_u, box_u, turn_u, colour_u, pace_u, noise_u = np.split(uniform, np.cumsum(counts)[:-1], axis=1)
+    turn_u = turn_u.reshape(B, G, 2)
+    pace = np.floor(pace_u * len(plan.paces)).astype(np.int64) if plan.paces else None
+    boxes = draw_boxes(plan, box_u.reshape(B, G, K, 4), widths, heights)
+    flips = (turn_u[..., 0] < plan.flip)[:, box_of]
+    colours = _colours(plan, colour_u.reshape(B, N, 7))[:, colour_of]
+    return Draw(
+        frames=_frames(plan, start_u, pace, num_frames),
+        boxes=np.ascontiguousarray(boxes[:, box_of]),
+        flips=np.ascontiguousarray(flips),
+        angles=(plan.rotation * (2 * turn_u[..., 1] - 1))[:, box_of].astype(np.float32, order="C"),
+        colours=_of_planes(plan, colours, flips).astype(np.float32, order="C"),
+        noise=np.floor(noise_u.reshape(B, V, T) * NOISE_FRAMES).astype(np.int32)
+        if plan.channel_drop
+        else None,
+        pace=pace,
+    )
+
+
+def _frames(
+    plan: ViewPlan, uniform: NDArray, pace_BV: NDArray[np.int64] | None, num_frames_B: NDArray
+) -> NDArray[np.int32]:
+    """Frame numbers (B, V, T). A clip that fits starts anywhere it fits; a longer one starts at frame 0.
+
+    uniform: (B, 1), or (B, V) where every view has a pace, and so a start, of its own.
+    """
+    if plan.short == "reject" and (num_frames_B < plan.span).any():
+        raise InputError(
+            f"a video of {num_frames_B.min()} frames is shorter than the {plan.span} that the plan spans: "
+            f"select videos with min_frames={plan.span}, or use the policy edge or loop (--short)"
+        )
+    offsets = np.asarray(plan.offsets)[None]
+    if plan.modality == "difference":
+        offsets = np.concatenate([offsets, offsets[..., -1:] + 1], axis=-1)
+    if pace_BV is not None:
+        offsets = paced(offsets, np.asarray(plan.paces)[pace_BV][..., None])
+    span = plan.span if pace_BV is None else offsets.max(-1) + 1
+    length = num_frames_B[:, None]
+    room = length if plan.wrap else np.maximum(length - span + 1, 1)
+    numbers = np.floor(uniform * room).astype(np.int64)[..., None] + offsets
+    length = length[..., None]
+    numbers = numbers % length if plan.wrap or plan.short == "loop" else np.minimum(numbers, length - 1)
+    return numbers.astype(np.int32)
+
+
+def _colours(plan: ViewPlan, uniform_BN7: NDArray) -> NDArray[np.float64]:
+    """Colour maps (B, N, 4, 4) of three channels: jitter, then grey, then what the model is fed."""
+    third = np.floor(uniform_BN7[..., 6] * 3)
+    if plan.lab:
+        return colour.standardised_lab(third if plan.lab_drop else np.full_like(third, -1))
+    if plan.modality == "flow":
+        last = colour.normalise(np.full(3, 0.5), np.full(3, 0.5))
+    else:
+        last = colour.normalise() if plan.levels == "imagenet" else colour.bgr()
+    chain = np.broadcast_to(last, (*uniform_BN7.shape[:2], 4, 4))
+    if plan.channel_drop:
+        chain = colour.keep(third) @ chain
+    if plan.jitter is None:
+        return chain
+    jitter, signed = plan.jitter, 2 * uniform_BN7 - 1
+    applied = uniform_BN7[..., 0] < jitter.probability
+
+    def factor(column: int, strength: float) -> NDArray[np.float64]:
+        return np.where(applied, np.maximum(1 + strength * signed[..., column], 0), 1.0)
+
+    is_grey = uniform_BN7[..., 5] < jitter.grey
+    if jitter.grey_from == "luma":
+        grey = colour.saturation(np.where(is_grey, 0.0, 1.0))
+    else:
+        grey = colour.copy(np.where(is_grey, third, -1))
+    turned = colour.hue(np.where(applied, jitter.hue * signed[..., 4], 0.0))
+    jittered = (
+        turned
+        @ colour.saturation(factor(3, jitter.saturation))
+        @ colour.contrast(factor(2, jitter.contrast))
+        @ colour.brightness(factor(1, jitter.brightness))
+    )
+    return chain @ grey @ jittered
+
+
+def _of_planes(
+    plan: ViewPlan, maps_BVT44: NDArray[np.float64], flips_BV: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Maps (B, V, T, C, P + 1) from the planes that are decoded."""
+    if plan.modality == "difference":
+        return np.broadcast_to([1 / (255 * colour.GREY_STD), 0.0], (*maps_BVT44.shape[:3], 1, 2))
+    if plan.modality == "rgb":
+        return maps_BVT44[..., :3, :]
+    # the third channel, zero, lies at the level of no motion; a mirrored u changes its sign first
+    u, v, third, constant = np.moveaxis(maps_BVT44[..., :3, :], -1, 0)
+    mirrored = flips_BV[:, :, None, None]
+    constant = constant + colour.MID_GREY * third + np.where(mirrored, 2 * colour.MID_GREY, 0.0) * u
+    return np.stack([np.where(mirrored, -u, u), v, constant], axis=-1)
