@@ -1,104 +1,130 @@
-"""Which videos a folder holds, what they are labelled, and the key each gets."""
+"""What lies in a folder of videos: the files to try, and the annotation files within it or beside it."""
 
-import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from shards.errors import InputError
 
 # Left out by name: what lies beside videos. Anything else is tried, with or without an extension.
-TEXT = r"txt|csv|tsv|jsonl?|xml|ya?ml|toml|md|rst|html?|pdf|log|py|sh|ini|cfg|srt|vtt|ass"
+TEXT = r"txt|lst|list|csv|tsv|jsonl?|xml|ya?ml|toml|md|rst|html?|pdf|log|py|sh|ini|cfg|srt|vtt|ass"
 IMAGES_AND_SOUND = r"jpe?g|png|bmp|tiff?|webp|svg|wav|mp3|flac"
 DATA = r"npy|npz|mat|pkl|pickle|pt|pth|h5|parquet|db|zip|gz|bz2|xz|7z|rar|tar|tgz|idx|part|lock"
 NOT_VIDEOS = re.compile(rf".*\.({TEXT}|{IMAGES_AND_SOUND}|{DATA})", re.IGNORECASE)
-SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
-LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
+# Folders beside the videos where annotations are looked for: ucfTrainTestlist, testTrainMulti_7030_splits, …
+ANNOTATION_FOLDER = re.compile(r".*(annot|split|list|label|csv).*", re.IGNORECASE)
+SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file to try. `relative` is its path below the folder, as text; None: no label, no split."""
+    """One file to try. `relative` is its path below the folder, as text; None: no label, no split.
+
+    columns: what the layout's annotations say beyond that: split1 … split3, failure_time.
+    """
 
     path: Path
     relative: str
     label_name: str | None = None
     split: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
-def find(folder: Path) -> list[Source]:
-    """Every candidate below `folder`, in the order of its relative path.
+@dataclass(frozen=True)
+class Found:
+    """The videos of a data set as its layout tells them.
 
-    DIR/class/…/file is labelled by its first folder; DIR/file is not labelled. When all first folders are
-    named like splits (train, val, test, …), they are the splits and the second folder is the class.
-    Raises InputError when the folder is missing or holds no candidate.
+    classes: names in the order of their labels. missing: what the annotations list and the disk has not.
+    unlisted: relative paths of videos that the annotations do not list. They are kept, without a split,
+    except where the list is what selects (layout `list`).
     """
+
+    layout: str
+    sources: list[Source]
+    classes: list[str]
+    missing: list[str] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The candidates below a folder and its other files, both in the order of their paths."""
+
+    folder: Path
+    videos: list[Path]
+    others: list[Path]
+    annotations: Path | None = None
+
+    def relative(self, path: Path) -> str:
+        """The path below the folder, as text that a table and JSON can hold."""
+        below = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
+        return text_of(str(below))
+
+    def folders(self, path: Path) -> list[str]:
+        """Names of the folders between the folder and a file."""
+        return [text_of(part) for part in path.relative_to(self.folder).parts[:-1]]
+
+    def annotation_files(self, pattern: str) -> list[Path]:
+        """Files whose whole name matches: those of --annotations, else within the folder, else beside it."""
+        if self.annotations is not None:
+            given = self.annotations
+            there = [given] if given.is_file() else sorted(given.rglob("*"))
+            return [path for path in there if re.fullmatch(pattern, path.name) and path.is_file()]
+        within = [path for path in self.others if re.fullmatch(pattern, path.name)]
+        if within:
+            return within
+        parent = self.folder.resolve().parent
+        beside = [
+            path for path in parent.iterdir() if path.is_dir() and ANNOTATION_FOLDER.fullmatch(path.name)
+        ]
+        there = [path for place in (parent, *sorted(beside)) for path in sorted(place.iterdir())]
+        return [path for path in there if re.fullmatch(pattern, path.name) and path.is_file()]
+
+
+def list_files(folder: Path, annotations: Path | None = None) -> Listing:
+    """Everything below `folder` that is not hidden; links to folders are followed, each folder is seen once.
+
+    Raises InputError when the folder or the annotations are missing, or nothing can be a video.
+    """
+    advice = "give a folder of videos, or of class folders with videos in them"
+    if annotations is not None and not annotations.exists():
+        raise InputError(f"--annotations {annotations}: no such file or folder; leave it out or correct it")
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise InputError(
-            f"{folder}: {what}; give a folder of videos, or of class folders with videos in them"
-        )
-    paths = []
-    skipped = 0
-    for parent, folders, files in os.walk(folder):
+        raise InputError(f"{folder}: {what}; {advice}, or a text list of them")
+    videos: list[Path] = []
+    others: list[Path] = []
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(parent, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            if NOT_VIDEOS.fullmatch(name):
-                skipped += 1
-            else:
-                paths.append(path)
-    if not paths:
-        seen = f"{skipped} files, none of which can be a video" if skipped else "no files"
-        raise InputError(
-            f"{folder}: {seen}; give a folder of videos, or of class folders with videos in them"
-        )
-    firsts = {path.relative_to(folder).parts[0] for path in paths}
-    has_splits = firsts <= set(SPLITS) and all((folder / first).is_dir() for first in firsts)
-    found = [_source(folder, path, has_splits) for path in paths]
-    return sorted(found, key=lambda source: source.relative)
+            if not name.startswith(".") and path.is_file():
+                (others if NOT_VIDEOS.fullmatch(name) else videos).append(path)
+    if not videos:
+        found = f"{len(others)} files, none of which can be a video" if others else "no files"
+        raise InputError(f"{folder}: {found}; {advice}")
+    return Listing(folder, sorted(videos), sorted(others), annotations)
 
 
-def _source(folder: Path, path: Path, has_splits: bool) -> Source:
-    relative = path.relative_to(folder)
-    folders = [_text(part) for part in relative.parts[:-1]]
-    split = folders.pop(0) if has_splits else None
-    return Source(path, _text(str(relative)), folders[0] if folders else None, split)
-
-
-def _text(name: str) -> str:
-    # a name that is not UTF-8 still needs a spelling that a table and JSON can hold
+def text_of(name: str) -> str:
+    """A file name as UTF-8 text; bytes that are not are spelled \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def keys(relatives: Sequence[str]) -> list[str]:
-    """A unique key of [A-Za-z0-9_-] for each relative path: handshake/17_13_0.avi → handshake-17_13_0.
-
-    Where several paths give the same key, each of them gets a hash of its path appended: the same whatever
-    their order. Relative paths must differ.
-    """
-    plain = [_plain_key(relative) for relative in relatives]
-    result = plain
-    for digits in (8, 16):
-        shared = {key for key, count in Counter(result).items() if count > 1}
-        result = [
-            f"{short}-{hashlib.sha256(relative.encode()).hexdigest()[:digits]}" if key in shared else key
-            for key, short, relative in zip(result, plain, relatives, strict=True)
-        ]
-    return result
+def class_name(text: str) -> str:
+    """A label as it is stored: composed Unicode (macOS decomposes file names), no blanks around it."""
+    return unicodedata.normalize("NFC", text).strip() or text
 
 
-def safe_name(text: str) -> str:
-    """`text` with everything but [A-Za-z0-9_-] replaced by an underscore."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
-
-
-def _plain_key(relative: str) -> str:
-    folder, _, name = relative.rpartition("/")
-    stem = name.rpartition(".")[0] or name
-    return safe_name(f"{folder}/{stem}".strip("/").replace("/", "-"))[:LONGEST_KEY] or "_"
+def stem(path: Path) -> str:
+    """A file's name without its extension, as text; annotations often have another extension, or none."""
+    return text_of(path.name.rpartition(".")[0] or path.name)

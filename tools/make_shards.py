@@ -1,28 +1,42 @@
 #!/usr/bin/env python3
 """Turn a folder of videos into WebDataset tars that Slipstream, webdataset, DALI and tar can read.
 
-    tools/make_shards.py ~/ucf101                             # → data/ucf101, labels from its class folders
+    tools/make_shards.py ~/ucf101                             # → data/ucf101, with its three splits
+    tools/make_shards.py ~/kinetics400 --dry-run              # layout, counts, splits, expected size and time
     tools/make_shards.py clips --codec vp9 --fps 15           # also decodable by DALI on a CPU
-    tools/make_shards.py kinetics --short-side 320 --gop 8    # larger pictures, cheaper random access
+    tools/make_shards.py hmdb51 --flow tvl1                   # optical flow beside every video
+    tools/make_shards.py k400 --part 3/16                     # a job array; then tools/merge_shards.py data/k400
 
 Every video is decoded whole, its frames are counted, and it is encoded anew: constant rate, short closed
-GOPs, no B-frames, BT.601. What cannot be decoded is listed in rejected.jsonl with the reason. Stop it at any
-time: the same command goes on with the first unfinished shard.
+GOPs, no B-frames, BT.601. What cannot be used is listed in rejected.jsonl with the reason. Stop it at any
+time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/shards.md.
 """
 
 import os
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
 
 from shards import InputError
-from shards.build import Summary, build
+from shards.attempt import Processing
+from shards.build import Limits, Progress, build, prepare
+from shards.cluster import build_on_ray
 from shards.encode import Codec, Encoding
+from shards.finish import UNLISTED, Summary
+from shards.flow import Flow
+from shards.forecast import Forecast, forecast
+from shards.job import Job, Part
+from shards.layouts import Layout
+from shards.reading import REASONS, WHOLE_ENOUGH
 from shards.table import REJECTED
-from shards.transcode import REASONS
+
+TIMEOUT = 600.0
+TIMEOUT_WITH_FLOW = 6000.0  # TV-L1 takes a tenth of a second a frame
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,13 @@ class Arguments:
     """What the command line says."""
 
     src: tyro.conf.Positional[Path]
-    """Folder of videos (no labels), of class folders (SRC/handshake/1.avi), or of train/ and test/ folders
-    with class folders in them."""
+    """Folder of videos in one of the layouts, or a text file that lists videos, `path label` a line."""
     out: Path | None = None
     """Folder to write; data/ and the name of SRC when not given."""
+    layout: Layout | None = None
+    """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
+    annotations: Path | None = None
+    """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
     codec: Codec = Encoding.codec
     """h264 and hevc decode on every NVDEC; vp9 and mjpeg in DALI's CPU decoder too."""
     short_side: int = Encoding.short_side
@@ -44,20 +61,40 @@ class Arguments:
     """Frames from one key frame to the next: random access decodes half of it for nothing, on average."""
     crf: int | None = Encoding.crf
     """Quality, lower is better and larger; when not given h264 23, hevc 25, vp9 32, mjpeg 4 (quantiser)."""
+    preset: str = Encoding.preset
+    """Speed against size of h264 and hevc: ultrafast, superfast, veryfast, faster, fast, medium, slow, …"""
+    copy: bool = False
+    """Keep the encoded frames of videos that have this codec, size, GOP and rate already, B-frames excepted."""
+    keep_damaged: float = WHOLE_ENOUGH
+    """Least share of the frames announced that must decode; the table has the share. 0 keeps every frame."""
+    flow: Literal["tvl1", "dis"] | None = None
+    """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
+    flow_limit: float = Flow.limit
+    """Pixels a frame at which flow is clipped before it becomes 8 bits: MemDPC 20, TCP 10."""
     per_shard: int = 1000
     """Videos in a tar; about 1 GB is customary. It is also the unit of work that a restart keeps."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes, each with one video at a time; as many as there are cores when not given."""
     seed: int = 0
     """Of the order of the videos over the shards."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes, each with one video at a time; as many as there are cores when not given."""
+    timeout: float | None = None
+    """Seconds a video may take before it is rejected; 600, with --flow 6000, when not given."""
+    memory: float = 4.0
+    """GiB that each worker may allocate; a video that needs more is rejected."""
+    part: str | None = None
+    """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
+    ray: str | None = None
+    """Address of a Ray cluster (host:port, or auto); each of its tasks takes --workers CPUs and makes a shard."""
+    dry_run: bool = False
+    """Print the layout, counts, splits and, from a few videos, the expected size and time; write nothing."""
 
 
 def main() -> int:
-    """Run the command; the exit status: 0 done, 2 unusable input, 130 stopped by Ctrl-C."""
+    """Run the command; the exit status: 0 done, 1 disk full or the like, 2 unusable input, 130 Ctrl-C."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    out = arguments.out or Path("data") / arguments.src.resolve().name
+    out = arguments.out or Path("data") / _name(arguments.src)
     try:
-        summary = _build(arguments, out)
+        _run(arguments, out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,39 +107,103 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
         return 130
-    _report(out, summary)
     return 0
 
 
-def _build(arguments: Arguments, out: Path) -> Summary:
-    encoding = Encoding(arguments.codec, arguments.short_side, arguments.fps, arguments.gop, arguments.crf)
-    bar: tqdm | None = None
+def _name(src: Path) -> str:
+    return src.stem if src.is_file() else src.resolve().name
 
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
+
+def _run(arguments: Arguments, out: Path) -> None:
+    part = None if arguments.part is None else Part.parse(arguments.part)
+    if part is not None and arguments.ray is not None:
+        raise InputError("--part and --ray: each divides the work; give one of them")
+    flow = None if arguments.flow is None else Flow(arguments.flow, arguments.flow_limit)
+    limits = Limits(
+        arguments.workers,
+        arguments.timeout or (TIMEOUT if flow is None else TIMEOUT_WITH_FLOW),
+        arguments.memory,
+    )
+    job = prepare(
+        arguments.src,
+        out,
+        Processing(_encoding(arguments), arguments.copy, flow, arguments.keep_damaged),
+        layout=arguments.layout,
+        annotations=arguments.annotations,
+        per_shard=arguments.per_shard,
+        seed=arguments.seed,
+    )
+    if arguments.dry_run:
+        _show(forecast(job, limits, part), limits)
+        return
+    with closing(_Bar(out.name)) as bar:
+        summary = _make(job, limits, part, arguments.ray, bar.show)
+    if summary is None:
+        print(f"{out}: part {arguments.part} is done; when all are, tools/merge_shards.py {out}")
+    else:
+        _report(out, summary)
+
+
+def _encoding(arguments: Arguments) -> Encoding:
+    return Encoding(
+        arguments.codec,
+        arguments.short_side,
+        arguments.fps,
+        arguments.gop,
+        arguments.crf,
+        arguments.preset,
+    )
+
+
+def _make(job: Job, limits: Limits, part: Part | None, ray: str | None, progress: Progress) -> Summary | None:
+    if ray is not None:
+        return build_on_ray(job, ray, limits, progress=progress)
+    return build(job, limits, part=part, progress=progress)
+
+
+class _Bar:
+    """A progress bar that is drawn once there is progress: an error before it is one line."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._bar: tqdm | None = None
+
+    def show(self, done: int, total: int) -> None:
+        if self._bar is None:
             # what an earlier run made says nothing about this one's speed, hence initial
-            bar = tqdm(initial=done, total=total, unit="video", desc=out.name, dynamic_ncols=True)
-        bar.update(done - bar.n)
+            self._bar = tqdm(initial=done, total=total, unit="video", desc=self._name, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
 
-    try:
-        return build(
-            arguments.src,
-            out,
-            encoding,
-            per_shard=arguments.per_shard,
-            workers=arguments.workers,
-            seed=arguments.seed,
-            progress=show,
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _show(plan: Forecast, limits: Limits) -> None:
+    print(f"layout     {plan.layout}")
+    print(f"videos     {plan.videos} files, {plan.bytes / 1e6:.1f} MB, in {plan.shards} shards")
+    print(
+        f"classes    {plan.classes}" + (f", {plan.unlabelled} videos unlabelled" if plan.unlabelled else "")
+    )
+    for column, counts in plan.splits.items():
+        print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    for what, names in (("missing", plan.missing), ("unlisted", plan.unlisted)):
+        if names:
+            print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
+    print(
+        f"tried      {plan.tried} videos" + "".join(f", {n} {reason}" for reason, n in plan.rejected.items())
+    )
+    if plan.size is not None and plan.seconds is not None:
+        print(
+            f"expected   {plan.size / 1e6:.1f} MB in {plan.seconds / 60:.1f} minutes, {limits.workers} workers"
         )
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _report(out: Path, summary: Summary) -> None:
     state = "is complete already" if summary.already else "is complete"
     print(f"{out} {state}: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
+    if summary.unlisted:
+        print(f"not in the annotations: {summary.unlisted}, named in {out / UNLISTED}")
     if summary.rejected:
         print(f"rejected: {sum(summary.rejected.values())}, listed in {out / REJECTED}")
         for reason, count in summary.rejected.items():

@@ -9,11 +9,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from independent import ENVIRONMENT, TOOL, files, make_shards, render
+from independent import ENVIRONMENT, TOOL, files, make_shards, render, said
 
 from shards import Dataset, InputError
-from shards.build import build
-from shards.transcode import Encoding
+from shards.attempt import Processing
+from shards.build import Limits, Progress, prepare
+from shards.build import build as build_job
+from shards.encode import Encoding
+from shards.finish import Summary
+
+
+def build(
+    folder: Path,
+    out: Path,
+    encoding: Encoding,
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    **options,
+) -> Summary:
+    job = prepare(folder, out, Processing(encoding), **options)
+    return build_job(job, Limits(workers), progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +147,13 @@ def test_a_cut_off_job_takes_no_other_settings_or_videos(many: Path, tmp_path: P
 def test_a_folder_has_one_writer(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert build_until(many, out, videos=3)
-    with open(out / ".unfinished" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match=r"another make_shards\.py is at work"):
-            build(many, out, Encoding(), per_shard=2)
+    with open(out / ".unfinished" / "lock", "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX, 1, 4)  # one shard's
+        result = make_shards(many, "--out", out, "--per-shard", 2)
+        assert result.returncode == 2 and "another make_shards.py is at work" in said(result)[0]
+        # parts that leave this shard alone may work beside it
+        assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "2/3").returncode == 2
+        assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "1/3").returncode == 0
 
 
 def test_progress_counts_every_video_once(many: Path, tmp_path: Path) -> None:

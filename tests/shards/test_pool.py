@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from independent import ENVIRONMENT
 
-from shards.pool import Crashed, in_order
+from shards.pool import AHEAD, Crashed, in_order
 
 
 def test_results_come_in_the_order_of_the_tasks_falsy_ones_too() -> None:
@@ -37,7 +37,7 @@ def test_tasks_are_taken_as_they_are_needed() -> None:
 
     with closing(in_order(eval, tasks(), workers=1)) as results:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(taken) <= 3 + 2 + 2
+    assert len(taken) <= 3 + AHEAD
 
 
 def test_workers_end_when_their_parent_is_killed() -> None:
@@ -50,3 +50,22 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, timeout=30)
     assert result.returncode == -9 and int(result.stdout) > 0
+
+
+def test_a_task_that_takes_too_long_is_given_up_and_its_process_replaced() -> None:
+    tasks = ["0", "__import__('time').sleep(600)", "2", "3"]
+    results = list(in_order(eval, tasks, workers=1, timeout=1))
+    assert [results[0], *results[2:]] == [0, 2, 3]
+    assert isinstance(results[1], Crashed) and results[1].reason == "timeout"
+
+
+def test_a_segfault_and_a_kill_say_what_they_were() -> None:
+    die = "__import__('os').kill(__import__('os').getpid(), {})"
+    segfault, kill, fine = in_order(eval, [die.format(11), die.format(9), "7"], workers=2)
+    assert "SIGSEGV" in segfault.detail and "memory" in kill.detail and fine == 7
+
+
+def test_memory_beyond_the_limit_is_refused_to_the_worker_alone() -> None:
+    with pytest.raises(MemoryError):
+        list(in_order(eval, ["len(bytearray(2**30))"], workers=1, memory=0.5))
+    assert list(in_order(eval, ["len(bytearray(2**30))"], workers=1, memory=4)) == [2**30]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import InputError
-from shards.sources import LONGEST_KEY, find, keys
+from shards.keys import LONGEST_KEY, keys
+from shards.layouts import find
 
 PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=90)
 PATHS = st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), unique=True, max_size=30)
@@ -48,22 +49,22 @@ def test_class_folders_label_by_the_first_folder_and_skip_what_is_no_video(tmp_p
         ".git/3.avi",
         "c/p.jpg",
     )
-    found = [(source.relative, source.label_name, source.split) for source in find(tmp_path)]
+    found = [(source.relative, source.label_name, source.split) for source in find(tmp_path).sources]
     assert found == [("a/x.weird", "a", None), ("b/1.avi", "b", None), ("b/deep/er/2", "b", None)]
 
 
 def test_flat_folders_have_no_labels(tmp_path: Path) -> None:
-    assert [source.label_name for source in find(_touch(tmp_path, "1.mp4", "2.mp4"))] == [None, None]
+    assert [source.label_name for source in find(_touch(tmp_path, "1.mp4", "2.mp4")).sources] == [None, None]
 
 
 def test_split_folders_become_splits(tmp_path: Path) -> None:
-    found = find(_touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4"))
+    found = find(_touch(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "test/a/3.mp4")).sources
     assert [(one.split, one.label_name) for one in found] == [("test", "a"), ("train", "a"), ("train", "b")]
 
 
 def test_a_name_that_is_not_utf8_gets_a_spelling(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.avi")).write_bytes(b"x")
-    (source,) = find(tmp_path)
+    (source,) = find(tmp_path).sources
     assert source.relative == "caf\\xe9.avi" and source.path.read_bytes() == b"x"
 
 
@@ -74,5 +75,5 @@ def test_nothing_to_try_is_an_input_error(tmp_path: Path) -> None:
         find(tmp_path)
     with pytest.raises(InputError, match="2 files, none of which can be a video"):
         find(_touch(tmp_path, "a.txt", "b/c.jpg"))
-    with pytest.raises(InputError, match="a file, not a folder"):
+    with pytest.raises(InputError, match="names no file that is there"):
         find(tmp_path / "a.txt")

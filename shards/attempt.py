@@ -1,0 +1,87 @@
+"""What is done to one video, in a worker process."""
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shards.encode import Encoding
+from shards.errors import InputError
+from shards.flow import Flow, flow_video
+from shards.reading import WHOLE_ENOUGH, Rejected
+from shards.remux import copy
+from shards.transcode import DISK_TROUBLE, Clip, transcode
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What is done to every video of a data set.
+
+    copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
+    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode, 0–1.
+    """
+
+    encoding: Encoding = field(default_factory=Encoding)
+    copy: bool = False
+    flow: Flow | None = None
+    keep_damaged: float = WHOLE_ENOUGH
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_damaged <= 1:
+            raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As dataset.json tells it."""
+        settings = asdict(self.encoding) | {"crf": self.encoding.quality, "copy": self.copy}
+        settings["keep_damaged"] = self.keep_damaged
+        settings["flow"] = self.flow.algorithm if self.flow else None
+        return settings | ({"flow_limit": self.flow.limit} if self.flow else {})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to attempt. scratch: a folder for temporary files, made when it is not there."""
+
+    path: Path
+    processing: Processing
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A video that does not become a sample: a key of REASONS, and what was seen."""
+
+    reason: str
+    detail: str
+
+
+def attempt(task: Task) -> Clip | Reject:
+    """One video's clip. No error of one video may end a job of a hundred thousand.
+
+    Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.
+    """
+    task.scratch.mkdir(exist_ok=True)
+    try:
+        return _clip(task.path, task.processing, task.scratch)
+    except Rejected as rejected:
+        return Reject(rejected.reason, rejected.detail)
+    except MemoryError as error:
+        return Reject("out_of_memory", str(error) or "an allocation failed")
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", 0)
+        if number in DISK_TROUBLE:
+            raise OSError(number, os.strerror(number), str(task.scratch)) from error
+        return Reject("unexpected", f"{type(error).__name__}: {error}")
+
+
+def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
+    encoding, keep_damaged = processing.encoding, processing.keep_damaged
+    clip = copy(path, encoding, scratch, keep_damaged=keep_damaged) if processing.copy else None
+    if clip is None:
+        clip = transcode(path, encoding, scratch, keep_damaged=keep_damaged)
+    if processing.flow is None:
+        return clip
+    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch))

@@ -1,0 +1,119 @@
+"""Kinetics-400, -600, -700: class folders or flat, with the CSVs of DeepMind or CVDF, or without."""
+
+import csv
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.errors import InputError
+from shards.sources import SPLITS, Found, Listing, Source, class_name, stem
+
+# <youtube id>_<start>_<end>, seconds; some mirrors leave the times out
+CLIP = re.compile(r"([A-Za-z0-9_-]{11})_(\d+)_(\d+)")
+ID = re.compile(r"[A-Za-z0-9_-]{11}")
+SPLIT_NAMES = {name: name[:5] if name.startswith("train") else name[:3] for name in SPLITS}
+SPLIT_NAMES |= {name: "test" for name in SPLITS if name.startswith("test")}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    label: str | None
+    split: str | None
+
+
+def read(listing: Listing, forced: bool) -> Found | None:
+    """Label and split from the CSVs (label,youtube_id,time_start,time_end,split), else from the folders.
+
+    Class folders may spell a CSV's label with underscores or without quotes. Splits are train, val and test.
+    """
+    clips = [CLIP.fullmatch(stem(path)) for path in listing.videos]
+    named_so = sum(clip is not None for clip in clips) * 2 >= len(clips)
+    entries = _entries(listing)
+    by_id: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for key in entries:
+        by_id[key[0]].append(key)
+    matches = [_match(path, clip, entries, by_id) for path, clip in zip(listing.videos, clips, strict=True)]
+    matched = sum(match is not None for match in matches)
+    if not forced and not named_so and matched * 2 <= len(matches):
+        return None
+    if forced and not entries and not any(clips):
+        found = f"no CSV with a column youtube_id in {listing.folder} or beside it, no <id>_<start>_<end>.mp4"
+        raise InputError(f"--layout kinetics: {found}; give --annotations")
+    if not matched and listing.annotations is None:
+        entries = {}  # the CSVs beside it are another data set's
+    labels = _folder_labels(listing)
+    spelled = {_loose(one.label): one.label for one in entries.values() if one.label is not None}
+    for name in sorted({one for one in labels if one is not None}):
+        spelled.setdefault(_loose(name), name)
+    sources, unlisted = [], []
+    for path, match, folder_label in zip(listing.videos, matches, labels, strict=True):
+        label = folder_label
+        names = (SPLIT_NAMES[name] for name in listing.folders(path) if name in SPLIT_NAMES)
+        split = next(names, None)
+        if match is not None:
+            entry = entries[match]
+            label, split = entry.label or label, entry.split or split
+        elif entries:
+            unlisted.append(listing.relative(path))
+        label = None if label is None else spelled.get(_loose(label), label)
+        sources.append(Source(path, listing.relative(path), label, split))
+    classes = sorted(
+        {one.label_name for one in sources if one.label_name is not None} | set(spelled.values())
+    )
+    absent = sorted(entries.keys() - {match for match in matches if match is not None})
+    missing = [f"{entries[key].label or ''}/{key[0]}_{key[1]:06d}".lstrip("/") for key in absent]
+    return Found("kinetics", sources, classes, missing, unlisted)
+
+
+def _entries(listing: Listing) -> dict[tuple[str, int], _Entry]:
+    """(youtube id, start in seconds) → label and split, from every CSV that has these columns."""
+    entries: dict[tuple[str, int], _Entry] = {}
+    for path in listing.annotation_files(r".*\.csv"):
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
+            reader = csv.DictReader(handle, skipinitialspace=True)
+            if not {"youtube_id", "time_start"} <= set(reader.fieldnames or ()):
+                continue
+            named_split = SPLIT_NAMES.get(re.split(r"[^a-z]", path.stem.lower())[-1])
+            for number, row in enumerate(reader, 2):
+                try:
+                    key = row["youtube_id"], int(float(row["time_start"]))
+                except (TypeError, ValueError):
+                    message = f"line {number} has no time_start; correct or remove the line"
+                    raise InputError(f"{path}: {message}") from None
+                split = (row.get("split") or "").strip()
+                label = class_name(row["label"]) if row.get("label") else None
+                before = entries.get(key, _Entry(None, None))
+                entries[key] = _Entry(
+                    label or before.label, SPLIT_NAMES.get(split, split) or named_split or before.split
+                )
+    return entries
+
+
+def _match(
+    path: Path,
+    clip: re.Match[str] | None,
+    entries: dict[tuple[str, int], _Entry],
+    by_id: dict[str, list[tuple[str, int]]],
+) -> tuple[str, int] | None:
+    if clip is not None:
+        key = clip[1], int(clip[2])
+        return key if key in entries else None
+    same = by_id.get(stem(path), []) if ID.fullmatch(stem(path)) else []
+    return same[0] if len(same) == 1 else None
+
+
+def _folder_labels(listing: Listing) -> list[str | None]:
+    """Each video's folder, unless it is a split's, or the one folder that all the videos of a set lie in."""
+    names = [
+        next((one for one in reversed(listing.folders(path)) if one not in SPLITS), None)
+        for path in listing.videos
+    ]
+    if len(Counter(names)) < 2:
+        return [None] * len(names)
+    return [None if name is None else class_name(name) for name in names]
+
+
+def _loose(label: str | None) -> str:
+    """What is left of a label when a mirror has made a folder name of it."""
+    return re.sub(r"[\W_]", "", label or "").casefold()

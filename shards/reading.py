@@ -1,0 +1,181 @@
+"""Any video file as a stream of frames, with a tally of what came against what the container announced."""
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file is not a sample
+
+REASONS = {
+    "missing": "the annotations list it, the disk has not got it",
+    "unreadable": "the file cannot be opened, or no container format is recognised in it",
+    "no_video": "there is no video stream (audio, subtitles or cover art only)",
+    "no_decoder": "the video's codec is not known to FFmpeg",
+    "no_frames": "the video stream is there, but no frame decodes",
+    "damaged": "less of it decodes than --keep-damaged asks for, compared with what the container announces",
+    "bad_times": "the time stamps are so far apart that resampling would repeat frames without end",
+    "not_encodable": "the encoder refuses the frames (as a rule their size)",
+    "timeout": "not done within --timeout",
+    "out_of_memory": "needs more memory than --memory gives a worker",
+    "crashed": "the decoder or encoder died of it, or the system killed it for its memory",
+    "unexpected": "an error that this list does not foresee; the detail names it",
+}
+
+
+class Rejected(Exception):
+    """A video that does not become a sample: `reason` is a key of REASONS, `detail` what was seen."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclass
+class Tally:
+    """What reading met. Times are seconds of the container's clock; `reached` is where any stream's data ended."""
+
+    frames: int = 0
+    discarded: int = 0
+    first: float | None = None
+    end: float | None = None
+    reached: float | None = None
+    error: str = ""
+
+
+def quiet() -> None:
+    """Keep FFmpeg's remarks about damaged files off standard error: they are counted here instead."""
+    av.logging.set_level(None)
+    logging.getLogger("libav").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
+    """Open a file, or its bytes. Raises Rejected."""
+    quiet()
+    try:
+        handle = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    except OSError as error:
+        raise Rejected("unreadable", str(error.strerror)) from error
+    with handle:
+        try:
+            # a playlist that calls itself .mp4 must not make us open what it names
+            options = {"protocol_whitelist": "none"}
+            container = av.open(handle, "r", metadata_errors="ignore", options=options)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise Rejected("unreadable", message(error)) from error
+        with container:
+            yield container
+
+
+def largest_video(container: av.container.InputContainer) -> av.VideoStream:
+    """The video stream with the largest picture; cover art does not count. Raises Rejected."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise Rejected("no_video", f"the file holds {kinds} only")
+    known = [stream for stream in streams if stream.codec_context is not None]
+    if not known:
+        raise Rejected("no_decoder", "the codec of the video stream is unknown to FFmpeg")
+    return max(known, key=lambda stream: stream.width * stream.height)
+
+
+def frame_rate(stream: av.VideoStream) -> Fraction:
+    """The stream's average frames per second."""
+    return _plausible(stream.average_rate) or _plausible(stream.guessed_rate) or Fraction(25)
+
+
+def decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, tally: Tally
+) -> Iterator[av.VideoFrame]:
+    """Every frame, up to the end or the first error, which is noted in `tally`; every frame has a time."""
+    try:
+        for packet in container.demux():
+            if packet.pts is not None and packet.time_base is not None:
+                end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                tally.reached = max(end, tally.reached or end)
+            if packet.stream.index != stream.index:
+                continue
+            tally.discarded += packet.is_discard
+            for frame in packet.decode():
+                assert isinstance(frame, av.VideoFrame)
+                _timed(frame, stream, rate, tally)
+                yield frame
+    except (av.FFmpegError, OSError) as error:
+        tally.error = message(error)
+
+
+def decoded_fraction(
+    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally
+) -> tuple[str, float | None]:
+    """What the container announces, in words, and how much of it came; None when it announces nothing."""
+    # a clip cut without encoding keeps frames before its start, which no player shows
+    announced = stream.frames - tally.discarded
+    if announced > 0:
+        return f"{announced} announced", tally.frames / announced
+    first = tally.first or 0.0
+    # Matroska counts no frames, but its muxers note the time at which each track ends
+    end, came = _noted_end(stream), tally.end
+    if (
+        end is None
+        and container.duration
+        and container.format.name.split(",")[0] in ("matroska", "flv", "asf")
+    ):
+        # the end of the whole file, its sound's included: compare with where any stream's data end
+        end, came = container.duration / av.time_base, max(tally.reached or first, tally.end or first)
+    if end is None or end <= first:
+        return "an unannounced number", None
+    covered = (came or first) - first
+    return f"{end - first:.2f} s announced ({covered:.2f} s came)", covered / (end - first)
+
+
+def check_whole(
+    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally, keep_damaged: float
+) -> float | None:
+    """The share of what the container announces that came. Raises Rejected below `keep_damaged`.
+
+    When the container announces nothing, an error on the way is what counts; keep_damaged 0 keeps that too.
+    """
+    announced, fraction = decoded_fraction(container, stream, tally)
+    unknown = fraction is None and tally.error and keep_damaged > 0
+    if unknown or (fraction is not None and fraction < keep_damaged):
+        then = f", then: {tally.error}" if tally.error else ""
+        raise Rejected("damaged", f"{tally.frames} frames decode of {announced}{then}")
+    if tally.frames == 0:
+        raise Rejected("no_frames", f"{stream.codec_context.name}: the stream ends without a frame")
+    return fraction
+
+
+def message(error: Exception) -> str:
+    """One line of what FFmpeg or the system says."""
+    return str(getattr(error, "strerror", None) or error).split("\n")[0]
+
+
+def _timed(frame: av.VideoFrame, stream: av.VideoStream, rate: Fraction, tally: Tally) -> None:
+    clock = frame.time_base or stream.time_base or 1 / rate
+    if frame.pts is None:
+        frame.time_base = clock
+        frame.pts = round((0.0 if tally.end is None else tally.end) / clock)
+    start = float(frame.pts * clock)
+    tally.first = start if tally.first is None else min(start, tally.first)
+    tally.end = max(start + float(1 / rate), tally.end or start)
+    tally.frames += 1
+
+
+def _noted_end(stream: av.VideoStream) -> float | None:
+    try:
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return None
+
+
+def _plausible(rate: Fraction | None) -> Fraction | None:
+    # an mp4's time scale is the rate's numerator, 32 bits at most
+    return rate.limit_denominator(100_000) if rate and 0.01 <= rate <= 1000 else None

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Make one data set of the parts that `make_shards.py --part I/N` made.
+
+    tools/merge_shards.py data/k400                               # the parts wrote into one folder, on a shared disk
+    tools/merge_shards.py data/k400 node1/k400 node2/k400         # each wrote into its own: their shards are moved
+
+The result is byte for byte what one process would have made. Stopped at any time, the same command goes on.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from shards import InputError
+from shards.merge import merge
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder of the whole data set: new, or one that parts wrote into."""
+    parts: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of further parts, of the same last name as OUT; their shards are moved into OUT."""
+
+
+def main() -> int:
+    """Run the command; the exit status: 0 done, 1 disk full or the like, 2 unusable input."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        summary = merge(arguments.out, arguments.parts)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or arguments.out}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.out} is complete: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
