@@ -1,6 +1,7 @@
 """What the tests use to look at results from outside: a decoder, a renderer, the command as a user runs it."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from av.video.frame import PictureType
+
+from shards import Dataset
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -113,3 +117,37 @@ def said(result: subprocess.CompletedProcess[str]) -> list[str]:
 def files(folder: Path) -> dict[str, bytes]:
     """Name → content of everything in a data set's folder, however deep."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def check_webdataset_reads(dataset: Dataset) -> None:
+    """The tars give webdataset the rows of the table."""
+    webdataset = pytest.importorskip("webdataset")
+    tars = [str(tar) for tar in sorted(dataset.path.glob("*.tar"))]
+    seen = {sample["__key__"]: sample for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+    assert sorted(seen) == sorted(dataset.column("key"))
+    for row, key in enumerate(dataset.column("key")):
+        assert seen[key]["mp4"] == dataset.read(row)
+        assert json.loads(seen[key]["json"])["sha256"] == dataset.column("sha256")[row]
+
+
+def check_dali_reads(dataset: Dataset) -> None:
+    """The tars and their indexes give fn.readers.webdataset the rows of the table, each once."""
+    dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    tars = [str(tar) for tar in sorted(dataset.path.glob("*.tar"))]
+
+    @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def reader():
+        index = [tar.replace(".tar", ".idx") for tar in tars]
+        mp4, label = dali.fn.readers.webdataset(
+            paths=tars, index_paths=index, ext=["mp4", "cls"], name="reader"
+        )
+        return mp4, label
+
+    pipeline = reader()
+    pipeline.build()
+    assert pipeline.reader_meta("reader")["epoch_size"] == len(dataset)
+    seen = set()
+    for _ in range(len(dataset)):
+        mp4, label = pipeline.run()
+        seen.add((np.asarray(mp4.at(0)).tobytes(), np.asarray(label.at(0)).tobytes()))
+    assert seen == {(dataset.read(row), dataset.read(row, "cls")) for row in range(len(dataset))}

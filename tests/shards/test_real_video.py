@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from independent import ENVIRONMENT, SHARED, decode, make_shards, said
+from independent import (
+    ENVIRONMENT,
+    SHARED,
+    check_dali_reads,
+    check_webdataset_reads,
+    decode,
+    make_shards,
+    said,
+)
 
 from shards import Dataset
 from shards.transcode import REASONS
@@ -67,6 +75,11 @@ def test_the_table_agrees_with_an_independent_decode_of_every_video(interactions
         source = decode((UT / interactions.column("source")[row]).read_bytes())
         assert seen.frames == source.frames and seen.rate == source.rate
         assert min(seen.width, seen.height) == 64
+
+
+def test_webdataset_and_dali_open_the_tars(interactions: Dataset) -> None:
+    check_webdataset_reads(interactions)
+    check_dali_reads(interactions)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from independent import files
+from independent import check_dali_reads, check_webdataset_reads, files
 
 from shards import Dataset
 from shards.writer import Sample, write_shard
@@ -60,36 +60,9 @@ def test_index_is_what_dali_would_make(dataset: Dataset, tmp_path: Path) -> None
         assert (tmp_path / "made.idx").read_text() == tar.with_suffix(".idx").read_text()
 
 
-def test_webdataset_opens_the_tars(dataset: Dataset) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    tars = [str(tar) for tar in sorted(dataset.path.glob("*.tar"))]
-    seen = {sample["__key__"]: sample for sample in webdataset.WebDataset(tars, shardshuffle=False)}
-    assert sorted(seen) == sorted(dataset.column("key"))
-    for row, key in enumerate(dataset.column("key")):
-        assert seen[key]["mp4"] == dataset.read(row)
-        assert json.loads(seen[key]["json"])["sha256"] == dataset.column("sha256")[row]
-
-
-def test_dali_opens_the_tars_with_the_index(dataset: Dataset) -> None:
-    dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    tars = [str(tar) for tar in sorted(dataset.path.glob("*.tar"))]
-
-    @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)
-    def reader():
-        index = [tar.replace(".tar", ".idx") for tar in tars]
-        mp4, label = dali.fn.readers.webdataset(
-            paths=tars, index_paths=index, ext=["mp4", "cls"], name="reader"
-        )
-        return mp4, label
-
-    pipeline = reader()
-    pipeline.build()
-    assert pipeline.reader_meta("reader")["epoch_size"] == len(dataset)
-    seen = set()
-    for _ in range(len(dataset)):
-        mp4, label = pipeline.run()
-        seen.add((np.asarray(mp4.at(0)).tobytes(), np.asarray(label.at(0)).tobytes()))
-    assert seen == {(dataset.read(row), dataset.read(row, "cls")) for row in range(len(dataset))}
+def test_webdataset_and_dali_open_the_tars(dataset: Dataset) -> None:
+    check_webdataset_reads(dataset)
+    check_dali_reads(dataset)
 
 
 @pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
