@@ -12,7 +12,6 @@ from accelerate import PartialState
 import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError, demo
-from shards.aside import written_aside
 from training.processes import on_main
 from training.settings import Settings
 
@@ -31,15 +30,6 @@ class Run:
     val_rows: np.ndarray
     identity: dict[str, Any]
     resumed: Path | None
-
-    def forget_lines_after(self, step: int) -> None:
-        """Drop from metrics.jsonl what a run that was killed had written beyond its last checkpoint."""
-        path = self.output / "metrics.jsonl"
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        if kept != lines:
-            with written_aside(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept))
 
 
 def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:

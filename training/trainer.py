@@ -1,6 +1,5 @@
 """The loop, counted in optimizer steps."""
 
-import json
 import math
 from typing import Any, NoReturn, Self
 
@@ -8,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from objectives import Objective, checkpoint
@@ -18,6 +16,7 @@ from pipelines.meter import Meter
 from pipelines.picture import save_views
 from shards import InputError
 from training.feed import arrange, tensors
+from training.log import Log
 from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
 from training.settings import Settings
@@ -42,7 +41,7 @@ class Trainer:
     ) -> None:
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
         self.step = 0
-        self.writer: SummaryWriter | None = None
+        self.log: Log | None = None
         self.plan = objective.view_plan(objective.config)
         if settings.sync_bn:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
@@ -86,9 +85,7 @@ class Trainer:
         Raises Stopped after a signal, with a checkpoint written; InputError if the loss is not a number.
         """
         settings, main = self.settings, self.accelerator.is_main_process
-        if main:
-            self.writer = SummaryWriter(self.run_.output / "tensorboard", purge_step=self.step + 1)
-        on_main(lambda: self.run_.forget_lines_after(self.step))
+        on_main(self._open_log)
         line, meter = None, Meter()
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.stop.begin()
@@ -104,7 +101,7 @@ class Trainer:
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     meter = Meter()
-                    on_main(lambda line=line: self.log(line))  # type: ignore[misc]
+                    on_main(lambda line=line: self._write(line))  # type: ignore[misc]
                     bar.set_postfix_str(
                         f"loss {line['loss']:.3f}, top-1 {line['top1']:.3f}, "
                         f"{line['clips_per_s']:.1f} clips/s, waiting {line['wait_share']:.0%}"
@@ -119,6 +116,13 @@ class Trainer:
     def validate(self) -> None:
         if self.validation.due(self.step):
             self.found = self.validation.run(self.step)
+
+    def _open_log(self) -> None:
+        self.log = Log(self.run_.output, self.step)
+
+    def _write(self, line: dict[str, float]) -> None:
+        assert self.log is not None
+        self.log.write(line)
 
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
@@ -172,17 +176,6 @@ class Trainer:
             **found,
         }
 
-    def log(self, line: dict[str, float]) -> None:
-        try:
-            with (self.run_.output / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                self.writer.add_scalar(name, value, self.step)  # type: ignore[attr-defined]
-        except OSError as error:
-            raise InputError(
-                f"--output {self.run_.output}: {error.strerror}; make room and go on with --resume"
-            ) from error
-
     def save(self) -> None:
         """Write OUTPUT/checkpoints/step-…; all processes call it together."""
         model = self.state.objective
@@ -215,8 +208,8 @@ class Trainer:
         self.loader.close()
         self.validation.close()
         self.run_.dataset.close()
-        if self.writer:
-            self.writer.close()
+        if self.log:
+            self.log.close()
 
     def __enter__(self) -> Self:
         return self

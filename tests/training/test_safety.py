@@ -1,0 +1,149 @@
+"""Whatever goes wrong, a run ends, says why, and keeps what it had."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from shards import Dataset
+from tests.training import harness
+from tests.training.harness import TOY, Ended, losses, steps, train, wait_for
+from training.processes import Stopped, StopSignals
+
+FLAGS = (*TOY, "--batch-size", 4)
+
+
+def one_line(done: Ended, *parts: str) -> None:
+    """The run failed with a single line of its own (the progress bar aside)."""
+    assert done.status == 2 and "Traceback" not in done.said, done.said
+    said = [line for line in done.said.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and all(part in said[0] for part in parts), done.said
+
+
+@pytest.mark.parametrize(
+    "flags, says, good",
+    [
+        (("--nan-at", 6, "--checkpoint-every", 5, "--log-every", 4), ("the loss is nan at step 8",), 5),
+        (("--nan-at", 6, "--checkpoint-every", 5, "--log-every", 50), ("not a finite number at step 10",), 5),
+        (
+            ("--break-at", 9, "--checkpoint-every", 5, "--log-every", 50),
+            ("not a finite number at step 10",),
+            5,
+        ),
+        (("--nan-at", 2, "--checkpoint-every", 5), ("the loss is nan at step 3", "no checkpoint"), None),
+    ],
+)
+def test_a_loss_that_is_not_a_number_is_never_saved(data, tmp_path, flags, says, good) -> None:
+    done = train(*FLAGS, "--data", data, "--output", tmp_path / "run", "--steps", 20, *flags)
+    one_line(done, *says, "--lr", "--clip-norm", f"step-{good:08d}" if good else "")
+    assert steps(tmp_path / "run") == ([good] if good else [])
+
+
+def test_a_bad_loss_in_one_process_ends_both(data, tmp_path) -> None:
+    flags = (*FLAGS, "--data", data, "--output", tmp_path / "run", "--steps", 20)
+    processes = harness.start_together(2, *flags, last=("--nan-at", 2))
+    first, second = (process.end() for process in processes)
+    one_line(first, "the loss is nan at step 3")
+    assert second.status == 2 and "Traceback" not in second.said, second.said
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_no_room_for_a_checkpoint_leaves_the_one_before(data, tmp_path, world) -> None:
+    """3,000 bytes hold the weights, and not the optimizer's state."""
+    run = tmp_path / "run"
+    flags = (*FLAGS, "--data", data, "--output", run, "--checkpoint-every", 2, "--log-every", 50)
+    start = (
+        [harness.start_together(2, *flags, "--steps", 2)]
+        if world == 2
+        else [[harness.start(*flags, "--steps", 2)]]
+    )
+    assert all(process.end().status == 0 for process in start[0])
+    before = {path.name: path.read_bytes() for path in (run / "checkpoints/step-00000002").iterdir()}
+    flags = (*flags, "--steps", 20, "--resume")
+    if world == 1:
+        one_line(train(*flags, file_limit=3000), "step-00000004", "File too large", "step-00000002 is whole")
+    else:
+        first, second = (p.end() for p in harness.start_together(2, *flags, file_limit=3000))
+        one_line(first, "step-00000004", "File too large", "step-00000002 is whole")
+        assert second.status == 2
+    assert {path.name: path.read_bytes() for path in (run / "checkpoints/step-00000002").iterdir()} == before
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_no_room_for_a_line_of_metrics(data, tmp_path) -> None:
+    flags = (*FLAGS, "--data", data, "--output", tmp_path / "run")
+    assert train(*flags, "--steps", 3).status == 0
+    size = (tmp_path / "run/metrics.jsonl").stat().st_size
+    done = train(*flags, "--steps", 30, "--resume", "--checkpoint-every", 50, file_limit=size + 100)
+    one_line(done, "--output", "metrics cannot be written (File too large)", "--resume")
+
+
+def test_a_full_disk(data, tmp_path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True
+    ).returncode:
+        pytest.skip("mounting a tmpfs needs privileges")
+    try:
+        flags = (*FLAGS, "--data", data, "--output", disk / "run", "--checkpoint-every", 1)
+        assert train(*flags, "--steps", 2).status == 0
+        with pytest.raises(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        one_line(train(*flags, "--steps", 20, "--resume"), "No space left")
+        assert steps(disk / "run") == [1, 2]
+        (disk / "filler").unlink()
+        assert train(*flags, "--steps", 4, "--resume").status == 0
+        assert list(losses(disk / "run")) == [1, 2, 3, 4]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_crash_in_the_loader_ends_the_run_with_its_traceback(data, tmp_path, world) -> None:
+    """A tar is cut while it is read: with two processes, that of the last one alone."""
+    shutil.copytree(data, tmp_path / "data")
+    run = tmp_path / "run"
+    flags = (*FLAGS, "--output", run, "--steps", 10**6)
+    processes = harness.start_together(world, *flags, "--data", data, last=("--data", tmp_path / "data"))
+    wait_for(lambda: (run / "metrics.jsonl").exists() and losses(run), processes[-1])
+    os.truncate(tmp_path / "data" / Dataset(data).column("shard")[0], 600)
+    *others, crashed = (process.end() for process in processes)
+    assert crashed.status == 1 and "Traceback" in crashed.said and "OSError" in crashed.said, crashed.said
+    assert "ends" in crashed.said and "bytes before the end of row" in crashed.said
+    for other in others:
+        assert other.status == 1 and "lost another one" in other.said and "Traceback" not in other.said, (
+            other.said
+        )
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(data, tmp_path) -> None:
+    run = tmp_path / "run"
+    processes = harness.start_together(2, *FLAGS, "--data", data, "--output", run, "--steps", 10**6)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and losses(run), processes[0])
+    processes[1].signal(signal.SIGTERM)
+    first, second = (process.end() for process in processes)
+    assert (first.status, second.status) == (143, 143), first.said + second.said
+    (step,) = steps(run)
+    assert f"step {step} is saved" in first.said and "Traceback" not in first.said + second.said
+    assert "saved" not in second.said  # one process speaks
+
+
+def test_before_the_loop_a_signal_ends_the_run_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM") as caught, StopSignals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.status == 143 and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_only_a_second_ctrl_c_does_not_wait() -> None:
+    with StopSignals() as stop:
+        stop.begin()
+        assert stop.agreed() == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.agreed() == signal.SIGINT
+        with pytest.raises(Stopped, match="twice"):
+            os.kill(os.getpid(), signal.SIGINT)
