@@ -1,0 +1,285 @@
+"""Pace prediction (Wang, Jiao & Liu 2020, arXiv:2008.05861; papers' sections and equations below are its).
+
+    views        n clips a video, each with its own start and its own pace p: every p-th frame (section 3.1)
+    encoder      C3D, R3D, R(2+1)D, S3D-G or torchvision's; p5, its last map's mean, is a clip's feature
+    loss         λ_cls · cross-entropy of p, Eq. 1, + λ_ctr · contrast between clips, Eq. 2 or 3; Eq. 4
+
+The released code (github.com/laura-wang/video-pace) has the classification alone. Its choices as options: --wrap
+starts clips anywhere and runs on at the video's beginning, which betrays fast clips by their jump;
+--levels bgr-255 feeds unnormalised BGR; --contrast none. Its weight decay, on which the paper is silent, is the
+default.
+
+Settled here: an anchor's denominator runs over all other clips of the batch, in Eq. 2 and in Eq. 3; the mean is over
+anchors; Eq. 3 sums over an anchor's positives as it is written. The non-linear layer of Table 2, which adds "~4k"
+parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReLU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from models import backbones
+from models.stages import Stages
+from objectives import nce
+from objectives.base import Objective, Output, Recipe
+from objectives.choices import check_choices
+from pipelines.plan import Jitter, ViewPlan
+from shards import InputError
+
+PaceOption = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PACE",
+        instance_from_str=lambda words: float(Fraction(words[0])),  # "1/3" as well as "2" and "0.5"
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [pace_name(value)],
+    ),
+]
+
+
+def pace_name(pace: float) -> str:
+    """ "2", "1/3": a pace as people write it."""
+    return str(Fraction(pace).limit_denominator(1000))
+
+
+@dataclass(frozen=True)
+class PaceConfig:
+    """The defaults are the paper's best R(2+)1D: paces 1 to 4, jitter, same context with the extra layer (Table 2)."""
+
+    backbone: str = "r2plus1d"
+    """c3d, r3d, r2plus1d, s3dg; or torchvision's r3d_18, r2plus1d_18, mc3_18, s3d."""
+    width: float = 1.0
+    """Multiplies every channel count of the backbone (not of torchvision's)."""
+    frames: int = 0
+    """Frames a clip; 0 takes the backbone's: 16, and 64 for S3D-G."""
+    size: int = 0
+    """Side of a clip in pixels; 0 takes the backbone's: 112, and 224 for S3D-G."""
+    paces: tuple[PaceOption, ...] = (1.0, 2.0, 3.0, 4.0)
+    """The paces to tell apart: every p-th frame; below 1, frames are repeated. 1/3 1/2 1 2 3 is the paper's other set."""
+    clips: int = 2
+    """Clips a video, each with its own pace and start."""
+    wrap: bool = False
+    """Start anywhere and run on at the video's beginning, as the released code does; else only clips that are longer
+    than their video run over its end."""
+    short: Literal["loop", "edge", "reject"] = "loop"
+    """A video shorter than a clip starts over, repeats its last frame, or is left out."""
+    jitter: Literal["frame", "clip", "none"] = "frame"
+    """Colour jitter drawn for each frame, for each clip, or none (Table 1)."""
+    levels: Literal["imagenet", "bgr-255"] = "imagenet"
+    """What the network is fed: normalised RGB, or BGR from 0 to 255 as the released checkpoints want it."""
+    contrast: Literal["context", "pace", "none"] = "context"
+    """Positives: the clips of the same video (Eq. 2), those of the same pace (Eq. 3), or no contrastive term."""
+    projection: int = 8
+    """Width of the non-linear layer between p5 and the contrast; 0 contrasts p5 itself."""
+    positives: Literal["sum", "mean"] = "sum"
+    """Over an anchor's positives: the sum (Eq. 3), or the mean, whose weight does not grow with the batch."""
+    negatives: Literal["local", "gathered"] = "local"
+    """Contrast with the clips of this process, or of all of them (with gradient)."""
+    lambda_cls: float = 1.0
+    """λ_cls, weight of the pace's cross-entropy; 0 trains by contrast alone, without a pace head."""
+    lambda_ctr: float = 0.1
+    """λ_ctr, weight of the contrastive term."""
+    lr: float = 1e-3
+    """SGD's learning rate."""
+    momentum: float = 0.9
+    """SGD's momentum (released code)."""
+    weight_decay: float = 5e-3
+    """SGD's weight decay (released code)."""
+    drop_every: int = 18_000
+    """Steps after which the learning rate falls to a tenth, again and again; 6 epochs of 90,000 clips at batch 30.
+    0 keeps it."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up; the paper names none."""
+
+    def __post_init__(self) -> None:
+        if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
+            raise InputError(
+                f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"
+            )
+        if self.clips < 1 or (self.contrast == "context" and self.clips < 2):
+            raise InputError(
+                f"--clips {self.clips}: must be at least 1, and 2 with --contrast context, whose positives are "
+                "clips of the same video"
+            )
+        if (
+            min(self.frames, self.size, self.projection, self.drop_every, self.warmup_steps) < 0
+            or self.width <= 0
+        ):
+            raise InputError(
+                "--frames, --size, --projection, --drop-every and --warmup-steps must be at least 0, --size even, --width above 0"
+            )
+        if min(self.lambda_cls, self.lambda_ctr) < 0 or not (self.lambda_cls or self.contrast != "none"):
+            raise InputError(
+                f"--lambda-cls {self.lambda_cls:g} with --contrast {self.contrast}: nothing is left to train on, or a "
+                "weight is below 0"
+            )
+        if self.contrast != "none" and self.lambda_ctr == 0:
+            raise InputError(f"--lambda-ctr 0 with --contrast {self.contrast}: use --contrast none")
+        if self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
+            raise InputError(f"--lr {self.lr} must be above 0, --momentum and --weight-decay at least 0")
+        check_choices(self)
+        try:
+            backbones.check(self.backbone, *self.clip_shape, self.width)
+        except ValueError as error:
+            raise InputError(f"--backbone {self.backbone}: {error}") from None
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """Frames of a clip and its side in pixels."""
+        known = backbones.BACKBONES.get(self.backbone, backbones.BACKBONES["r2plus1d"])
+        return self.frames or known.frames, self.size or known.size
+
+    @property
+    def named(self) -> str:
+        return " ".join(map(pace_name, self.paces))
+
+
+class Pace(Objective):
+    """encoder: models.stages.Stages; head: the paces' logits, None with λ_cls 0; projection: the contrast's layer."""
+
+    name = "pace"
+    Config = PaceConfig
+    recipe = Recipe(steps=54_000, batch_size=30)  # section 4.1: 18 epochs of 90,000 clips
+    small_recipe = Recipe(steps=300, batch_size=24)
+    encoder: Stages
+    head: nn.Linear | None
+    projection: nn.Module | None
+
+    def __init__(self, config: PaceConfig) -> None:
+        super().__init__(config)
+        self.encoder = backbones.build(config.backbone, *config.clip_shape, config.width)
+        dim = self.encoder.dim
+        self.head = nn.Linear(dim, len(config.paces)) if config.lambda_cls else None
+        layer = (
+            nn.Sequential(nn.Linear(dim, config.projection), nn.ReLU())
+            if config.projection
+            else nn.Identity()
+        )
+        self.projection = layer if config.contrast != "none" else None
+        self.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
+
+    @staticmethod
+    def small() -> PaceConfig:
+        return PaceConfig(width=0.25, size=64, lr=2e-2, weight_decay=5e-4, drop_every=0, warmup_steps=10)
+
+    @staticmethod
+    def view_plan(config: PaceConfig) -> ViewPlan:
+        """V clips of T frames; a crop of 112 of 128 (224 of 256) pixels and a flip a clip (section 4.1)."""
+        frames, size = config.clip_shape
+        return ViewPlan(
+            offsets=(tuple(range(frames)),) * config.clips,
+            size=size,
+            crop=0.875,
+            flip=0.5,
+            jitter=None if config.jitter == "none" else Jitter(0.8, 0.8, 0.8, 0.2, probability=0.8, grey=0.0),
+            box_scope="view",
+            colour_scope="view" if config.jitter == "clip" else "frame",
+            paces=config.paces,
+            wrap=config.wrap,
+            short=config.short,
+            levels=config.levels,
+        )
+
+    def forward(self, batch: Mapping[str, Any]) -> Output:
+        """views (B, V, 3, T, H, W); pace (B, V) int64, indices into the config's paces."""
+        views_BVCTHW, paces_A = batch["views"], batch["pace"].flatten()  # A anchors: B·V clips
+        B, V = views_BVCTHW.shape[:2]
+        features_AD = self.encoder.pooled(views_BVCTHW.flatten(0, 1))
+        loss = torch.zeros((), device=features_AD.device)
+        metrics: dict[str, Tensor] = {}
+        if self.projection is not None:
+            videos_A = torch.arange(B, device=features_AD.device).repeat_interleave(V) + nce.rank_offset(B)
+            ids_A = videos_A if self.config.contrast == "context" else paces_A
+            ctr, metrics = self._contrast(self.projection(features_AD), ids_A)
+            loss = loss + self.config.lambda_ctr * ctr
+        if self.head is not None:
+            logits_AM = self.head(features_AD)
+            cls = F.cross_entropy(logits_AM, paces_A)
+            loss = loss + self.config.lambda_cls * cls
+            metrics |= {"loss_cls": cls.detach(), **self._confusion(logits_AM.argmax(-1), paces_A)}
+        else:
+            metrics |= {"top1": metrics["ctr_top1"], "chance": metrics["ctr_chance"]}
+        return Output(loss, metrics)
+
+    def _contrast(self, z_AD: Tensor, ids_A: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 2 and 3, by what the positives share; with gathered negatives, rows are this process's clips."""
+        others_BD, ids_B, own = z_AD, ids_A, 0
+        if self.config.negatives == "gathered":
+            own = nce.rank_offset(len(z_AD))
+            others_BD, ids_B = nce.gather(z_AD), nce.gather(ids_A)
+        positive_AB, itself_AB = pairs(ids_A, ids_B, own)
+        scores_AB = nce.scores(z_AD[:, None], others_BD[:, None], scale=False)[:, 0, :, 0]
+        scores_AB = scores_AB.masked_fill(itself_AB, torch.finfo(scores_AB.dtype).min)
+        loss = positive_pair_nce(scores_AB, positive_AB, self.config.positives)
+        hits_A = positive_AB.gather(1, scores_AB.detach().argmax(1, keepdim=True))
+        chance = positive_AB.sum() / (~itself_AB).sum().clamp(min=1)
+        return loss, {"loss_ctr": loss.detach(), "ctr_top1": hits_A.float().mean(), "ctr_chance": chance}
+
+    @torch.no_grad()
+    def _confusion(self, guesses_A: Tensor, paces_A: Tensor) -> dict[str, Tensor]:
+        """top1; for each pace its accuracy, and confusion_TRUE_GUESSED, the share of its clips taken for another.
+
+        Shares are counted as if the batch held each pace equally often, which it does on average: so the means
+        over batches and processes are right, where a pace missing from a batch would have no share at all.
+        """
+        M = len(self.config.paces)
+        counts_MM = torch.bincount(paces_A * M + guesses_A, minlength=M * M).view(M, M)
+        shares_MM = counts_MM * (M / len(paces_A))
+        names = [pace_name(pace) for pace in self.config.paces]
+        metrics = {f"accuracy_{names[i]}": shares_MM[i, i] for i in range(M)}
+        metrics |= {
+            f"confusion_{names[i]}_{names[j]}": shares_MM[i, j] for i in range(M) for j in range(M) if i != j
+        }
+        return {"top1": shares_MM.diagonal().sum() / M, "chance": shares_MM.new_tensor(1 / M), **metrics}
+
+    def embed(self, views: Tensor, stage: int = 5) -> Tensor:
+        """views (B, V, C, T, H, W) → p5, or p4 with stage=4, (B, V, D): the features of section 4.4."""
+        return self.encoder.pooled(views.flatten(0, 1), stage).unflatten(0, views.shape[:2])
+
+    def logits(self, views: Tensor) -> Tensor:
+        """views (B, V, C, T, H, W), as the config's levels say → the paces' logits (B, V, M).
+
+        Raises InputError for a model that was trained without a pace head.
+        """
+        if self.head is None:
+            raise InputError("this model has no pace head: it was trained with --lambda-cls 0")
+        return self.head(self.embed(views))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """SGD, 1e-3 (section 4.1); momentum and weight decay of the released code."""
+        config = self.config
+        return torch.optim.SGD(
+            self.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """A tenth after every `drop_every` steps (section 4.1: every 6 epochs)."""
+        drops = step // self.config.drop_every if self.config.drop_every else 0
+        return super().learning_rate(step) * 0.1**drops
+
+
+def pairs(ids_A: Tensor, ids_B: Tensor, own: int = 0) -> tuple[Tensor, Tensor]:
+    """Which of the clips B are positives of the clips A, those of the same id, and which are A's clips themselves.
+
+    Clip a of A is clip own + a of B. Returns two bool tensors (A, B).
+    """
+    itself_AB = torch.eye(len(ids_A), len(ids_B), dtype=torch.bool, device=ids_A.device).roll(own, 1)
+    return (ids_A[:, None] == ids_B) & ~itself_AB, itself_AB
+
+
+def positive_pair_nce(scores_AB: Tensor, positive_AB: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    """−1/A Σ over anchors and their positives of log(exp(score) / Σ over all of exp(score)): Eq. 2 and 3.
+
+    scores (A, B), the least float where anchor and column are the same clip; positive (A, B) bool. An anchor without positives
+    adds nothing. mean: the mean over an anchor's positives instead of their sum. Returns a scalar.
+    """
+    log_p_AB = (scores_AB - scores_AB.logsumexp(1, keepdim=True)).masked_fill(~positive_AB, 0.0)
+    sums_A = log_p_AB.sum(1)
+    return -(sums_A / positive_AB.sum(1).clamp(min=1) if reduction == "mean" else sums_A).mean()
