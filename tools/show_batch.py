@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""What is a model really fed? A picture, and a page of looping clips with the plan behind each.
+
+    tools/show_batch.py --objective dpc --data data/k400          writes batch-dpc.png and batch-dpc.html
+    tools/show_batch.py --objective tcp --modality flow --data data/k400 --device cpu --batch 3
+
+The views come from the loader that training uses, in the given placement, as its first batch (or --batch N) under
+the same --seed and --batch-size would see them; their colours are undone only as far as eyes need it. The page needs
+nothing beside itself.
+"""
+
+import base64
+import html
+import io
+import os
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+import objectives
+from objectives.base import Recipe
+from objectives.command import parse
+from pipelines.draw import Draw
+from pipelines.graph import choose_placement
+from pipelines.loader import Loader
+from pipelines.picture import save_views, visible
+from pipelines.plan import ViewPlan
+from shards import Dataset, InputError, demo
+
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
+h2 { font-size: 1rem; margin: 2rem 0 .5rem } .views { display: flex; flex-wrap: wrap; gap: 12px }
+figure { margin: 0; width: 180px } figure img { width: 180px; image-rendering: pixelated; background: #ddd }
+figcaption, table { font-size: 12px } td { padding: 0 1em 0 0; vertical-align: top }
+pre { font-size: 10px; margin: 4px 0; white-space: pre-wrap }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which batch is shown. The objective's own flags follow further down."""
+
+    objective: str = "vdim"
+    """The method whose views are shown."""
+    data: Path | None = None
+    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    split: str | None = None
+    """Use only the rows of this split."""
+    out: Path | None = None
+    """Name of the two files, without .png and .html; batch-OBJECTIVE by default."""
+    batch_size: int = 4
+    """Videos shown; with training's batch size, training's batch."""
+    batch: int = 0
+    """Which batch, counted from 0."""
+    fps: float = 10.0
+    """Frames a second of the clips on the page."""
+    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    """Where videos are decoded and augmented."""
+    threads: int = os.cpu_count() or 2
+    """Decoding threads."""
+    small: bool = False
+    """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.batch < 0 or self.fps <= 0:
+            raise InputError("--batch must be at least 0, --fps above 0")
+
+    @classmethod
+    def for_recipe(cls, _: Recipe, **fields: Any) -> "Settings":
+        return cls(**fields)
+
+
+def main(argv: list[str]) -> None:
+    settings, config = parse(argv, Settings, __doc__, "show_batch.py")
+    plan = objectives.get(settings.objective).view_plan(config)
+    dataset = Dataset(settings.data or demo.ensure())
+    rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
+    with Loader(
+        dataset,
+        rows,
+        plan,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        placement=choose_placement(settings.device),
+        threads=settings.threads,
+        prefetch=0,
+    ) as loader:
+        loader.load_state_dict({"samples": settings.batch * settings.batch_size})
+        batch = next(loader)
+    out = settings.out or Path(f"batch-{settings.objective}")
+    picture, page = out.with_name(out.name + ".png"), out.with_name(out.name + ".html")
+    title = f"{settings.objective} on {dataset.name}, seed {settings.seed}, batch {settings.batch}"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_views(batch, plan, picture, samples=settings.batch_size)
+        page.write_text(make_page(title, batch, plan, dataset, settings.fps), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}; choose a place that can be written to") from error
+    print(title)
+    for key, drawn in zip(batch["key"], batch["draw"], strict=True):
+        print(key)
+        for view in range(plan.views):
+            print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(drawn, view).items()))
+    print(f"{picture}\n{page}")
+
+
+def describe(drawn: Draw, view: int) -> dict[str, str]:
+    """What was drawn for one view, in words."""
+    left, top, width, height = drawn.boxes[view].tolist()
+    said = {"frames": ranges(drawn.frames[view]), "box": f"{width}×{height} at {left},{top}"}
+    if drawn.flips[view]:
+        said["flip"] = "left to right"
+    if drawn.angles[view]:
+        said["turn"] = f"{drawn.angles[view]:.1f}°"
+    if drawn.pace is not None:
+        said["pace"] = f"label {drawn.pace[view]}"
+    if drawn.noise is not None:
+        said["noise"] = f"frames {ranges(drawn.noise[view])} of it"
+    return said
+
+
+def ranges(numbers: np.ndarray) -> str:
+    """Frame numbers in short: 3–9, 4–60 by 8, or one by one."""
+    steps = np.unique(np.diff(numbers))
+    if len(steps) == 1 and steps[0] > 0:
+        return f"{numbers[0]}–{numbers[-1]}" + (f" by {steps[0]}" if steps[0] > 1 else "")
+    return " ".join(map(str, numbers.tolist()))
+
+
+def make_page(title: str, batch: dict[str, Any], plan: ViewPlan, dataset: Dataset, fps: float) -> str:
+    """The page's HTML. batch: as the loader gives it."""
+    pixels_BVTHW3 = visible(batch["views"], plan).numpy()
+    told = "".join(
+        f"<tr><td>{f.name}<td>{html.escape(str(getattr(plan, f.name)))}"
+        for f in fields(plan)
+        if f.name != "offsets"
+    )
+    offsets = "".join(f"<tr><td>view {v}<td>{ranges(np.array(view))}" for v, view in enumerate(plan.offsets))
+    videos = "".join(
+        f"<h2>{html.escape(key)}{name_of(label, dataset)}</h2><div class=views>"
+        + "".join(figure(clip, drawn, view, fps) for view, clip in enumerate(clips))
+        + "</div>"
+        for key, label, drawn, clips in zip(
+            batch["key"], batch["label"].tolist(), batch["draw"], pixels_BVTHW3, strict=True
+        )
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>{videos}"
+        f"<h2>The plan: {plan.views} views of {plan.frames} frames, {plan.channels} × {plan.size}², "
+        f"{plan.span} frames from first to last</h2><table>{offsets}{told}</table></html>\n"
+    )
+
+
+def name_of(label: int, dataset: Dataset) -> str:
+    return f" ({html.escape(dataset.classes[label])})" if 0 <= label < len(dataset.classes) else ""
+
+
+def figure(clip_THW3: np.ndarray, drawn: Draw, view: int, fps: float) -> str:
+    said = "<br>".join(f"{name} {value}" for name, value in describe(drawn, view).items())
+    colours_TCP = drawn.colours[view]
+    frames = "frame 0 of many" if (colours_TCP != colours_TCP[0]).any() else "all frames"
+    matrix = "\n".join(" ".join(f"{value:8.4f}" for value in row) for row in colours_TCP[0])
+    return (
+        f'<figure><img alt="view {view}" src="{animation(clip_THW3, fps)}"><figcaption>view {view}<br>{said}'
+        f"<details><summary>colours</summary>{frames}<pre>{matrix}</pre></details></figcaption></figure>"
+    )
+
+
+def animation(clip_THW3: np.ndarray, fps: float) -> str:
+    """A clip, uint8 RGB, as a data URI: a WebP that loops."""
+    first, *rest = map(Image.fromarray, clip_THW3)
+    out = io.BytesIO()
+    first.save(out, "WEBP", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=80)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"error: {error}")
