@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Keep what a training run measured: its settings and curves as one JSON file, and a picture of them.
+
+    tools/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/2026-11-21-vdim-demo
+
+writes benchmarks/2026-11-21-vdim-demo.json and .png. Run it on the machine that trained.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import tyro
+from machine import describe
+
+from shards import InputError
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # the backend comes first
+
+PACKAGES = ("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "accelerate", "av", "numpy")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run: tyro.conf.Positional[Path]
+    """The run's folder, with metrics.jsonl and config.json."""
+    command: str
+    """The command line that made it, as others can type it."""
+    out: Path
+    """Where the result goes, without .json and .png."""
+
+
+def main(arguments: Arguments) -> None:
+    config, lines = read(arguments.run)
+    result = {"command": arguments.command, "machine": describe(*PACKAGES), **config, "metrics": lines}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    name = arguments.out.name
+    arguments.out.with_name(f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(
+        lines,
+        f"{config['objective']} on {config['settings']['data'].split()[0]}",
+        arguments.out.with_name(f"{name}.png"),
+    )
+
+
+def read(run: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """config.json and the lines of metrics.jsonl, four digits each."""
+    try:
+        config = json.loads((run / "config.json").read_text())
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run}: not the folder of a run ({error}); name one that train.py made") from error
+    if not lines:
+        raise InputError(f"{run / 'metrics.jsonl'}: no line yet; let the run pass --log-every steps")
+    return config, [{key: float(f"{value:.4g}") for key, value in line.items()} for line in lines]
+
+
+def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
+    """Loss and top-1 over the steps, with chance."""
+    steps = [line["step"] for line in lines]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.plot(steps, [line["loss"] for line in lines])
+    left.set(title=f"{title}: loss", xlabel="step")
+    right.plot(steps, [line["top1"] for line in lines], label="top-1")
+    right.plot(steps, [line["chance"] for line in lines], "--", label="chance")
+    right.set(title="top-1", xlabel="step", ylim=(0, None))
+    right.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")
