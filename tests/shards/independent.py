@@ -105,8 +105,12 @@ def render(
 
 def make_shards(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command, as a user runs it."""
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    return run_tool(TOOL, *arguments)
+
+
+def run_tool(tool: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(tool), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | environment)
 
 
 def said(result: subprocess.CompletedProcess[str]) -> list[str]:
