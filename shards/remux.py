@@ -76,6 +76,7 @@ def _remux(
     count = 0
     with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
         copied = target.add_stream_from_template(stream, opaque=True)
+        copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
         if stream.codec_context.name == "hevc":
             copied.codec_context.codec_tag = "hvc1"
         for packet in container.demux(stream):
