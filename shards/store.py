@@ -97,6 +97,7 @@ class Dataset:
     ) -> np.ndarray:
         """Ascending row numbers, int64 of shape (selected,).
 
+        split: "train", a value of `split_column`, or "split1:train", which names the column too.
         label_fraction: that share of each label's rows, at least one, chosen by `seed` among the split's rows
         before short and quarantined ones are left out: a fraction names the same rows whatever else is asked,
         and a larger one contains a smaller one. quarantine: leave out the keys of quarantine.jsonl.
@@ -178,12 +179,21 @@ class Dataset:
         return dict(zip(self.shards, ends.tolist(), strict=True))
 
     def _in_split(self, split: str, column: str) -> np.ndarray:
+        named, _, value = split.rpartition(":")
+        column = named or column
         if column not in self._columns.names:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
         codes, there = self._columns.codes(column)
-        if split not in there:
-            raise InputError(f"--split {split}: {self.source} has the splits {', '.join(there) or 'none'}")
-        return np.asarray(codes == there.index(split), dtype=bool)
+        if value not in there:
+            known = ", ".join(self._splits()) or "none"
+            raise InputError(f"--split {split}: {self.source} has the splits {known}")
+        return np.asarray(codes == there.index(value), dtype=bool)
+
+    def _splits(self) -> list[str]:
+        """What `select` takes as split."""
+        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._columns.names]
+        named = [(name, value) for name in columns for value in self._columns.codes(name)[1]]
+        return [value if name == "split" else f"{name}:{value}" for name, value in named]
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         if not 0 < fraction <= 1:

@@ -18,7 +18,7 @@ class Settings:
     data: Path | None = None
     """A data set made by tools/make_shards.py; the rendered demo set by default."""
     split: str | None = None
-    """Use only the rows of this split."""
+    """Use only the rows of this split: train, or, where there are several, split1:train."""
     val_split: str | None = None
     """Validate on this split, without training-time augmentation; methods whose paper does so lower their learning
     rate where the loss on it no longer falls."""

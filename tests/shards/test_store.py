@@ -35,6 +35,7 @@ def large(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         "num_frames": pa.array(generator.integers(1, 101, 200), pa.int32()),
         "label": pa.array(generator.integers(-1, 6, 200), pa.int32()),
         "split": generator.choice(["train", "test"], 200).tolist(),
+        "split2": generator.choice(["train", "test", None], 200).tolist(),
     }
     for name, values in columns.items():
         place = table.column_names.index(name) if name in table.column_names else len(table.column_names)
@@ -42,6 +43,13 @@ def large(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         table = table.add_column(place, name, pa.array(values))
     pq.write_table(table, folder / "samples.parquet")
     return Dataset(folder)
+
+
+def test_a_split_may_name_its_column(large: Dataset) -> None:
+    chosen = large.select(split="split2:train")
+    assert chosen.tolist() == np.flatnonzero(large.column("split2") == "train").tolist()
+    assert chosen.tolist() == large.select(split="train", split_column="split2").tolist()
+    assert chosen.tolist() != large.select(split="train").tolist()
 
 
 def test_opens_with_its_description(dataset: Dataset, made: Path) -> None:
@@ -169,7 +177,9 @@ def test_wrong_questions_list_the_answers(dataset: Dataset, large: Dataset) -> N
         dataset.column("frames")
     with pytest.raises(InputError, match=r"--split train: .* has no column 'split'"):
         dataset.select(split="train")
-    with pytest.raises(InputError, match=r"--split val: .* has the splits test, train"):
+    with pytest.raises(
+        InputError, match=r"--split val: .* has the splits test, train, split2:test, split2:train"
+    ):
         large.select(split="val")
     for fraction in (0.0, 1.5):
         with pytest.raises(InputError, match="--label-fraction"):
