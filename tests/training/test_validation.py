@@ -1,0 +1,166 @@
+"""Validation, the plateau, the curriculum and --init-from, as a user's command has them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import objectives
+from objectives.base import Plateau
+from pipelines.loader import Loader
+from pipelines.plan import plain
+from shards import Dataset
+from tests.training.harness import lines, losses, train, train_together
+from training.validation import Decay
+
+NET = ("--width", 0.05, "--blocks", 4, "--frames", 1, "--size", 34, "--pred-steps", 1, "--stride", 2)
+FLAGS = (
+    "--objective",
+    "dpc",
+    "--split",
+    "train",
+    "--log-every",
+    1,
+    "--checkpoint-every",
+    1,
+    "--keep",
+    99,
+    *NET,
+)
+VALIDATED = (*FLAGS, "--steps", 6, "--val-split", "test", "--val-every", 2, "--curriculum", 4)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5pred3 → 4pred4 in small: 3pred1, and 2pred2 from step 4 on. A validation that is lower by luck is no matter."""
+    out = tmp_path_factory.mktemp("validated") / "run"
+    done = train(*VALIDATED, "--batch-size", 4, "--patience", 1, "--data", data, "--output", out)
+    assert done.status == 0, done.said
+    return out
+
+
+def test_the_curriculum_runs_in_one_command(whole: Path) -> None:
+    """4 clips, one or two steps, 2×2 locations."""
+    assert [round(1 / line["chance"]) for line in lines(whole)] == [16, 16, 16, 16, 32, 32]
+
+
+def test_validation_is_the_loss_on_fixed_plain_clips(whole: Path, data: Path) -> None:
+    found = {line["val_step"]: line for line in lines(whole) if "val_step" in line}
+    assert list(found) == [2, 4, 6]
+    for step in found:
+        objective = objectives.load(whole / f"checkpoints/step-{step:08d}")
+        objective.begin_step(step - 1)
+        dataset = Dataset(data)
+        rows = dataset.select(split="test")
+        with (
+            Loader(dataset, rows, plain(objective.view_plan(objective.config)), batch_size=4) as loader,
+            torch.no_grad(),
+        ):
+            outs = [objective({"views": next(loader)["views"]}) for _ in range(len(rows) // 4)]
+        assert found[step]["val_loss"] == pytest.approx(np.mean([float(o.loss) for o in outs]), rel=1e-4)
+        assert found[step]["val_top1"] == pytest.approx(
+            np.mean([float(o.metrics["top1"]) for o in outs]), abs=1e-6
+        )
+        dataset.close()
+
+
+def at_step(whole: Path, step: int, run: Path, validation: dict | None = None) -> Path:
+    """A copy of the run as it was after a step, with another state of its validation."""
+    shutil.copytree(whole, run)
+    for later in range(step + 1, 7):
+        shutil.rmtree(run / f"checkpoints/step-{later:08d}")
+    if validation:
+        state = run / f"checkpoints/step-{step:08d}/state.json"
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"validation": validation}))
+        sizes = state.with_name("files.json")
+        sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"state.json": state.stat().st_size}))
+    return run
+
+
+def resume(run: Path, data: Path) -> None:
+    done = train(*VALIDATED, "--batch-size", 4, "--patience", 1, "--data", data, "--output", run, "--resume")
+    assert done.status == 0, done.said
+
+
+def test_resumed_at_any_step_it_is_the_same_run(whole: Path, data: Path, tmp_path: Path) -> None:
+    unvalidated = {"validated": 0, "decay": Decay(None).state_dict()}  # as a signal between the two leaves it
+    for step, validation in ((2, unvalidated), (3, None), (5, None)):
+        run = at_step(whole, step, tmp_path / str(step), validation)
+        resume(run, data)
+        assert losses(run) == losses(whole)
+        mine, expected = (load_file(r / "checkpoints/step-00000006/model.safetensors") for r in (run, whole))
+        assert all(torch.equal(mine[key], expected[key]) for key in expected)
+
+
+def test_a_plateau_lowers_the_learning_rate_until_the_next_stage(
+    whole: Path, data: Path, tmp_path: Path
+) -> None:
+    fallen = {"validated": 2, "decay": {"stage": 0, "lowest": 0.0, "waited": 0, "falls": 1}}
+    run = at_step(whole, 3, tmp_path / "run", fallen)
+    resume(run, data)
+    rates = []
+    for step in (4, 5):
+        state = json.loads((run / f"checkpoints/step-{step:08d}/state.json").read_text())
+        rates.append(state["optimizer"]["param_groups"][0]["lr"])
+    assert rates == pytest.approx([1e-4, 1e-3])
+
+
+def test_two_processes_agree(data: Path, tmp_path: Path) -> None:
+    flags = (*VALIDATED, "--batch-size", 2, "--patience", 1, "--data", data, "--output", tmp_path / "run")
+    done = train_together(2, *flags)
+    assert [d.status for d in done] == [0, 0], [d.said for d in done]
+    assert [line["val_step"] for line in lines(tmp_path / "run") if "val_step" in line] == [2, 4, 6]
+
+
+def test_init_from_starts_with_the_weights_of_another_stage(whole: Path, data: Path, tmp_path: Path) -> None:
+    base = (*FLAGS, "--data", data, "--batch-size", 4, "--steps", 1, "--lr", 1e-30, "--weight-decay", 0)
+    done = train(*base, "--pred-steps", 2, "--init-from", whole, "--output", tmp_path / "next")
+    assert done.status == 0, done.said
+    ours, theirs = (load_file(run / "encoder.safetensors") for run in (tmp_path / "next", whole))
+    weights = [key for key in ours if key.endswith("weight")]
+    assert weights and all(torch.equal(ours[key], theirs[key]) for key in weights)
+    other = train(*base, "--width", 0.1, "--init-from", whole, "--output", tmp_path / "wider")
+    assert other.status == 2 and "--init-from" in other.said and "Traceback" not in other.said
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--val-split", "train"), "--val-split train"),
+        (("--val-split", "nowhere"), "nowhere"),
+        (("--val-split", "test", "--val-every", 0), "--val-every"),
+        (("--init-from", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(flags: tuple, named: str, data: Path, tmp_path: Path) -> None:
+    done = train(*FLAGS, "--data", data, "--batch-size", 4, "--output", tmp_path / "run", *flags)
+    assert done.status == 2 and named in done.said and "Traceback" not in done.said, done.said
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 4), st.integers(1, 2), st.integers(0, 30))
+def test_the_plateau_is_its_definition(values: list[int], patience: int, times: int, at: int) -> None:
+    """Against a scan of the whole history; and saved and put back in between it goes on alike."""
+    decay = Decay(Plateau(patience, 0.5, times))
+    falls, since = 0, 0
+    for n, loss in enumerate(values):
+        if n == at:
+            state, decay = decay.state_dict(), Decay(Plateau(patience, 0.5, times))
+            decay.load_state_dict(state)
+        decay.judge(float(loss))
+        since = n + 1 if n == 0 or loss < min(values[:n]) else since
+        if n + 1 - since == patience and falls < times:
+            falls, since = falls + 1, n + 1
+        assert decay.factor == 0.5**falls
+    decay.begin(1)
+    assert decay.factor == 1 and decay.lowest is None
+    unruled = Decay(None)
+    for loss in values:
+        unruled.judge(float(loss))
+    assert unruled.factor == 1
