@@ -124,8 +124,6 @@ def describe(drawn: Draw, view: int) -> dict[str, str]:
         said["turn"] = f"{drawn.angles[view]:.1f}°"
     if drawn.pace is not None:
         said["pace"] = f"label {drawn.pace[view]}"
-    if drawn.noise is not None:
-        said["noise"] = f"frames {ranges(drawn.noise[view])} of it"
     return said
 
 

@@ -1,0 +1,132 @@
+"""What every objective inherits, at its CPU-sized settings: a new file in objectives/ is tested here as it is."""
+
+import base64
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from nvidia.dali import Pipeline
+from PIL import Image
+
+import objectives
+from objectives import checkpoint
+from pipelines.graph import define
+from tests.training import harness
+from tests.training.harness import losses, train
+from tools import show_batch
+
+OBJECTIVES = objectives.available()
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+BATCH = ("--small", "--batch-size", 2, "--log-every", 1, "--prefetch", 1)
+
+
+def flags(name: str, data: Path, out: Path, *more: object) -> tuple[object, ...]:
+    warm = ("--warmup-steps", 0)  # or the first steps would hardly change a weight
+    return (*BATCH, *warm, "--objective", name, "--data", data, "--output", out, *more)
+
+
+@every_objective
+def test_a_resumed_run_is_the_same_bit_for_bit(name, data, tmp_path) -> None:
+    whole = train(*flags(name, data, tmp_path / "whole", "--steps", 2))
+    assert whole.status == 0, whole.said
+    for more in (("--steps", 1), ("--steps", 2, "--resume")):
+        done = train(*flags(name, data, tmp_path / "run", *more))
+        assert done.status == 0, done.said
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert len(set(losses(tmp_path / "run").values())) == 2
+    last = "checkpoints/step-00000002/model.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+
+
+@every_objective
+def test_two_processes_train_and_every_parameter_gets_a_gradient(name, data, tmp_path) -> None:
+    """DDP raises in the second step where a parameter had none in the first."""
+    for done in harness.train_together(2, *flags(name, data, tmp_path / "run", "--steps", 2)):
+        assert done.status == 0, done.said
+    assert list(losses(tmp_path / "run")) == [1, 2]
+
+
+@every_objective
+@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
+def test_its_gpu_graphs_are_defined(name, placement) -> None:
+    """Without a GPU a graph can be defined, which checks every operator's arguments, and not be built."""
+    cls = OBJECTIVES[name]
+    for config in (cls.Config(), cls.small()):
+        with Pipeline(4, 2, 0):
+            assert define(cls.view_plan(config), placement).device == "gpu"
+
+
+@every_objective
+@torch.no_grad()
+def test_it_embeds_and_comes_back_from_a_checkpoint(name, tmp_path) -> None:
+    torch.manual_seed(1)
+    cls = OBJECTIVES[name]
+    objective, plan = cls(cls.small()).eval(), cls.view_plan(cls.small())
+    views = torch.randn(2, plan.views, plan.channels, plan.frames, plan.size, plan.size)
+    features = objective.embed(views)
+    assert features.shape[:2] == (2, plan.views) and features.ndim == 3 and features.isfinite().all()
+    checkpoint.save_config(tmp_path, objective, {})
+    checkpoint.save_weights(tmp_path / checkpoint.WEIGHTS, objective)
+    loaded = objectives.load(tmp_path)
+    assert type(loaded) is cls and loaded.config == cls.small()
+    assert torch.equal(loaded.embed(views), features)
+
+
+@every_objective
+def test_its_recipes_and_schedule_are_whole(name) -> None:
+    cls = OBJECTIVES[name]
+    for config, recipe in ((cls.Config(), cls.recipe), (cls.small(), cls.small_recipe)):
+        assert recipe.steps >= 1 and recipe.batch_size >= 1 and config.lr > 0 and config.warmup_steps >= 0
+    schedule = cls(cls.small()).learning_rate
+    factors = [schedule(step) for step in (0, cls.small().warmup_steps, cls.small_recipe.steps - 1)]
+    assert all(0 < factor <= 1 for factor in factors) and max(factors) == 1
+
+
+@every_objective
+def test_its_batch_can_be_looked_at(name, data, tmp_path, capsys) -> None:
+    small = ["--small", "--objective", name, "--data", str(data), "--device", "cpu"]
+    show_batch.main([*small, "--batch-size", "2", "--out", str(tmp_path / "batch")])
+    said, plan = capsys.readouterr().out, OBJECTIVES[name].view_plan(OBJECTIVES[name].small())
+    assert said.count("frames ") == said.count("box ") == 2 * plan.views, said
+    with Image.open(tmp_path / "batch.png") as picture:
+        assert picture.size[1] >= 2 * plan.views * plan.size
+    page = (tmp_path / "batch.html").read_text()
+    clips = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
+    assert len(clips) == 2 * plan.views and "http" not in page
+    assert all(f"<td>{field.name}<td>" in page for field in fields(plan) if field.name != "offsets")
+    for number, clip in enumerate(clips):
+        (tmp_path / f"{number}.webp").write_bytes(base64.b64decode(clip))
+        with Image.open(tmp_path / f"{number}.webp") as opened:
+            assert (
+                opened.size == (plan.size, plan.size) and 1 <= getattr(opened, "n_frames", 1) <= plan.frames
+            )
+    look_at(tmp_path / "batch.html", len(clips))
+
+
+def look_at(page: Path, clips: int) -> None:
+    """Open the page in Chromium: every clip is decoded and nothing is complained about."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine; the rest was checked (apt-get install chromium)")
+    asking = page.with_name("asking.html")
+    script = "console.log('widths ' + [...document.images].map(image => image.naturalWidth).join())"
+    asking.write_text(page.read_text() + f"<script>addEventListener('load', () => {{ {script} }})</script>")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+    ]
+    place = f"--user-data-dir={page.parent / 'profile'}"
+    done = subprocess.run(
+        [browser, *options, place, "--dump-dom", asking.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert done.returncode == 0 and len(said) == 1, done.stderr
+    widths = re.search(r"widths ([\d,]+)", said[0])
+    assert widths and len(widths[1].split(",")) == clips and "0" not in widths[1].split(","), said
