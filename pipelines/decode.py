@@ -28,15 +28,23 @@ class DecodeError(Exception):
     """A video that cannot be decoded as its row of the table promises."""
 
 
-def decode_views(video: bytes, draw: Draw, size: int) -> NDArray[np.uint8]:
+# What a look of a modality is in FFmpeg's words: pixel format, and the planes that lie below each other.
+_LOOKS: dict[str, tuple[str, int]] = {"rgb": ("rgb24", 1), "difference": ("gray", 1), "flow": ("gray", 2)}
+
+
+def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
     video: an encoded file (constant frame rate). draw: that of one sample (frames (V, T), boxes (V, 4),
-    flips (V,)). size: side of a view in pixels. Returns RGB (V·T, size, size, 3), uint8, 0–255.
-    Raises DecodeError if the file is damaged or lacks a frame that the draw asks for.
+    flips (V,)). size: side of a view in pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1)
+    for a difference; (u, v) for flow, whose video holds u above v.
+    Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
+    that the draw asks for.
     """
     views, frames = draw.frames.shape
-    out = np.empty((views * frames, size, size, 3), np.uint8)
+    format_, stacked = _LOOKS[modality]
+    out = np.empty((views * frames, size, size, 3 if format_ == "rgb24" else stacked), np.uint8)
+    planes = [out] if format_ == "rgb24" else [out[..., plane] for plane in range(stacked)]
     # Views that look at a frame through the same box share one conversion.
     wanted: dict[int, dict[tuple, list[int]]] = defaultdict(lambda: defaultdict(list))
     for view in range(views):
@@ -44,27 +52,64 @@ def decode_views(video: bytes, draw: Draw, size: int) -> NDArray[np.uint8]:
         for frame, number in enumerate(draw.frames[view].tolist()):
             wanted[number][look].append(view * frames + frame)
     try:
-        with av.open(io.BytesIO(video), "r", metadata_errors="ignore") as container:
+        with _opened(video) as container:
             stream = container.streams.video[0]
-            stream.thread_count = 1
+            _check_size(stream, draw.boxes, stacked)
             graphs: dict[tuple, av.filter.Graph] = {}
             for number, frame_ in _decode_frames(container, stream, sorted(wanted)):
                 for look, places in wanted[number].items():
-                    if look not in graphs:
-                        graphs[look] = _view_graph(stream, look, size)
-                    graphs[look].push(frame_)
-                    out[places] = graphs[look].pull().to_ndarray()
+                    for plane, target in enumerate(planes):
+                        if (look, plane) not in graphs:
+                            top = look[1] + plane * stream.height // stacked
+                            graphs[look, plane] = _view_graph(stream, look, top, size, format_)
+                        graph = graphs[look, plane]
+                        graph.push(frame_)
+                        target[places] = graph.pull().to_ndarray()
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     return out
 
 
-def _view_graph(stream: av.VideoStream, look: tuple, size: int) -> av.filter.Graph:
-    left, top, width, height, flip = look
+def check_whole(video: bytes) -> None:
+    """Decode the whole file; raises DecodeError if FFmpeg finds anything wrong with it."""
+    try:
+        with _opened(video) as container:
+            for frame in container.decode(container.streams.video[0]):
+                _check_frame(frame)
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def _opened(video: bytes) -> av.container.InputContainer:
+    container = av.open(io.BytesIO(video), "r", metadata_errors="ignore")
+    stream = container.streams.video[0]
+    stream.thread_count = 1
+    # by default FFmpeg fills in what is damaged (all codecs), or says nothing of it (MJPEG)
+    stream.codec_context.options = {"err_detect": "explode"}
+    return container
+
+
+def _check_frame(frame: av.VideoFrame) -> None:
+    if frame.is_corrupt:
+        raise DecodeError(f"the frame at {frame.time} s is damaged")
+
+
+def _check_size(stream: av.VideoStream, boxes_V4: NDArray[np.int32], stacked: int) -> None:
+    # FFmpeg's crop would move a box that does not fit, and fail only for one that is too large
+    width, height = stream.width, stream.height // stacked
+    right, bottom = (boxes_V4[:, :2] + boxes_V4[:, 2:]).max(0).tolist()
+    if right > width or bottom > height:
+        raise DecodeError(
+            f"the video is {width}×{height} and the box ends at {right}×{bottom}: the table has another size"
+        )
+
+
+def _view_graph(stream: av.VideoStream, look: tuple, top: int, size: int, format_: str) -> av.filter.Graph:
+    left, _, width, height, flip = look
     graph = av.filter.Graph()
     node = graph.add_buffer(template=stream)
     filters = [("crop", f"{width}:{height}:{left}:{top}"), ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}")]
-    filters += [("format", "rgb24"), *([("hflip", "")] if flip else []), ("buffersink", "")]
+    filters += [("format", format_), *([("hflip", "")] if flip else []), ("buffersink", "")]
     for name, arguments in filters:
         following = graph.add(name, arguments or None)
         node.link_to(following)
@@ -89,6 +134,7 @@ def _decode_frames(
         for frame in container.decode(stream):
             if frame.pts is None:
                 raise DecodeError("a frame has no time stamp")
+            _check_frame(frame)
             position = round((frame.pts - origin) / ticks)
             if position > remaining[-1]:
                 break

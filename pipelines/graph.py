@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment
-from pipelines.draw import Draw
+from pipelines.draw import NOISE_FRAMES, Draw
 from pipelines.plan import ViewPlan
 from shards import InputError
 
@@ -64,7 +64,11 @@ def define(plan: ViewPlan, placement: Placement, decoder: str = "mixed") -> Any:
     if isinstance(cut, list):
         turned = cut if angles is None else [augment.rotate(view, angles[v]) for v, view in enumerate(cut)]
         cut = fn.cat(*turned, axis=0) if len(turned) > 1 else turned[0]
-    return augment.recolour(augment.cube_root_xyz(cut) if plan.lab_drop else cut, colours)
+    if plan.modality == "difference":
+        grey = augment.luma(cut) if placement == "gpu" else cut
+        cut = augment.difference(grey, plan.views, plan.size)
+    coloured = augment.recolour(augment.cube_root_xyz(cut) if plan.lab else cut, colours)
+    return _fill_dropped(plan, coloured) if plan.channel_drop else coloured
 
 
 def _cut_views_cpu(plan: ViewPlan, placement: Placement, angles: Any) -> Any:
@@ -73,7 +77,7 @@ def _cut_views_cpu(plan: ViewPlan, placement: Placement, angles: Any) -> Any:
     frames = frames.gpu() if placement == "hybrid" else frames
     if angles is None:
         return frames
-    return [frames[v * plan.frames : (v + 1) * plan.frames] for v in range(plan.views)]
+    return [frames[v * plan.decoded : (v + 1) * plan.decoded] for v in range(plan.views)]
 
 
 def _cut_views_gpu(plan: ViewPlan, decoder: str) -> list[Any]:
@@ -83,10 +87,24 @@ def _cut_views_gpu(plan: ViewPlan, decoder: str) -> list[Any]:
     boxes = fn.external_source(name="boxes", dtype=types.FLOAT, ndim=2)
     flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1)
     video = fn.decoders.video(encoded, device=decoder, frames=numbers)
-    return [
+    if plan.modality == "flow":  # a frame of u above v becomes two frames, places 2n and 2n + 1
+        video = fn.reshape(video, rel_shape=[2.0, 0.5, 1.0, 1.0], layout="FHWC")
+    views = [
         augment.box_and_flip(fn.sequence_rearrange(video, new_order=order[v]), boxes[v], flips[v], plan.size)
         for v in range(plan.views)
     ]
+    return [augment.u_and_v(view, plan.decoded) for view in views] if plan.modality == "flow" else views
+
+
+def _fill_dropped(plan: ViewPlan, frames: Any) -> Any:
+    dropped = fn.external_source(name="dropped", dtype=types.FLOAT, ndim=2)
+    order = fn.external_source(name="noise_order", dtype=types.INT32, ndim=1)
+    bank = fn.external_source(name="noise_bank", dtype=types.INT8, layout="FHWC")
+    if frames.device == "gpu":
+        dropped, bank = dropped.gpu(), bank.gpu()
+    parts = {"frame": plan.views * plan.frames, "view": plan.views, "clip": 1}[plan.colour_scope]
+    noise = fn.sequence_rearrange(bank, new_order=order)
+    return augment.fill_dropped(frames, dropped, noise, parts)
 
 
 class Graph:
@@ -96,6 +114,7 @@ class Graph:
         self, plan: ViewPlan, batch_size: int, placement: Placement, *, threads: int, decoder: str = "mixed"
     ) -> None:
         self._plan, self._placement = plan, placement
+        self._noise = augment.noise_bank(NOISE_FRAMES, plan.size) if plan.channel_drop else None
         device_id = None if placement == "cpu" or decoder == "cpu" else torch.cuda.current_device()
         self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=1)
         with self._pipeline:
@@ -106,28 +125,40 @@ class Graph:
         """Views (B, V, C, T, H, W) float32, in channels-last-3d strides, on the placement's device.
 
         draws: one per sample. material: per sample the encoded video (bytes,) for the placement gpu, else the
-        pixels (V·T, size, size, 3), uint8. Raises RuntimeError if DALI cannot decode a video; the graph is
+        pixels (V·T, size, size, P), uint8, of decode.decode_views. Raises RuntimeError if DALI cannot decode a video; the graph is
         unusable then.
         """
         plan, feed = self._plan, self._pipeline.feed_input
-        feed("colours", [d.colours.reshape(-1, 3, 4) for d in draws])
+        feed("colours", [d.colours.reshape(-1, *d.colours.shape[2:]) for d in draws])
         if plan.rotation:
             feed("angles", [d.angles for d in draws])
+        if plan.channel_drop:
+            # a kept channel's row is not all 0: normalisation has an offset
+            maps = [d.colours.reshape(-1, 3, 4) for d in draws]
+            feed("dropped", [(rows == 0).all(-1).astype(np.float32) for rows in maps])
+            feed("noise_order", [d.noise.ravel() for d in draws if d.noise is not None])
+            feed("noise_bank", [self._noise] * len(draws), layout="FHWC")
         if self._placement == "gpu":
-            unique = [np.unique(d.frames, return_inverse=True) for d in draws]
             feed("encoded", material)
-            feed("numbers", [numbers for numbers, _ in unique])
-            feed(
-                "order",
-                [
-                    place.reshape(d.frames.shape).astype(np.int32)
-                    for d, (_, place) in zip(draws, unique, strict=True)
-                ],
-            )
+            numbers, order = zip(*(_places(plan, d) for d in draws), strict=True)
+            feed("numbers", list(numbers))
+            feed("order", list(order))
             feed("boxes", [d.boxes.astype(np.float32) for d in draws])
             feed("flips", [d.flips.astype(np.int32) for d in draws])
         else:
             feed("pixels", material, layout="FHWC")
         frames = torch.from_dlpack(self._pipeline.run()[0].as_tensor())
-        shape = (len(draws), plan.views, plan.frames, plan.size, plan.size, 3)
+        shape = (len(draws), plan.views, plan.frames, plan.size, plan.size, plan.channels)
         return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
+
+
+def _places(plan: ViewPlan, draw: Draw) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The frame numbers to decode, each once; and for each view the places of its pictures among them.
+
+    A picture is a frame, or for flow half of one: first all of u, then all of v.
+    """
+    numbers, places = np.unique(draw.frames, return_inverse=True)
+    order = places.reshape(draw.frames.shape)
+    if plan.modality == "flow":
+        order = np.concatenate([2 * order, 2 * order + 1], axis=1)
+    return numbers, order.astype(np.int32)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.decode import DecodeError, decode_views
+from pipelines.decode import DecodeError, check_whole, decode_views
 from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
 from pipelines.order import Order
@@ -26,6 +26,7 @@ from pipelines.plan import ViewPlan
 from shards import Dataset, InputError
 
 log = logging.getLogger(__name__)
+_MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
 _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video, is to blame
 
 
@@ -52,12 +53,15 @@ class Loader:
     dataset: an open shards.Dataset. rows: (N,) its rows that take part, frozen for the run. plan: how the method
     looks at them. batch_size: samples a process and batch. rank, world: this process and how many there are.
     placement: see pipelines.graph. threads: of the pool and of DALI. prefetch: batches made ahead.
-    device: where the views go; the placement's own by default.
+    device: where the views go; the placement's own by default. window: bytes of shards whose rows are shuffled
+    together (see pipelines.order); all of them by default.
 
     A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
-    int64, rows of the table; key, B strings; epoch, int; draw, the samples' plan.Draw as a list.
+    int64, rows of the table; key, B strings; epoch, int; draw, the samples' draw.Draw as a list; and pace (B, V)
+    int64 where the plan has paces.
     A video that cannot be decoded is quarantined and another takes its slot.
-    Raises InputError if the rows are fewer than a global batch, or if nothing can be read.
+    Raises InputError if the rows are fewer than a global batch, if one of them lacks the flow that the plan asks
+    for, or if nothing can be read.
     """
 
     def __init__(
@@ -75,10 +79,15 @@ class Loader:
         prefetch: int = 2,
         device: torch.device | None = None,
         decoder: str = "mixed",
+        window: int | None = None,
     ) -> None:
         self._dataset, self._plan, self._placement = dataset, plan, placement
         self._rows = np.asarray(rows, dtype=np.int64)
-        self._order = Order(len(self._rows), batch_size * world, seed)
+        self._component = "flow.mp4" if plan.modality == "flow" else "mp4"
+        if plan.modality == "flow":
+            self._check_flow()
+        shards, sizes = (None, None) if window is None else self._shards()
+        self._order = Order(len(self._rows), batch_size * world, seed, window, shards, sizes)
         self._batch_size, self._seed, self._rank, self._prefetch = batch_size, seed, rank, prefetch
         self._device, self._samples, self._closed = device, 0, False
         self._make_graph = lambda: Graph(plan, batch_size, placement, threads=threads, decoder=decoder)
@@ -164,10 +173,11 @@ class Loader:
         for attempt in range(_ATTEMPTS):
             if index not in self._bad:
                 try:
-                    video = self._dataset.read(int(self._rows[index]))
+                    video = self._dataset.read(int(self._rows[index]), self._component)
                     if self._placement == "gpu":
                         return _Sample(slot, index, drawn, np.frombuffer(video, np.uint8))
-                    return _Sample(slot, index, drawn, decode_views(video, drawn, self._plan.size))
+                    pixels = decode_views(video, drawn, self._plan.size, self._plan.modality)
+                    return _Sample(slot, index, drawn, pixels)
                 except DecodeError as error:
                     self._note_bad(index, str(error))
             index = self._order.replacement(epoch, slot, attempt, whole)
@@ -197,6 +207,7 @@ class Loader:
                 self._graph = None  # DALI's pipeline is dead after a failure
                 samples = self._without_culprits(samples, plan, error)
         index = [sample.index for sample in samples]
+        paces = [sample.draw.pace for sample in samples if sample.draw.pace is not None]
         return {
             "views": views if self._device is None else views.to(self._device, non_blocking=True),
             "label": torch.from_numpy(self._columns["label"][index].astype(np.int64)),
@@ -204,6 +215,7 @@ class Loader:
             "key": self._columns["key"][index].tolist(),
             "epoch": plan.epoch,
             "draw": [sample.draw for sample in samples],
+            **({"pace": torch.from_numpy(np.stack(paces))} if paces else {}),
         }
 
     def _run_graph(self, samples: list[_Sample]) -> torch.Tensor:
@@ -217,11 +229,37 @@ class Loader:
             raise error
         for sample in samples:
             try:
-                decode_views(sample.material.tobytes(), sample.draw, self._plan.size)
+                video = sample.material.tobytes()
+                decode_views(video, sample.draw, self._plan.size, self._plan.modality)
+                check_whole(video)
             except DecodeError as reason:
                 self._note_bad(sample.index, str(reason))
                 sample = self._read(sample.slot, sample.index, sample.draw, plan.epoch, plan.slots)
             good.append(sample)
         if all(new is old for new, old in zip(good, samples, strict=True)):
-            raise error
+            keys = ", ".join(self._columns["key"][sample.index] for sample in samples)
+            raise RuntimeError(
+                f"{self._dataset.path}: DALI fails on a batch in which FFmpeg finds nothing wrong ({keys}); "
+                "--device hybrid or cpu decodes with FFmpeg"
+            ) from error
         return good
+
+    def _check_flow(self) -> None:
+        try:
+            lacking = np.isnan(self._dataset.column("flow.mp4_offset")[self._rows].astype(np.float64))
+        except InputError as error:
+            raise InputError(
+                f"{self._dataset.path}: the method looks at flow, and the data set has none; {_MAKE_FLOW}"
+            ) from error
+        if lacking.any():
+            first = self._dataset.column("key")[self._rows[lacking.argmax()]]
+            raise InputError(
+                f"{self._dataset.path}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
+                + _MAKE_FLOW
+            )
+
+    def _shards(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard of each row, numbered from 0, and each shard's bytes."""
+        names, shards = np.unique(self._dataset.column("shard")[self._rows].astype(str), return_inverse=True)
+        tars = self._dataset.info["tars"]
+        return shards, np.array([tars[name]["bytes"] for name in names], dtype=np.int64)

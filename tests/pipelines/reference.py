@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -30,15 +32,40 @@ def draw_for(plan: ViewPlan, dataset: Dataset, rows: Iterable[int], *, seed: int
     return draw(plan, chosen, *columns, seed=seed, epoch=epoch)
 
 
-def write_dataset(out: Path, videos: list[bytes], facts: list[dict], encoding: Encoding) -> Path:
-    """A data set of these videos in one shard, with keys v000, v001, …"""
+def flow_video(path: Path, fields_T2HW: NDArray[np.uint8], codec: Literal["h264", "vp9"] = "h264") -> bytes:
+    """Fields of (u, v) levels as the component flow.mp4: u above v in full-range luma, grey chroma."""
+
+    def pictures() -> Iterator[av.VideoFrame]:
+        for field in fields_T2HW:
+            luma = np.concatenate(list(field))
+            planes = np.concatenate([luma.ravel(), np.full(luma.size // 2, 128, np.uint8)])
+            frame = av.VideoFrame.from_ndarray(
+                planes.reshape(luma.shape[0] * 3 // 2, luma.shape[1]), "yuv420p"
+            )
+            frame.color_range = ColorRange.JPEG
+            yield frame
+
+    write_mp4(pictures(), path, Fraction(25), Encoding(codec=codec, crf=4, preset="veryfast"))
+    return path.read_bytes()
+
+
+def write_dataset(
+    out: Path,
+    videos: list[bytes],
+    facts: list[dict],
+    encoding: Encoding,
+    *,
+    per_shard: int | None = None,
+) -> Path:
+    """A data set of these videos, in one shard or several, with keys v000, v001, …"""
     out.mkdir(parents=True)
     samples = [
         Sample(f"v{n:03d}", video, f, 0) for n, (video, f) in enumerate(zip(videos, facts, strict=True))
     ]
-    shard = write_shard(out, f"{out.name}-000000", samples)
-    assert shard is not None
-    publish(out, ["only"], [asdict(shard)], {}, name=out.name)
+    step = per_shard or len(samples)
+    parts = [samples[first : first + step] for first in range(0, len(samples), step)]
+    shards = [write_shard(out, f"{out.name}-{n:06d}", part) for n, part in enumerate(parts)]
+    publish(out, ["only"], [asdict(shard) for shard in shards if shard], {}, name=out.name)
     return out
 
 
@@ -69,13 +96,34 @@ def yuv_planes(video: bytes) -> list[tuple[NDArray[np.uint8], ...]]:
     out = []
     with av.open(io.BytesIO(video)) as container:
         for frame in container.decode(video=0):
-            assert frame.format.name == "yuv420p"
+            assert frame.format.name in ("yuv420p", "yuvj420p")
             planes = []
             for plane in frame.planes:
                 padded = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
                 planes.append(padded[:, : plane.width].copy())
             out.append(tuple(planes))
     return out
+
+
+def scaled_part(plane: NDArray, box: tuple[int, int, int, int], size: int) -> NDArray[np.float64]:
+    """The box (left, top, width, height) of a plane, scaled to size²."""
+    x, y, w, h = box
+    part = torch.from_numpy(plane[y : y + h, x : x + w].astype(np.float32))[None]
+    return F.resize(part, [size, size], antialias=True)[0].double().numpy()
+
+
+def decoded_luma(video: bytes, drawn: Draw, size: int, *, full: bool = False, planes: int = 1) -> NDArray:
+    """The views' grey levels (V·T, size, size, planes), 0–255; planes lie below each other in the video."""
+    whole = [luma for luma, _, _ in yuv_planes(video)]
+    height = whole[0].shape[0] // planes
+    out = []
+    for view in range(drawn.frames.shape[0]):
+        left, top, w, h = drawn.boxes[view].tolist()
+        for number in drawn.frames[view].tolist():
+            parts = [scaled_part(whole[number], (left, top + p * height, w, h), size) for p in range(planes)]
+            levels = np.stack(parts, -1) if full else (255 / 219 * (np.stack(parts, -1) - 16)).clip(0, 255)
+            out.append(levels[:, ::-1] if drawn.flips[view] else levels)
+    return np.stack(out)
 
 
 def decoded_views(video: bytes, drawn: Draw, size: int) -> NDArray[np.float64]:
@@ -87,9 +135,8 @@ def decoded_views(video: bytes, drawn: Draw, size: int) -> NDArray[np.float64]:
             left, top, width, height = drawn.boxes[view].tolist()
             scaled = []
             for plane, step in zip(planes[number], (1, 2, 2), strict=True):
-                x, y, w, h = left // step, top // step, width // step, height // step
-                part = torch.from_numpy(plane[y : y + h, x : x + w].astype(np.float32))[None]
-                scaled.append(F.resize(part, [size, size], antialias=True)[0].double().numpy())
+                box = (left // step, top // step, width // step, height // step)
+                scaled.append(scaled_part(plane, box, size))
             luma, cb, cr = 255 / 219 * (scaled[0] - 16), *(255 / 224 * (s - 128) for s in scaled[1:])
             # BT.601: R − Y = 2 (1 − 0.299) Cr, B − Y = 2 (1 − 0.114) Cb, and Y = 0.299 R + 0.587 G + 0.114 B
             red, blue = luma + 1.402 * cr, luma + 1.772 * cb
@@ -124,5 +171,5 @@ def lab(rgb: NDArray) -> NDArray[np.float64]:
 
 
 def assert_same_draw(one: Draw, other: Draw) -> None:
-    for name in ("frames", "boxes", "flips", "angles", "colours"):
+    for name in ("frames", "boxes", "flips", "angles", "colours", "noise", "pace"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)

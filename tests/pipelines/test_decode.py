@@ -1,14 +1,17 @@
 """Views decoded by FFmpeg against a floating-point computation, and frame numbers against what the frames show."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.decode import DecodeError, decode_views
+from pipelines.decode import DecodeError, check_whole, decode_views
 from pipelines.draw import Draw
 from pipelines.plan import ViewPlan
 from shards import Dataset
@@ -132,3 +135,58 @@ def test_a_truncated_file(dataset: Dataset) -> None:
     for kept in (0.02, 0.3, 0.8):
         with pytest.raises(DecodeError):
             decode_views(video[: int(kept * len(video))], everything, 16)
+
+
+def packets(video: bytes) -> list[tuple[int, int]]:
+    """(place in the file, bytes) of each encoded frame."""
+    with av.open(io.BytesIO(video)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+def hurt(video: bytes, frame: int) -> bytes:
+    """The second half of one encoded frame set to zero, which FFmpeg conceals or does not notice by default."""
+    place, size = packets(video)[frame]
+    damaged = bytearray(video)
+    damaged[place + size // 2 : place + size] = bytes(size - size // 2)
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("codec", ["h264", "mjpeg"])
+def test_concealed_damage_is_an_error_where_it_is_seen(
+    dataset: Dataset, codec: Literal["h264", "mjpeg"]
+) -> None:
+    video = transcode(dataset.read(0), Encoding(codec=codec, short_side=144, gop=8)).data
+    whole_frame = (0, 0, 176, 144)
+    sound = decode_views(video, hand_draw([[0, 15, 24, 39]], whole_frame), 32)
+    damaged = hurt(video, 17)
+    with av.open(io.BytesIO(damaged)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == FRAMES  # FFmpeg says nothing
+    for frames in ([17], [12, 18], list(range(FRAMES))):
+        with pytest.raises(DecodeError):
+            decode_views(damaged, hand_draw([frames], whole_frame), 32)
+    with pytest.raises(DecodeError):
+        check_whole(damaged)
+    check_whole(video)
+    # what does not pass it is as it was
+    np.testing.assert_array_equal(decode_views(damaged, hand_draw([[0, 15]], whole_frame), 32), sound[:2])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real video in {REAL}")
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "mjpeg"])
+def test_healthy_real_videos_are_never_called_damaged(codec: Literal["h264", "hevc", "vp9", "mjpeg"]) -> None:
+    web = [path for path in (REAL.parent / "torture" / "torchvision").glob("*") if path.suffix != ""]
+    for source in [*sorted(REAL.rglob("*.avi"))[::40], *sorted(web)[:6]]:
+        check_whole(transcode(source, Encoding(codec=codec, short_side=64, preset="ultrafast")).data)
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 130, 64), (0, 0, 128, 66), (2, 0, 128, 64), (0, 62, 16, 4), (400, 0, 16, 16)]
+)
+def test_a_box_beyond_the_real_frame(numbered: bytes, box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(DecodeError, match=r"128×64 and the box ends at"):
+        decode_views(numbered, hand_draw([[3]], box), 64)
+
+
+def test_a_flow_box_beyond_its_own_half(numbered: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"128×32"):
+        decode_views(numbered, hand_draw([[3]], (0, 0, 64, 34)), 64, "flow")

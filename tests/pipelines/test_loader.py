@@ -18,7 +18,8 @@ from pipelines.loader import Loader
 from pipelines.order import Order
 from pipelines.plan import Jitter, ViewPlan
 from shards import Dataset, InputError
-from tests.pipelines.reference import assert_same_draw, draw_for
+from shards.encode import Encoding
+from tests.pipelines.reference import assert_same_draw, draw_for, write_dataset
 
 PLAN = ViewPlan(
     offsets=((0, 2, 4), (8, 9, 10)),
@@ -239,6 +240,49 @@ def test_a_resumed_run_replaces_alike(demo_folder: Path, tmp_path: Path) -> None
         assert_same(joined([next(rank) for rank in ranks]), expected)
     for rank in ranks:
         rank.close()
+
+
+def test_bad_videos_of_one_batch_are_replaced_by_different_ones(demo_folder: Path, tmp_path: Path) -> None:
+    rows = Order(18, 4, seed=1).epoch(0)[:4]
+    dataset = damaged(demo_folder, tmp_path / "d", rows.tolist())
+    (batch,) = batches(dataset, 1)
+    assert len(set(batch["key"])) == 4 and not set(batch["row"].tolist()) & set(rows.tolist())
+
+
+def test_a_batch_that_only_dali_refuses_is_named(dataset: Dataset) -> None:
+    """DALI's CPU decoder knows no H.264, in which FFmpeg finds nothing wrong."""
+    with (
+        loader(dataset, placement="gpu", decoder="cpu") as made,
+        pytest.raises(RuntimeError, match=dataset.column("key")[Order(18, 4, seed=1).epoch(0)[0]]),
+    ):
+        next(made)
+    assert not (dataset.path / "quarantine.jsonl").exists()
+
+
+def test_paces_come_with_the_batch(dataset: Dataset) -> None:
+    plan = ViewPlan(offsets=((0, 1, 2, 3),) * 2, size=32, paces=(0.5, 1, 2), short="loop")
+    with Loader(dataset, np.arange(18), plan, batch_size=4, seed=1) as made:
+        batch = next(made)
+    assert batch["pace"].shape == (4, 2) and batch["pace"].dtype == torch.int64
+    for drawn, labels in zip(batch["draw"], batch["pace"].tolist(), strict=True):
+        for frames, label in zip(drawn.frames, labels, strict=True):
+            assert frames.tolist() == [frames[0] + int(t * plan.paces[label]) for t in range(4)]
+
+
+def test_a_window_of_shards(dataset: Dataset, tmp_path: Path) -> None:
+    facts = [
+        {n: dataset.column(n)[r].item() for n in ("num_frames", "fps", "width", "height")} for r in range(18)
+    ]
+    videos = [dataset.read(row) for row in range(18)]
+    sharded = Dataset(write_dataset(tmp_path / "d", videos, facts, Encoding(), per_shard=3))
+    tars, shards = sharded.info["tars"], sharded.column("shard")
+    two = max(a["bytes"] + b["bytes"] for a in tars.values() for b in tars.values() if a is not b)
+    with Loader(sharded, np.arange(18), PLAN, batch_size=6, seed=1, window=two) as made:
+        rows = [batch["row"].tolist() for batch in islice(made, 3)]
+    assert len(tars) == 6 and [len(set(shards[part].tolist())) for part in rows] == [2, 2, 2]
+    whole = sum(tar["bytes"] for tar in tars.values())
+    with Loader(sharded, np.arange(18), PLAN, batch_size=6, seed=1, window=whole) as made:
+        assert next(made)["row"].tolist() == Order(18, 6, seed=1).epoch(0)[:6].tolist()
 
 
 @pytest.mark.parametrize("placement", ["cpu", "gpu"])

@@ -55,11 +55,75 @@ def test_a_replacement_avoids_its_batch_and_is_pure(count, global_batch, seed, a
 
 def test_replacements_of_a_slot_go_through_all_rows_outside_the_batch() -> None:
     order, batch = Order(12, 4, 7), np.array([1, 5, 7, 9])
-    first = [order.replacement(0, 5, attempt, batch) for attempt in range(16)]
-    assert sorted(first[:8]) == [0, 2, 3, 4, 6, 8, 10, 11]
-    assert first[8:] == first[:8]
-    others = {tuple(order.replacement(0, slot, attempt, batch) for attempt in range(8)) for slot in range(10)}
-    assert len(others) == 10
+    lists = []
+    for slot in range(8):
+        first = [order.replacement(0, slot, attempt, batch) for attempt in range(16)]
+        assert sorted(first[:8]) == [0, 2, 3, 4, 6, 8, 10, 11]
+        assert first[8:] == first[:8]
+        lists.append(tuple(first[:8]))
+    assert len(set(lists)) == 8
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(1, 4), seeds, st.integers(0, 40))
+def test_the_slots_of_a_batch_have_no_replacement_in_common(global_batch, attempts, seed, epoch) -> None:
+    """As long as the rows outside the batch last."""
+    order = Order(global_batch * (1 + attempts), global_batch, seed)
+    batch = order.epoch(epoch)[:global_batch]
+    slots = range(3 * global_batch, 4 * global_batch)
+    chosen = [order.replacement(epoch, slot, a, batch) for slot in slots for a in range(attempts)]
+    assert sorted(chosen) == sorted(set(range(order.count)) - set(batch.tolist()))
+
+
+@st.composite
+def sharded(make) -> tuple[np.ndarray, np.ndarray]:
+    """Shards of rows, mixed up as a selection has them, and the shards' sizes."""
+    count = make(st.integers(1, 8))
+    rows = make(st.lists(st.integers(0, count - 1), min_size=1, max_size=80))
+    sizes = make(st.lists(st.integers(1, 100), min_size=count, max_size=count))
+    return np.array(rows), np.array(sizes)
+
+
+@settings(deadline=None, max_examples=100)
+@given(sharded(), st.integers(1, 400), seeds, st.integers(0, 1000))
+def test_windows_are_whole_shards_of_the_size_given(rows_and_sizes, window, seed, epoch) -> None:
+    shards, sizes = rows_and_sizes
+    order = Order(len(shards), 1, seed, window, shards, sizes)
+    found = order.epoch(epoch)
+    assert sorted(found.tolist()) == list(range(len(shards)))
+    assert found.tolist() == Order(len(shards), 1, seed, window, shards, sizes).epoch(epoch).tolist()
+    last = {shard: place for place, shard in enumerate(shards[found].tolist())}
+    first = {shard: place for place, shard in reversed(list(enumerate(shards[found].tolist())))}
+    for place in range(len(found)):
+        live = [shard for shard in first if first[shard] <= place <= last[shard]]
+        assert len(live) == 1 or sizes[live].sum() <= window
+
+
+@settings(deadline=None, max_examples=30)
+@given(sharded(), seeds, st.integers(0, 1000))
+def test_one_window_is_the_order_without_windows(rows_and_sizes, seed, epoch) -> None:
+    shards, sizes = rows_and_sizes
+    whole = Order(len(shards), 1, seed).epoch(epoch)
+    np.testing.assert_array_equal(
+        Order(len(shards), 1, seed, int(sizes.sum()), shards, sizes).epoch(epoch), whole
+    )
+    np.testing.assert_array_equal(Order(len(shards), 1, seed, len(shards), shards).epoch(epoch), whole)
+
+
+def test_windows_are_full_and_shuffled_anew_each_epoch() -> None:
+    shards = np.repeat(np.arange(10), 20)
+    order = Order(200, 1, 3, 40, shards)
+    epochs = [order.epoch(epoch) for epoch in range(6)]
+    pairs = [frozenset(frozenset(shards[e[k : k + 40]].tolist()) for k in range(0, 200, 40)) for e in epochs]
+    assert all(len(two) == 2 for windows in pairs for two in windows)
+    assert len(set(pairs)) == 6
+    for e in epochs:  # the rows of a window's shards are mixed with each other
+        assert 1 < np.abs(np.diff(shards[e[:40]])).astype(bool).sum() < 39
+
+
+def test_a_window_needs_shards() -> None:
+    with pytest.raises(ValueError, match="shards"):
+        Order(10, 2, 0, window=5)
 
 
 def test_too_few_rows_say_what_to_do() -> None:

@@ -1,6 +1,7 @@
 """The plan is arithmetic: pure, in range, and shared between frames as the scopes say."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -26,13 +27,15 @@ def plans(make) -> ViewPlan:
     views, frames = make(st.integers(1, 3)), make(st.integers(1, 5))
     offset = st.integers(0, 40)
     offsets = tuple(tuple(make(offset) for _ in range(frames)) for _ in range(views))
-    lab = make(st.booleans())
+    lab, drop = make(st.sampled_from([(False, False), (True, False), (False, True)]))
     return ViewPlan(
         offsets=offsets,
         size=32,
         rotation=make(st.sampled_from([0.0, 15.0])),
-        jitter=None if lab else make(st.sampled_from([None, Jitter(), ALWAYS])),
+        jitter=None if lab else make(st.sampled_from([None, Jitter(), ALWAYS, Jitter(grey_from="channel")])),
         lab_drop=lab,
+        channel_drop=drop,
+        crop=make(st.sampled_from([None, 0.875])),
         box_scope=make(st.sampled_from(["view", "clip"])),
         colour_scope=make(st.sampled_from(["frame", "view", "clip"])),
         groups=make(st.sampled_from([(), tuple(v // 2 for v in range(views))])),
@@ -48,12 +51,14 @@ def drawn(plan: ViewPlan, rows: list[int], *, seed: int = 0, epoch: int = 0, len
 
 
 def taken(whole: Draw, places: list[int]) -> Draw:
+    noise = None if whole.noise is None else whole.noise[places]
     return Draw(
         whole.frames[places],
         whole.boxes[places],
         whole.flips[places],
         whole.angles[places],
         whole.colours[places],
+        noise,
     )
 
 
@@ -272,9 +277,67 @@ def test_box_scope_clip_gives_all_views_one_box_flip_and_angle() -> None:
         {"area": (0.5, 1.2)},
         {"ratio": (0.0, 1.0)},
         {"ratio": (2.0, 1.0)},
+        {"ratio": (1.0, math.inf)},
+        {"area": (math.nan, 1.0)},
         {"lab_drop": True, "jitter": Jitter()},
+        {"lab_drop": True, "channel_drop": True},
+        {"lab_drop": True, "levels": "bgr-255"},
+        {"levels": "lab", "jitter": Jitter()},
+        {"levels": "rgb"},
+        {"size": 0},
+        {"size": 33},
+        {"flip": -0.1},
+        {"flip": 1.5},
+        {"flip": math.nan},
+        {"rotation": -5.0},
+        {"rotation": math.nan},
+        {"rotation": math.inf},
+        {"box_scope": "frame"},
+        {"colour_scope": "views"},
+        {"short": "repeat"},
+        {"modality": "rgbd"},
+        {"crop": 0.0},
+        {"crop": 1.1},
+        {"crop": math.nan},
+        {"paces": (1, 0)},
+        {"paces": (-1,)},
+        {"paces": (math.nan,)},
+        {"channel_drop": True, "levels": "bgr-255"},
+        {"modality": "flow", "rotation": 5.0},
+        {"modality": "flow", "channel_drop": True},
+        {"modality": "flow", "lab_drop": True},
+        {"modality": "difference", "jitter": Jitter()},
+        {"modality": "difference", "paces": (1, 2)},
+        {"modality": "difference", "offsets": ((0, 2), (2, 4))},
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(wrong) -> None:
     with pytest.raises(ValueError):
         ViewPlan(**{"offsets": ((0, 1), (2, 3)), "size": 32, **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"brightness": -0.1},
+        {"hue": math.nan},
+        {"contrast": math.inf},
+        {"probability": 1.1},
+        {"grey": math.nan},
+        {"grey_from": "red"},
+    ],
+)
+def test_a_jitter_that_makes_no_sense_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Jitter(**wrong)
+
+
+def test_channels_and_frames_of_the_modalities() -> None:
+    plans = {
+        m: ViewPlan(offsets=((0, 1), (2, 3)), size=32, modality=m) for m in ("rgb", "difference", "flow")
+    }
+    assert {m: (p.channels, p.planes, p.decoded, p.span) for m, p in plans.items()} == {
+        "rgb": (3, 3, 2, 4),
+        "difference": (1, 1, 3, 5),
+        "flow": (3, 2, 2, 4),
+    }
