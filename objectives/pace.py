@@ -15,7 +15,7 @@ parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReL
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,8 @@ from models.stages import Stages
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
-from pipelines.plan import Jitter, ViewPlan
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import Jitter, ViewPlan, plain
 from shards import InputError
 
 PaceOption = Annotated[
@@ -108,13 +109,21 @@ class PaceConfig:
                 f"--clips {self.clips}: must be at least 1, and 2 with --contrast context, whose positives are "
                 "clips of the same video"
             )
-        if (
-            min(self.frames, self.size, self.projection, self.drop_every, self.warmup_steps) < 0
-            or self.width <= 0
+        for name in (
+            "frames",
+            "size",
+            "projection",
+            "drop_every",
+            "warmup_steps",
+            "momentum",
+            "weight_decay",
         ):
-            raise InputError(
-                "--frames, --size, --projection, --drop-every and --warmup-steps must be at least 0, --size even, --width above 0"
-            )
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        if self.size % 2:
+            raise InputError(f"--size {self.size}: must be even")
+        if self.width <= 0 or self.lr <= 0:
+            raise InputError(f"--width {self.width:g} and --lr {self.lr:g} must be above 0")
         if min(self.lambda_cls, self.lambda_ctr) < 0 or not (self.lambda_cls or self.contrast != "none"):
             raise InputError(
                 f"--lambda-cls {self.lambda_cls:g} with --contrast {self.contrast}: nothing is left to train on, or a "
@@ -122,8 +131,6 @@ class PaceConfig:
             )
         if self.contrast != "none" and self.lambda_ctr == 0:
             raise InputError(f"--lambda-ctr 0 with --contrast {self.contrast}: use --contrast none")
-        if self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
-            raise InputError(f"--lr {self.lr} must be above 0, --momentum and --weight-decay at least 0")
         check_choices(self)
         try:
             backbones.check(self.backbone, *self.clip_shape, self.width)
@@ -242,6 +249,17 @@ class Pace(Objective):
     def embed(self, views: Tensor, stage: int = 5) -> Tensor:
         """views (B, V, C, T, H, W) → p5, or p4 with stage=4, (B, V, D): the features of section 4.4."""
         return self.encoder.pooled(views.flatten(0, 1), stage).unflatten(0, views.shape[:2])
+
+    def downstream(self) -> Downstream:
+        """Ten clips at pace 1, spread evenly, centre crop; fine-tuned as pretrained but for the rate (section 4.1)."""
+        whole = self.view_plan(self.config)
+        plan = replace(whole, offsets=whole.offsets[:1], paces=(), wrap=False)
+        lr = 1e-2 if self.config.backbone == "s3dg" else 3e-3
+        tuning = FineTuning(
+            plan, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
+            decay_every=18_000, dropout=0.0,
+        )  # fmt: skip
+        return Downstream(plain(plan), tuning)
 
     def logits(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W), as the config's levels say → the paces' logits (B, V, M).

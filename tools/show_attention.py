@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Where does a pace network look? Attention maps as in the pace paper's Fig. 5: a row a video, a column a pace.
+
+    tools/show_attention.py runs/pace                                        the demo set's test clips
+    tools/show_attention.py runs/pace --data data/ucf101 --split test1 --videos 6 --seed 3
+
+A clip of every pace starts at the same frame; its map is the mean of conv5's squared activations over channels and
+time (Zagoruyko & Komodakis 2017), laid over the clip's last frame, from its least value (blue) to its greatest (red).
+Writes attention.png and attention.html; the page plays the clips and needs nothing beside itself.
+"""
+
+import base64
+import html
+import io
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+import objectives
+from objectives.pace import Pace, PaceConfig, pace_name
+from pipelines.graph import choose_placement
+from pipelines.loader import Loader
+from pipelines.picture import visible
+from pipelines.plan import ViewPlan, paced, plain
+from shards import Dataset, InputError, demo
+
+# Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
+HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
+td, th { padding: 4px 6px; vertical-align: top; text-align: left; font-size: 12px }
+img { width: 160px; image-rendering: pixelated; background: #ddd; display: block; margin-bottom: 4px }
+.wrong { color: #c00 } @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A run of pace, one of its checkpoints, or an imported one."""
+    data: Path | None = None
+    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    split: str | None = None
+    """Use only the rows of this split; of the demo set "test" by default."""
+    videos: int = 4
+    """Rows of the picture."""
+    seed: int = 0
+    """Which videos, and where their clips begin."""
+    out: Path = Path("attention")
+    """Name of the two files, without .png and .html."""
+    size: int = 160
+    """Side of a cell of the picture in pixels."""
+    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    """Where videos are decoded."""
+    threads: int = os.cpu_count() or 2
+    """Decoding threads."""
+
+    def __post_init__(self) -> None:
+        for name in ("videos", "size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+
+
+def main(arguments: Arguments) -> None:
+    objective = objectives.load(arguments.checkpoint)
+    if not isinstance(objective, Pace):
+        raise InputError(
+            f"{arguments.checkpoint} is a checkpoint of {objective.name}: attention is shown for pace"
+        )
+    plan = column_plan(objective.config)
+    dataset = Dataset(arguments.data or demo.ensure())
+    split = arguments.split or (None if arguments.data else "test")
+    with Loader(
+        dataset,
+        dataset.select(split=split),
+        plan,
+        batch_size=arguments.videos,
+        seed=arguments.seed,
+        placement=choose_placement(arguments.device),
+        threads=arguments.threads,
+        prefetch=0,
+    ) as loader:
+        batch = next(loader)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    maps_BVhw, shares_BVM = look(objective.to(device), batch["views"].to(device))
+    clips_BVTHW3 = visible(batch["views"], plan).numpy()
+    laid_BVHW3 = overlay(clips_BVTHW3[:, :, -1], maps_BVhw)
+    names = [f"p = {pace_name(pace)}" for pace in objective.config.paces]
+    picture, page = (arguments.out.with_name(arguments.out.name + end) for end in (".png", ".html"))
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        draw_grid(laid_BVHW3, names, arguments.size).save(picture)
+        title = f"{arguments.checkpoint}: attention on {dataset.name}"
+        page.write_text(make_page(title, batch["key"], names, clips_BVTHW3, laid_BVHW3, shares_BVM), "utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--out {arguments.out}: {error.strerror}; choose a place that can be written to"
+        ) from error
+    print(f"{picture}\n{page}")
+
+
+def column_plan(config: PaceConfig) -> ViewPlan:
+    """One view a pace, all from one start, in the middle of the picture, without augmentation."""
+    plan = plain(Pace.view_plan(config))
+    offsets = [tuple(paced(range(plan.frames), pace).tolist()) for pace in config.paces]
+    return replace(plan, offsets=tuple(offsets), paces=(), wrap=False, short="loop", box_scope="clip")
+
+
+@torch.no_grad()
+def look(objective: Pace, views_BVCTHW: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Attention (B, V, h, w) from 0 to 1 in each map, on the CPU, and the paces' probabilities (B, V, M), None without a head."""
+    B, V = views_BVCTHW.shape[:2]
+    conv5 = objective.encoder(views_BVCTHW.flatten(0, 1)).float()
+    maps = conv5.square().mean((1, 2))
+    least, greatest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    maps = (maps - least) / (greatest - least).clamp(min=1e-12)
+    if objective.head is None:
+        return maps.unflatten(0, (B, V)).cpu(), None
+    shares = objective.head(conv5.mean((2, 3, 4))).softmax(-1)
+    return maps.unflatten(0, (B, V)).cpu(), shares.unflatten(0, (B, V)).cpu()
+
+
+def overlay(frames_BVHW3: np.ndarray, maps_BVhw: Tensor) -> np.ndarray:
+    """Maps as heat over frames, half and half; uint8 RGB (B, V, H, W, 3)."""
+    large = F.interpolate(maps_BVhw, frames_BVHW3.shape[2:4], mode="bilinear", align_corners=False).numpy()
+    places, colours = [place for place, _ in HEAT], np.array([colour for _, colour in HEAT])
+    heat = np.stack([np.interp(large, places, colours[:, channel]) for channel in range(3)], -1)
+    return (0.5 * frames_BVHW3 + 0.5 * heat).round().astype(np.uint8)
+
+
+def draw_grid(laid_BVHW3: np.ndarray, names: list[str], side: int) -> Image.Image:
+    """A row a video, a column a pace, the paces' names above."""
+    B, V = laid_BVHW3.shape[:2]
+    gap, head = 4, 24
+    grid = Image.new("RGB", (V * (side + gap) - gap, head + B * (side + gap) - gap), "white")
+    pen, font = ImageDraw.Draw(grid), ImageFont.load_default(14)
+    for v, name in enumerate(names):
+        pen.text((v * (side + gap) + side / 2, head / 2), name, "black", font, anchor="mm")
+        for b in range(B):
+            cell = Image.fromarray(laid_BVHW3[b, v]).resize((side, side), Image.Resampling.BICUBIC)
+            grid.paste(cell, (v * (side + gap), head + b * (side + gap)))
+    return grid
+
+
+def make_page(
+    title: str,
+    keys: list[str],
+    names: list[str],
+    clips_BVTHW3: np.ndarray,
+    laid_BVHW3: np.ndarray,
+    shares_BVM: Tensor | None,
+) -> str:
+    """The page's HTML: under each map its clip, and what the network takes the pace for."""
+    rows = ""
+    for b, key in enumerate(keys):
+        cells = ""
+        for v in range(len(names)):
+            guess = "" if shares_BVM is None else guessed(shares_BVM[b, v], v, names)
+            cells += f'<td><img alt="attention" src="{image([laid_BVHW3[b, v]])}">'
+            cells += f'<img alt="clip" src="{image(list(clips_BVTHW3[b, v]))}">{guess}</td>'
+        rows += f"<tr><th>{html.escape(key)}</th>{cells}</tr>"
+    heads = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<table><tr><th></th>{heads}</tr>{rows}</table></html>\n"
+    )
+
+
+def guessed(shares_M: Tensor, truth: int, names: list[str]) -> str:
+    best = int(shares_M.argmax())
+    mark = "" if best == truth else " class=wrong"
+    return f"<span{mark}>taken for {names[best]} ({float(shares_M[best]):.0%})</span>"
+
+
+def image(frames: list[Any]) -> str:
+    """Frames, uint8 RGB, as a data URI: a WebP, which loops where there are several."""
+    first, *rest = map(Image.fromarray, frames)
+    out = io.BytesIO()
+    first.save(out, "WEBP", save_all=bool(rest), append_images=rest, duration=100, loop=0, quality=85)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")
