@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -156,7 +157,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._ready = False
         self.connection, far = context.Pipe()
-        # a process that starts inherits the mask: Ctrl-C is for the parent to handle, with one line
+        # a process that starts inherits the mask: Ctrl-C is for the parent to handle, with one line; the first
+        # start of multiprocessing's own helper would lift the mask
+        resource_tracker.ensure_running()
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             arguments = (far, self._function, self._memory)

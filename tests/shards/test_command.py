@@ -23,6 +23,8 @@ def test_it_is_executable_and_its_help_names_every_flag() -> None:
         "--per-shard",
         "--workers",
         "--seed",
+        *("--layout", "--annotations", "--preset", "--copy", "--keep-damaged", "--flow", "--flow-limit"),
+        *("--timeout", "--memory", "--part", "--ray", "--dry-run"),
     ]
     assert result.returncode == 0 and all(flag in result.stdout for flag in flags)
 
@@ -63,11 +65,20 @@ def _mistakes(folder: Path) -> dict[str, tuple[list[object], str]]:
         "gop": ([videos, "--gop", 0], "--gop 0: give 1 to 1000 frames"),
         "crf": ([videos, "--codec", "mjpeg", "--crf", 40], "--crf 40: mjpeg takes 2 to 31"),
         "per-shard": ([videos, "--per-shard", 0], "--per-shard 0: give 1 or more"),
+        "preset": ([videos, "--preset", "best"], "--preset best: not one of ultrafast"),
+        "part": ([videos, "--part", "3/2"], "--part 3/2: give I/N with I from 1 to N"),
+        "timeout": ([videos, "--timeout", "-1"], "--timeout -1: give seconds, more than 0"),
+        "annotations": ([videos, "--annotations", "no.csv"], "--annotations no.csv: no such file or folder"),
+        "layout": ([videos, "--layout", "ucf101"], "--layout ucf101: no trainlist01.txt"),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["missing", "empty", "texts", "unusable", "taken", "inside", "gop", "crf", "per-shard"]
+    "name",
+    [
+        *("missing", "empty", "texts", "unusable", "taken", "inside", "gop", "crf", "per-shard"),
+        *("preset", "part", "timeout", "annotations", "layout"),
+    ],
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
     arguments, message = _mistakes(tmp_path)[name]
