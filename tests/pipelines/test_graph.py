@@ -5,12 +5,13 @@ import pytest
 import torch
 from nvidia.dali import Pipeline
 
+import objectives
 from objectives.vdim import VDIM, VDIMConfig
 from pipelines.colour import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.decode import decode_views
 from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, choose_placement, define
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.plan import Jitter, ViewPlan, plain
 from shards import Dataset, InputError
 from tests.pipelines.reference import decoded_views, disc, draw_for, lab, turned
 
@@ -183,6 +184,18 @@ def test_gpu_graphs_of_vdim_are_defined(placement, config) -> None:
     with Pipeline(4, 2, 0):
         output = define(VDIM.view_plan(config), placement)
     assert output.device == "gpu"
+
+
+@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
+def test_gpu_graphs_of_every_objective_are_defined(placement) -> None:
+    found = objectives.available()
+    assert "vdim" in found
+    for objective in found.values():
+        for config in (objective.Config(), objective.small()):
+            plan = objective.view_plan(config)
+            for one in (plan, plain(plan)):
+                with Pipeline(4, 2, 0):
+                    assert define(one, placement).device == "gpu"
 
 
 @pytest.mark.parametrize("extra", [{"jitter": STRONG}, {"lab_drop": True}, {"rotation": 20.0}])
