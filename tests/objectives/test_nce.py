@@ -8,7 +8,7 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from two_ranks import HALF, WORLD, features, rank_main
+from two_ranks import HALF, features, rank_main
 from vdim_reference import eq_3, share_right
 
 from objectives import nce
@@ -99,14 +99,17 @@ def test_one_process_gathers_nothing() -> None:
     assert nce.gather(x) is x and nce.rank_offset(5) == 0
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, torch.Tensor], dict]]:
-    """What each of two processes saw. A hang fails instead of hanging the tests."""
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[dict[str, torch.Tensor], dict]]:
+    """What each of two or four processes saw. A hang fails instead of hanging the tests."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(rank_main, args=(str(folder),), nprocs=WORLD, join=False)
+    world = request.param
+    context = mp.spawn(rank_main, args=(world, str(folder)), nprocs=world, join=False)
     try:
         while not context.join(timeout=120):  # returns False when a process ended well and the other is on
-            assert not all(p.is_alive() for p in context.processes), "two processes hung"
+            assert not all(p.is_alive() for p in context.processes), "the processes hung"
     finally:
         for process in context.processes:
             process.kill()
@@ -115,13 +118,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, torc
             load_file(folder / f"rank-{rank}.safetensors"),
             json.loads((folder / f"rank-{rank}.json").read_text()),
         )
-        for rank in range(WORLD)
+        for rank in range(world)
     ]
 
 
-def one_process() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def one_process(world: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """scores, loss and the gradients of antecedents and consequents with everything in one process."""
-    a, c = (x.requires_grad_() for x in features())
+    a, c = (x.requires_grad_() for x in features(world))
     scores = nce.scores(a, c, scale=True)
     loss = nce.info_nce(scores)
     loss.backward()
@@ -130,12 +133,12 @@ def one_process() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tenso
 
 def test_gather_puts_ranks_in_order(ranks: list) -> None:
     for rank, (tensors, said) in enumerate(ranks):
-        assert torch.equal(tensors["gathered"], features()[1])
+        assert torch.equal(tensors["gathered"], features(len(ranks))[1])
         assert said["offset"] == rank * HALF
 
 
 def test_gathered_loss_is_that_of_one_process(ranks: list) -> None:
-    scores, loss, _, _ = one_process()
+    scores, loss, _, _ = one_process(len(ranks))
     torch.testing.assert_close(torch.stack([tensors["loss"] for tensors, _ in ranks]).mean(), loss)
     torch.testing.assert_close(
         torch.stack([tensors["top1"] for tensors, _ in ranks]).mean(), nce.top1(scores)
@@ -146,13 +149,13 @@ def test_gathered_loss_is_that_of_one_process(ranks: list) -> None:
 
 
 def test_gathered_gradients_after_ddps_mean_are_those_of_one_process(ranks: list) -> None:
-    _, _, of_a, of_c = one_process()
-    torch.testing.assert_close(torch.cat([tensors["a"] for tensors, _ in ranks]) / WORLD, of_a)
-    torch.testing.assert_close(torch.cat([tensors["c"] for tensors, _ in ranks]) / WORLD, of_c)
+    _, _, of_a, of_c = one_process(len(ranks))
+    torch.testing.assert_close(torch.cat([tensors["a"] for tensors, _ in ranks]) / len(ranks), of_a)
+    torch.testing.assert_close(torch.cat([tensors["c"] for tensors, _ in ranks]) / len(ranks), of_c)
 
 
-def test_vdim_trains_in_two_processes_with_gathered_negatives(ranks: list) -> None:
-    (first, said), (second, _) = ranks
+def test_vdim_trains_in_several_processes_with_gathered_negatives(ranks: list) -> None:
+    (first, said), *others = ranks
     assert first["parameters"].isfinite().all() and first["parameters"].any()
-    assert torch.equal(first["parameters"], second["parameters"])
-    assert said["metrics"]["chance"] == pytest.approx(1 / 4)  # two clips on each of two ranks
+    assert all(torch.equal(first["parameters"], other["parameters"]) for other, _ in others)
+    assert said["metrics"]["chance"] == pytest.approx(1 / (2 * len(ranks)))  # two clips on each

@@ -1,4 +1,4 @@
-"""What each of two processes does in test_nce.py: it writes what it saw; the tests compare that with one process."""
+"""What each of two or four processes does in test_nce.py: it writes what it saw; the tests compare that with one process."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,20 @@ from vdim_reference import random_views, tiny
 
 from objectives import nce
 
-WORLD, HALF, N, M, D = 2, 3, 2, 4, 5
+HALF, N, M, D = 3, 2, 4, 5
 
 
-def features() -> tuple[torch.Tensor, torch.Tensor]:
+def features(world: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
-    a = torch.randn(WORLD * HALF, N, D, generator=generator)
-    return a, torch.randn(WORLD * HALF, M, D, generator=generator)
+    a = torch.randn(world * HALF, N, D, generator=generator)
+    return a, torch.randn(world * HALF, M, D, generator=generator)
 
 
-def rank_main(rank: int, folder: str) -> None:
+def rank_main(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     mine = slice(rank * HALF, (rank + 1) * HALF)
-    a, c = (x[mine].clone().requires_grad_() for x in features())
+    a, c = (x[mine].clone().requires_grad_() for x in features(world))
     everyone, offset = nce.gather(c), nce.rank_offset(HALF)
     scores = nce.scores(a, everyone, scale=True)
     loss = nce.info_nce(scores, offset)

@@ -1,7 +1,10 @@
 """An objective whose steps take milliseconds, and that can be told to go wrong. Imported by forked runs only."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,10 @@ class ToyConfig:
     """Number of the forward call whose loss is not a number."""
     break_at: int = -1
     """Number of the forward call after which the weights are not."""
+    plain: bool = False
+    """A loss that is a mean over samples: no negatives, no batch norm, no dropout."""
+    record: str = ""
+    """A folder: each process notes there which rows it was given."""
 
 
 class Toy(Objective):
@@ -33,6 +40,8 @@ class Toy(Objective):
         super().__init__(config)
         layers = (nn.Conv3d(3, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
         self.encoder = nn.Sequential(*layers, nn.Dropout(0.2))
+        if config.plain:
+            self.encoder = nn.Sequential(layers[0], *layers[2:])
         self.head = nn.Linear(4, 4)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -45,7 +54,13 @@ class Toy(Objective):
         return ViewPlan(offsets=((0, 1, 2), (3, 4, 5)), size=16, jitter=Jitter(), box_scope="view")
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
+        if self.config.record:
+            with Path(self.config.record, os.environ.get("RANK", "0")).open("a") as file:
+                file.write(json.dumps(batch["row"].tolist()) + "\n")
         z_BVD = self.head(self.embed(batch["views"]))
+        if self.config.plain:
+            loss = z_BVD.square().mean()
+            return Output(loss, {"top1": loss.detach(), "chance": torch.ones(())})
         scores = nce.scores(z_BVD[:, :1], z_BVD[:, 1:], scale=False)
         loss = nce.info_nce(scores)
         loss = loss * torch.where(self.calls == self.config.nan_at, torch.nan, 1.0)
