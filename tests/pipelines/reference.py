@@ -56,11 +56,13 @@ def write_dataset(
     encoding: Encoding,
     *,
     per_shard: int | None = None,
+    flows: list[bytes | None] | None = None,
 ) -> Path:
     """A data set of these videos, in one shard or several, with keys v000, v001, …"""
     out.mkdir(parents=True)
     samples = [
-        Sample(f"v{n:03d}", video, f, 0) for n, (video, f) in enumerate(zip(videos, facts, strict=True))
+        Sample(f"v{n:03d}", video, f, 0, flows[n] if flows else None)
+        for n, (video, f) in enumerate(zip(videos, facts, strict=True))
     ]
     step = per_shard or len(samples)
     parts = [samples[first : first + step] for first in range(0, len(samples), step)]

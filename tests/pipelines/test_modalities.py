@@ -16,7 +16,8 @@ from pipelines.graph import Graph, define
 from pipelines.loader import Loader
 from pipelines.plan import Jitter, ViewPlan
 from shards import Dataset, InputError
-from tests.pipelines.reference import decoded_luma, draw_for, flow_video
+from shards.encode import Encoding
+from tests.pipelines.reference import decoded_luma, draw_for, flow_video, write_dataset
 
 SIZE, WIDTH, HEIGHT, FRAMES = 64, 128, 96, 24
 SEGMENTS = tuple(tuple(range(5 * v, 5 * v + 10)) for v in range(3))  # half overlapping, as TCP's
@@ -136,10 +137,39 @@ def test_flow_as_h264_keeps_its_levels(fields: np.ndarray, tmp_path: Path) -> No
     assert np.abs(found - expected).mean() < 0.4 and np.abs(found - expected).max() <= 2
 
 
-def test_a_data_set_without_flow_is_refused(dataset: Dataset) -> None:
+def flow_dataset(out: Path, flows: list[bytes | None]) -> Dataset:
+    """Videos whose pictures are no use: only their flow is."""
+    facts = [{"num_frames": FRAMES, "fps": 25.0, "width": WIDTH, "height": HEIGHT}] * len(flows)
+    return Dataset(write_dataset(out, [b"not a video"] * len(flows), facts, Encoding(), flows=flows))
+
+
+def test_the_loader_reads_the_rows_flow(tmp_path: Path) -> None:
+    levels = [(200, 100), (127, 60), (20, 250)]
+    flows: list[bytes | None] = [
+        flow_video(tmp_path / "f.mp4", np.tile(np.uint8(uv)[None, :, None, None], (FRAMES, 1, HEIGHT, WIDTH)))
+        for uv in levels
+    ]
+    made = flow_dataset(tmp_path / "d", flows)
+    with Loader(made, made.select(), replace(TCP, modality="flow"), batch_size=3, seed=2) as loader:
+        batch = next(loader)
+    assert batch["views"].shape == (3, 3, 3, 10, SIZE, SIZE)
+    flips = set()
+    for views, row, drawn in zip(batch["views"], batch["row"].tolist(), batch["draw"], strict=True):
+        for view, flip in zip(views, drawn.flips.tolist(), strict=True):
+            u, v = ((level - 127.5) / 127.5 for level in levels[row])
+            for plane, expected in zip(view, (-u if flip else u, v, 0), strict=True):
+                np.testing.assert_allclose(plane, expected, atol=1.5 / 127.5)
+            flips.add(flip)
+    assert flips == {False, True}
+
+
+def test_a_data_set_without_flow_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     plan = replace(TCP, modality="flow")
     with pytest.raises(InputError, match=r"has none; make it again with tools/make_shards.py --flow"):
         Loader(dataset, dataset.select(), plan, batch_size=4)
+    partly = flow_dataset(tmp_path / "d", [b"flow", None, b"flow", None])
+    with pytest.raises(InputError, match=r"2 of 4 videos have no flow \(v001 is the first\)"):
+        Loader(partly, partly.select(), plan, batch_size=4)
 
 
 # --- colour
