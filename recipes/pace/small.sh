@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Pace prediction at 64², sized for two CPU cores: some minutes on the demo set, which is rendered on first use.
+#   recipes/pace/small.sh                       the demo set
+#   recipes/pace/small.sh --data DATA           your own; any flag of train.py
+set -euo pipefail
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective pace --small "$@"
