@@ -1,0 +1,71 @@
+"""On a GPU: NVDEC and the GPU's operators show what PyAV and the CPU's operators show."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.decode import decode_views
+from pipelines.graph import Graph, choose_placement
+from pipelines.plan import ViewPlan
+from shards import Dataset, InputError, demo
+from tests.pipelines.reference import draw_for, flow_video
+from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDTH, samples
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+
+PLANS = {
+    "dpc": replace(DPC, size=64),
+    "pace": replace(PACE, size=64),
+    "tcp": TCP,
+    "tcp-drop": replace(TCP, channel_drop=True),
+    "tcp-difference": replace(TCP, modality="difference"),
+    "rotated": replace(TCP, rotation=15.0),
+}
+
+
+@pytest.fixture(scope="module")
+def h264(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("demo")
+    return Dataset(demo.render(folder, clips_per_class=(1, 1), frames=FRAMES, workers=2))
+
+
+def views(plan: ViewPlan, placement: str, videos: list[bytes], draws: list) -> np.ndarray:
+    try:
+        chosen = choose_placement(placement)
+    except InputError as error:
+        pytest.skip(str(error))
+    if chosen == "gpu":
+        material = [np.frombuffer(video, np.uint8) for video in videos]
+    else:
+        material = [
+            decode_views(video, d, plan.size, plan.modality) for video, d in zip(videos, draws, strict=True)
+        ]
+    made = Graph(plan, len(draws), chosen, threads=4).run(draws, material)
+    assert made.device.type == ("cpu" if chosen == "cpu" else "cuda")
+    return made.cpu().numpy().astype(np.float64)
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("placement", ["hybrid", "gpu"])
+def test_a_placement_shows_what_the_cpu_shows(h264: Dataset, placement: str, name: str) -> None:
+    plan, rows = PLANS[name], [0, 2, 5]
+    whole = draw_for(plan, h264, rows, seed=1)
+    draws, videos = [whole.sample(i) for i in range(3)], [h264.read(row) for row in rows]
+    found, expected = (views(plan, p, videos, draws) for p in (placement, "cpu"))
+    difference = np.abs(found - expected)
+    assert difference.mean() < (0.002 if placement == "hybrid" else 0.02)
+    assert difference.mean((2, 4, 5)).max() < 0.05
+
+
+@pytest.mark.parametrize("placement", ["hybrid", "gpu"])
+def test_flow_keeps_its_full_range(tmp_path: Path, placement: str) -> None:
+    t, _, x = np.mgrid[:FRAMES, :HEIGHT, :WIDTH]
+    u, v = 2 + 2 * t + 200 * x / WIDTH, 250 - 3 * t - 100 * x / WIDTH
+    video = flow_video(tmp_path / "flow.mp4", np.round(np.stack([u, v], 1)).astype(np.uint8))
+    plan = replace(TCP, modality="flow")
+    draws = samples(plan, 3)
+    found, expected = (views(plan, p, [video] * 3, draws) for p in (placement, "cpu"))
+    assert np.abs(found - expected).mean() < 0.01 and np.abs(expected).max() > 0.75
