@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""What each encoding costs on your videos: bytes, encoding time, and the speed of reading it back.
+
+    tools/bench_encoding.py ~/kinetics400 --videos 24 --json benchmarks/encoding.json
+
+Varies one setting at a time from the default; prints a Markdown table. One thread throughout, this process only.
+`frames/s` decodes every frame; `clips/s` decodes 16 consecutive frames from a random place, as training does.
+"""
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import tyro
+from machine import describe
+from tqdm import tqdm
+
+from shards import InputError
+from shards.encode import Encoding
+from shards.layouts import find
+from shards.transcode import Clip, Rejected, transcode
+
+BASE = Encoding()
+VARIED: dict[str, tuple[Any, ...]] = {
+    "gop": (4, 8, 16, 32, 250),
+    "short_side": (128, 160, 256),
+    "fps": (30, 10),
+    "codec": ("h264", "hevc", "vp9", "mjpeg"),
+}
+CLIP = 16  # frames
+SECONDS = 2.0  # the least that a decoding speed is measured over
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    src: tyro.conf.Positional[Path]
+    """Folder of videos, in any layout."""
+    videos: int = 16
+    """How many of them, evenly from the sorted names."""
+    json: Path | None = None
+    """File for the figures and a description of the machine."""
+
+
+def main() -> int:
+    """Run the command; the exit status: 0 done, 2 unusable input."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        rows = _measure(_chosen(arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        "| setting | kB/s of video | encode frames/s | decode frames/s | random clips/s |\n|---|---|---|---|---|"
+    )
+    for row in rows:
+        rates = [row[name] for name in ("encode_frames_per_s", "decode_frames_per_s", "random_clips_per_s")]
+        print(
+            f"| {row['setting']} | {row['kb_per_s']:.1f} | "
+            + " | ".join(f"{rate:.0f}" for rate in rates)
+            + " |"
+        )
+    if arguments.json is not None:
+        report = {"command": " ".join(sys.argv), "machine": describe("av"), "base": str(BASE), "rows": rows}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _chosen(arguments: Arguments) -> list[Path]:
+    """The first readable ones of evenly spread videos."""
+    if arguments.videos < 1:
+        raise InputError(f"--videos {arguments.videos}: give 1 or more")
+    paths = [source.path for source in find(arguments.src).sources]
+    chosen = []
+    for path in paths[:: max(1, len(paths) // arguments.videos)][: arguments.videos]:
+        with suppress(Rejected):
+            transcode(path, replace(BASE, preset="ultrafast", short_side=64))
+            chosen.append(path)
+    if not chosen:
+        raise InputError(f"{arguments.src}: none of its first videos can be read; give another folder")
+    return chosen
+
+
+def _encodings() -> Iterator[tuple[str, Encoding]]:
+    yield "default", BASE
+    for name, values in VARIED.items():
+        for value in values:
+            if value != getattr(BASE, name):
+                yield f"--{name.replace('_', '-')} {value}", replace(BASE, **{name: value})
+
+
+def _measure(paths: list[Path]) -> list[dict[str, Any]]:
+    rows = []
+    for setting, encoding in tqdm(list(_encodings()), unit="setting"):
+        start = time.perf_counter()
+        clips = [transcode(path, encoding) for path in paths]
+        seconds = time.perf_counter() - start
+        frames = sum(clip.num_frames for clip in clips)
+        duration = sum(clip.num_frames / clip.fps for clip in clips)
+        rows.append(
+            {
+                "setting": setting,
+                "kb_per_s": sum(len(clip.data) for clip in clips) / duration / 1000,
+                "encode_frames_per_s": frames / seconds,
+                "decode_frames_per_s": _rate(_whole(clips)),
+                "random_clips_per_s": _rate(_random_clips(clips)),
+            }
+        )
+    return rows
+
+
+def _rate(counts: Iterator[int]) -> float:
+    done, start = 0, time.perf_counter()
+    for count in counts:
+        done += count
+        if (seconds := time.perf_counter() - start) >= SECONDS:
+            break
+    return done / seconds
+
+
+def _whole(clips: list[Clip]) -> Iterator[int]:
+    while True:
+        for clip in clips:
+            with av.open(io.BytesIO(clip.data)) as container:
+                container.streams.video[0].codec_context.thread_count = 1
+                yield sum(1 for _ in container.decode(video=0))
+
+
+def _random_clips(clips: list[Clip]) -> Iterator[int]:
+    random = np.random.default_rng(0)
+    while True:
+        clip = clips[random.integers(len(clips))]
+        first = int(random.integers(max(1, clip.num_frames - CLIP + 1)))
+        last = min(first + CLIP, clip.num_frames) - 1
+        with av.open(io.BytesIO(clip.data)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            container.seek(round(first / (clip.fps * float(stream.time_base))), stream=stream)
+            for frame in container.decode(stream):
+                if round(frame.time * clip.fps) >= last:
+                    break
+        yield 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
