@@ -7,13 +7,14 @@ import importlib
 import pkgutil
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.plan import ViewPlan
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import ViewPlan, plain
 from shards import InputError
 
 
@@ -77,6 +78,15 @@ class Objective(nn.Module):
     @abstractmethod
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W) → features (B, V, D) for downstream use, each view on its own."""
+
+    def downstream(self) -> Downstream:
+        """How labelled videos are shown to this network; here ten windows of the plan, spread evenly."""
+        plan = replace(self.view_plan(self.config), paces=(), wrap=False)
+        return Downstream(plain(plan), FineTuning(plan))
+
+    def represent(self, views: Tensor) -> Tensor:
+        """Windows of downstream's plan (B, V, C, T, H, W) → a feature each, (B, D); here the mean of their views'."""
+        return self.embed(views).mean(1)
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:

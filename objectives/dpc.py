@@ -12,7 +12,7 @@ Settled here: Eq. 5's sum is a mean; targets are z before the ReLU and get gradi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,9 @@ from models.convgru import ConvGRU, init_orthogonal
 from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import plain
+from pipelines.windows import Layout
 from shards import InputError
 
 
@@ -92,3 +95,17 @@ class DPC(BlockObjective):
     def context(self, views_BVCTHW: Tensor) -> Tensor:
         """c_t after each block, (B, V, D, h, w): the feature for downstream tasks (section 4, action classifier)."""
         return self.aggregator(seen(self.pooled(self.encode(views_BVCTHW))))
+
+    def downstream(self) -> Downstream:
+        """5 blocks, half-overlapping windows, centre crop (section 4); steps and where the rate falls are settled here."""
+        config = self.config
+        seen_blocks = config.blocks - config.pred_steps
+        full = self.view_plan(config)
+        plan = replace(full, offsets=full.offsets[:seen_blocks], short="edge")
+        every = Layout(hop=max(plan.span // 2, 1))
+        tuning = FineTuning(plan, weight_decay=1e-3, steps=30_000, decay_at=(18_000, 24_000), dropout=0.5)
+        return Downstream(plain(plan), tuning, every, every)
+
+    def represent(self, views: Tensor) -> Tensor:
+        """c_t after the last block, averaged over space, (B, D)."""
+        return self.context(views)[:, -1].mean((-2, -1))

@@ -23,7 +23,9 @@ from models.memory import CompressiveMemory
 from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
-from pipelines.plan import ViewPlan
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import Jitter, ViewPlan, plain
+from pipelines.windows import Layout
 from shards import InputError
 
 
@@ -119,6 +121,30 @@ class MemDPC(BlockObjective):
     def context(self, views_BVCTHW: Tensor) -> Tensor:
         """c_t after each block, (B, V, D, h, w), of the forward GRU: the feature for downstream tasks (section 4)."""
         return self.aggregators["forwards"](seen(self.encode(views_BVCTHW)))
+
+    def downstream(self) -> Downstream:
+        """8 blocks, ten crops and a moving window in tests, dropout 0.9, clip-wise jitter (section 5.3)."""
+        plan = replace(self.view_plan(self.config), short="edge")
+        hop = max(plan.span // 2, 1)
+        jitter = Jitter(0.5, 0.5, 0.5, 0.25, probability=1.0, grey=0.0)
+        tuning = FineTuning(
+            replace(plan, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
+        )
+        train, test = Layout(hop=hop), Layout(hop=hop, crops=10)
+        return Downstream(plain(plan), tuning, train, test, dropout=0.9)
+
+    def represent(self, views: Tensor) -> Tensor:
+        """The last context of every direction, averaged over space, side by side: (B, D) or (B, 2D)."""
+        z_BVDhw = seen(self.encode(views))
+        orders = {"forwards": z_BVDhw, "backwards": z_BVDhw.flip(1)}
+        contexts = [aggregator(orders[name])[:, -1] for name, aggregator in self.aggregators.items()]
+        return torch.cat(contexts, 1).mean((-2, -1))
+
+    def surprise(self, views: Tensor) -> Tensor:
+        """[z, ẑ] of the last block, side by side, averaged over space: (B, 2D) (appendix B)."""
+        z_BVDhw = self.encode(views)
+        predicted = self.predict(z_BVDhw[:, :-1])[0][:, 0]
+        return torch.cat([z_BVDhw[:, -1], predicted], 1).mean((-2, -1))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ the sum an option. RGB is the default input because every data set has it; flow 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,9 @@ from models.masked_conv3d import masked_conv2plus1d, masked_conv3d
 from models.resnet2d import StackedResNet18
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
-from pipelines.plan import ViewPlan
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import ViewPlan, plain
+from pipelines.windows import Layout
 from shards import InputError
 
 CONTEXTS: dict[str, Callable[[int], nn.Module]] = {
@@ -176,6 +178,22 @@ class TCP(Objective):
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W) → z, (B, V, D): what downstream averages over segments (section 3.2)."""
         return self.encoder(self._stack(views)).mean((-2, -1)).unflatten(0, views.shape[:2])
+
+    def downstream(self) -> Downstream:
+        """The mean of z over 8 segments in training and 15 in tests; decay towards the pretrained weights (section 4.2.4).
+
+        Settled here: segments are spread evenly, in fine-tuning placed at random; the decay is 1e-3.
+        """
+        whole = self.view_plan(self.config)
+        plan = replace(whole, offsets=whole.offsets[:1], short="edge")
+        eight = replace(whole, offsets=whole.offsets[:1] * 8, paces=(1.0,), short="edge", channel_drop=False)
+        if self.config.modality == "difference":  # consecutive frames, so no starts of their own
+            eight = replace(whole, offsets=whole.offsets[:8], short="edge")
+        tuning = FineTuning(
+            eight, optimizer="sgd", lr=1e-2, weight_decay=0.0, pull=1e-3, steps=30_000, batch_size=16,
+            decay_at=(15_000,), decay_by=0.5, dropout=0.9,
+        )  # fmt: skip
+        return Downstream(plain(plan), tuning, Layout(count=8), Layout(count=15), average="features")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD, momentum 0.9, weight decay 1e-4 (section 4.2.4)."""

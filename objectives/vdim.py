@@ -13,8 +13,8 @@ which evaluation uses are those of plain features.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
-from pipelines.plan import Jitter, ViewPlan
+from objectives.choices import check_choices
+from objectives.downstream import Downstream, FineTuning
+from pipelines.plan import Jitter, ViewPlan, plain
+from pipelines.windows import Layout
 from shards import InputError
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
@@ -88,10 +91,7 @@ class VDIMConfig:
         for name in ("width", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
-        for field, choices in get_type_hints(type(self)).items():
-            if get_origin(choices) is Literal and getattr(self, field) not in get_args(choices):
-                flag = f"--{field.replace('_', '-')} {getattr(self, field)}"
-                raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(choices)))}")
+        check_choices(self)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -192,6 +192,32 @@ class VDIM(Objective):
         """views (B, V, 3, 32, 128, 128) → φ_8 ∘ Ψ, (B, V, D): the paper's final encoder (section 4.1)."""
         f = self.encoder(views.flatten(0, 1), (GLOBAL,))[GLOBAL]
         return self.phi[str(GLOBAL)](f).flatten(1).unflatten(0, views.shape[:2])
+
+    def downstream(self, subsequences: int = 4) -> Downstream:
+        """K = 4 subsequences of 32 frames (section 4.1); frozen as in pretraining, fine-tuned with Lab drop.
+
+        Settled here: windows overlap by half. The paper uses K = 2 for HMDB51.
+        """
+        offsets = tuple(tuple(range(k * FRAMES, (k + 1) * FRAMES)) for k in range(subsequences))
+        plan = replace(
+            self.view_plan(self.config),
+            offsets=offsets,
+            groups=(),
+            box_scope="clip",
+            rotation=0.0,
+            short="edge",
+        )
+        every = Layout(hop=plan.span // 2)
+        trained = replace(plan, jitter=None, lab_drop=True)
+        tuning = FineTuning(
+            trained, weight_decay=0.0, steps=100_000, batch_size=15, decay_at=(), decay_every=30_000, decay_by=0.5,
+            dropout=0.2, hidden=1024,
+        )  # fmt: skip
+        return Downstream(plain(plan), tuning, every, every, hidden=1024, dropout=0.2)
+
+    def represent(self, views: Tensor) -> Tensor:
+        """The subsequences' features side by side, (B, V·D) (section 4.1)."""
+        return self.embed(views).flatten(1)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, 2e-4 (section 4)."""

@@ -1,0 +1,1 @@
+"""What pretrained networks are worth downstream: features, probes, retrieval, fine-tuning, and the report."""

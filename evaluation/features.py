@@ -1,0 +1,182 @@
+"""Features of every window of every video, computed once and kept.
+
+A folder of the cache is named by what determines its content: weights, data, windows. It is filled chunk by chunk,
+by any number of processes; one that was interrupted goes on where it stopped.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from evaluation.model import Model, Representation
+from pipelines.graph import Placement
+from pipelines.plan import ViewPlan
+from pipelines.windows import Layout, WindowLoader, Windows
+from shards import Dataset, InputError
+from shards.aside import written_aside
+from shards.cache import cache_folder
+from training.processes import on_main
+
+CHUNK = 8  # batches a file
+
+
+@dataclass(frozen=True)
+class Features:
+    """x: (N, D) float32, a window each. row, start: (N,) int64, its video and first frame. failed: key → why unread."""
+
+    x: NDArray[np.float32]
+    row: NDArray[np.int64]
+    start: NDArray[np.int64]
+    failed: dict[str, str]
+
+    def of(self, rows: NDArray[np.int64]) -> "Features":
+        """Those of some videos."""
+        kept = np.isin(self.row, rows)
+        return replace(self, x=self.x[kept], row=self.row[kept], start=self.start[kept])
+
+    def by_video(self) -> "Features":
+        """One feature a video, the mean of its windows'; rows ascend, starts are 0."""
+        rows, x = video_means(self.row, self.x)
+        return replace(self, x=x.astype(np.float32), row=rows, start=np.zeros_like(rows))
+
+
+def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Values of windows → the rows (M,), ascending, and each one's mean (M, D)."""
+    rows, place = np.unique(row_N, return_inverse=True)
+    sums = np.zeros((len(rows), x_ND.shape[1]))
+    np.add.at(sums, place, x_ND)
+    return rows, sums / np.bincount(place)[:, None]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How features are computed; nothing of it changes what they are, but batch_size for networks that normalise
+    by the batch."""
+
+    accelerator: Accelerator
+    placement: Placement
+    threads: int
+    batch_size: int
+    cache: Path | None = None
+
+
+def extract(
+    model: Model,
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+    plan: ViewPlan,
+    layout: Layout,
+    machine: Machine,
+    layer: str = "",
+) -> Features:
+    """Features of all windows of the rows; all processes call it together, and each gets all of them.
+
+    Raises InputError where no video can be decoded.
+    """
+    windows = Windows.of(dataset, rows, plan, layout)
+    identity = {
+        "weights": model.fingerprint,
+        "data": dataset.fingerprint,
+        "rows": hashlib.sha256(json.dumps([int(row) for row in rows]).encode()).hexdigest(),
+        "plan": asdict(plan),
+        "layout": asdict(layout),
+        "layer": layer,
+        "batch_size": machine.batch_size,
+        "precision": machine.accelerator.mixed_precision,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    folder = (machine.cache or cache_folder() / "features") / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    on_main(lambda: _write_json(folder / "identity.json", identity))
+    count = WindowLoader.count(windows, machine.batch_size)
+    chunks = [
+        (folder / f"{first:08d}-{min(first + CHUNK, count):08d}.npz", range(first, min(first + CHUNK, count)))
+        for first in range(0, count, CHUNK)
+    ]
+    mine = chunks[machine.accelerator.process_index :: machine.accelerator.num_processes]
+    missing = [chunk for chunk in mine if not chunk[0].is_file()]
+    if missing:
+        _compute(model, dataset, windows, plan, machine, layer, missing)
+    machine.accelerator.wait_for_everyone()
+    return _gather(dataset, windows, [file for file, _ in chunks])
+
+
+def _compute(
+    model: Model,
+    dataset: Dataset,
+    windows: Windows,
+    plan: ViewPlan,
+    machine: Machine,
+    layer: str,
+    chunks: list[tuple[Path, range]],
+) -> None:
+    accelerator = machine.accelerator
+    represent = Representation(model.objective.to(accelerator.device).eval(), layer)
+    size = machine.batch_size
+    bar = tqdm(
+        total=sum(min(b[-1] * size + size, len(windows)) - b[0] * size for _, b in chunks),
+        desc=f"features of {model.name}",
+        unit="window",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+    loader = WindowLoader(
+        dataset,
+        windows,
+        plan,
+        batch_size=machine.batch_size,
+        batches=[batch for _, batches in chunks for batch in batches],
+        placement=machine.placement,
+        threads=machine.threads,
+        device=accelerator.device,
+    )
+    ends = {batches[-1]: file for file, batches in chunks}
+    xs, index = [], []
+    with bar:
+        for batch in loader:
+            if len(batch["index"]):
+                with torch.inference_mode(), accelerator.autocast():
+                    xs.append(represent(batch["views"]).float().cpu().numpy())
+                index.append(batch["index"].numpy())
+            bar.update(len(batch["index"]))
+            if batch["batch"] in ends:
+                _write_chunk(ends[batch["batch"]], xs, index, loader.failed, dataset)
+                xs, index = [], []
+
+
+def _write_chunk(
+    file: Path, xs: list[NDArray], index: list[NDArray], failed: dict[int, str], dataset: Dataset
+) -> None:
+    with written_aside(file) as aside, aside.open("wb") as handle:
+        np.savez(
+            handle,
+            x=np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
+            index=np.concatenate(index) if index else np.zeros(0, np.int64),
+            failed=json.dumps({dataset.keys([row])[0]: reason for row, reason in failed.items()}),
+        )
+
+
+def _gather(dataset: Dataset, windows: Windows, files: list[Path]) -> Features:
+    parts = [np.load(file) for file in files]
+    failed = {key: why for part in parts for key, why in json.loads(str(part["failed"])).items()}
+    filled = [part for part in parts if len(part["index"])]
+    if not filled:
+        raise InputError(
+            f"{dataset.path}: none of the videos can be decoded ({next(iter(failed.items()), 'nothing selected')})"
+        )
+    index = np.concatenate([part["index"] for part in filled])
+    return Features(
+        np.concatenate([part["x"] for part in filled]), windows.row[index], windows.start[index], failed
+    )
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,144 @@
+"""The network under test: a checkpoint, random weights, or torchvision's supervised ones."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import objectives
+from objectives import Objective, checkpoint
+from shards import InputError
+
+RANDOM, TORCHVISION = "random:", "torchvision:"
+
+
+@dataclass(frozen=True)
+class Model:
+    """objective: in evaluation mode. name: for people and folders. origin: what was loaded, in a sentence."""
+
+    objective: Objective
+    name: str
+    origin: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex sha256 of config and weights."""
+        config = json.dumps(asdict(self.objective.config), sort_keys=True)
+        digest = hashlib.sha256(f"{self.objective.name} {config}".encode())
+        for key, value in self.objective.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
+    """spec: a run's or checkpoint's folder; random:NAME or random:FOLDER, fresh weights in that objective's network or
+    in that checkpoint's; torchvision:NAME, supervised weights that lie in torch's hub folder.
+
+    small: random:NAME has the objective's CPU-sized config instead of the paper's. Raises InputError.
+    """
+    if spec.startswith(TORCHVISION):
+        return _torchvision(spec.removeprefix(TORCHVISION))
+    if spec.startswith(RANDOM):
+        return _random(spec.removeprefix(RANDOM), small, seed)
+    objective = objectives.load(spec)
+    folder = Path(spec)
+    found = folder if (folder / checkpoint.WEIGHTS).exists() else checkpoint.newest(folder)
+    tensors = len(objective.state_dict())
+    millions = sum(p.numel() for p in objective.parameters()) / 1e6
+    origin = f"{objective.name} from {found}: all {tensors} tensors, {millions:.1f} M parameters"
+    name = (
+        f"{folder.parents[1].name}-{folder.name}"
+        if folder.parent.name == "checkpoints"
+        else folder.resolve().name
+    )
+    return Model(objective, name, origin)
+
+
+def _random(what: str, small: bool, seed: int) -> Model:
+    if Path(what).exists():
+        trained = objectives.load(what)
+        cls, config = type(trained), trained.config
+    elif what in objectives.available():
+        cls = objectives.get(what)
+        config = cls.small() if small else cls.Config()
+    else:
+        names = ", ".join(objectives.available())
+        raise InputError(
+            f"--checkpoint {RANDOM}{what}: {what} is neither an objective ({names}) nor a folder"
+        )
+    with _seeded(seed):
+        objective = cls(config).eval()
+    return Model(objective, f"random-{cls.name}", f"random weights (seed {seed}) in the network of {what}")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _torchvision(name: str) -> Model:
+    """Kinetics-400 supervised weights in the objective that feeds clips to torchvision's networks, Pace."""
+    from torchvision.models import get_model_weights, video
+
+    if not hasattr(video, name) or name not in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
+        raise InputError(f"--checkpoint {TORCHVISION}{name}: choose one of r3d_18, mc3_18, r2plus1d_18, s3d")
+    url = get_model_weights(name).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not file.is_file():
+        raise InputError(f"--checkpoint {TORCHVISION}{name}: {file} is not there; fetch it from {url}")
+    network = getattr(video, name)()
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    cls = objectives.get("pace")
+    objective: Any = cls(cls.Config(backbone=name)).eval()
+    objective.encoder.load_state_dict(_stages_of(network, name).state_dict())
+    return Model(objective, f"torchvision-{name}", f"{name}, supervised on Kinetics-400, from {file}")
+
+
+def _stages_of(network: nn.Module, name: str) -> nn.Module:
+    from models import backbones
+
+    built = backbones.build(name, 64, 224)
+    parameters = [v for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))]
+    built.load_state_dict(dict(zip(built.state_dict(), parameters, strict=True)))
+    return built
+
+
+class Representation:
+    """What a model says of a window. layer: a module's name in the objective (print them with --layers) instead of
+    the objective's own feature; p4 and p5 are the fourth and fifth stage of Pace's networks."""
+
+    def __init__(self, objective: Objective, layer: str = "") -> None:
+        self.objective, self.layer = objective, layer
+        self.path = {"p4": "encoder.stages.3", "p5": "encoder.stages.4"}.get(layer, layer)
+        if layer and self.path not in dict(objective.named_modules()):
+            near = ", ".join(name for name, _ in objective.encoder.named_children())
+            raise InputError(
+                f"--layer {layer}: there is no such module; in the encoder there are {near} (encoder.NAME)"
+            )
+
+    def __call__(self, views_BVCTHW: Tensor) -> Tensor:
+        """Views of B windows → features (B, D); of a layer its output's mean over space, time and views."""
+        if not self.layer:
+            return self.objective.represent(views_BVCTHW)
+        caught: list[Any] = []
+        module = self.objective.get_submodule(self.path)
+        handle = module.register_forward_hook(lambda _module, _given, output: caught.append(output))
+        try:
+            self.objective.represent(views_BVCTHW)
+        finally:
+            handle.remove()
+        output = caught[-1] if caught else None
+        B = len(views_BVCTHW)
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) % B:
+            raise InputError(f"--layer {self.layer}: gives no feature a window; name another module")
+        pooled = output.flatten(2).mean(2) if output.ndim > 2 else output
+        return pooled.unflatten(0, (B, -1)).mean(1)

@@ -1,0 +1,47 @@
+"""How a paper looks at labelled videos once the network is trained: which windows, and which classifier."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.plan import ViewPlan
+from pipelines.windows import Layout
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Supervised training of the whole network.
+
+    plan: a training clip, augmented; tests see the same frames without augmentation. decay_at: steps at which the
+    learning rate is multiplied by decay_by; every_steps: so again every so many steps, for ever. weight_decay: towards 0;
+    pull: towards the pretrained weights (TCP section 4.2.4). hidden: width of a layer before the last; 0 is none.
+    """
+
+    plan: ViewPlan
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    pull: float = 0.0
+    steps: int = 30_000
+    batch_size: int = 32
+    decay_at: tuple[int, ...] = (18_000, 24_000)
+    decay_every: int = 0
+    decay_by: float = 0.1
+    dropout: float = 0.5
+    hidden: int = 0
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """plan: one window of the frozen network, V views of T frames without augmentation.
+
+    train, test: which windows of a video take part. average: a video's prediction is the mean of its windows'
+    probabilities, or one from the mean of their features. hidden, dropout: of the non-linear probe.
+    """
+
+    plan: ViewPlan
+    finetuning: FineTuning
+    train: Layout = field(default_factory=lambda: Layout(count=10))
+    test: Layout = field(default_factory=lambda: Layout(count=10))
+    average: Literal["probabilities", "features"] = "probabilities"
+    hidden: int = 512
+    dropout: float = 0.5

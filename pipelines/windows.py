@@ -1,0 +1,261 @@
+"""Evaluation's way through videos: every window of every video once, in order, nothing drawn at random.
+
+Letters: W windows of a video, N windows of all videos, V views, T frames a view.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.decode import DecodeError, check_whole, decode_views
+from pipelines.draw import Draw, draw
+from pipelines.graph import Graph, Placement
+from pipelines.plan import ViewPlan, plain
+from shards import Dataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which windows of a video are looked at.
+
+    count: so many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
+    as long as it fits. A video shorter than a window has one, padded. crops: 1, the middle; 5, the middle and the
+    four corners; 10, these and their mirror images.
+    """
+
+    count: int = 0
+    hop: int = 0
+    crops: Literal[1, 5, 10] = 1
+
+    def __post_init__(self) -> None:
+        if (self.count > 0) == (self.hop > 0) or self.crops not in (1, 5, 10):
+            raise ValueError(
+                f"a layout has either count ({self.count}) or hop ({self.hop}), and 1, 5 or 10 crops ({self.crops})"
+            )
+
+    def starts(self, num_frames: int, span: int) -> NDArray[np.int64]:
+        """First frames (W,), ascending, of a video's windows; span: frames from a window's first to its last."""
+        room = max(num_frames - span, 0)
+        if self.hop:
+            return np.arange(0, room + 1, self.hop, dtype=np.int64)
+        if self.count == 1:
+            return np.array([room // 2], dtype=np.int64)
+        return np.unique(np.linspace(0, room, self.count).round().astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """row, start, crop: (N,) int64 each, the row of the table, the window's first frame, which of the crops."""
+
+    row: NDArray[np.int64]
+    start: NDArray[np.int64]
+    crop: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @classmethod
+    def of(cls, dataset: Dataset, rows: Sequence[int] | NDArray, plan: ViewPlan, layout: Layout) -> "Windows":
+        """All windows of the rows, in their order; a video's windows in ascending order, each with all its crops."""
+        num_frames = dataset.column("num_frames")
+        found = [
+            (int(row), int(start), crop)
+            for row in rows
+            for start in layout.starts(int(num_frames[row]), plan.span)
+            for crop in range(layout.crops)
+        ]
+        return cls(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
+
+
+def draw_windows(plan: ViewPlan, dataset: Dataset, windows: Windows) -> Draw:
+    """The plan of N windows: frames from their start, boxes of their crop. The plan is used without augmentation.
+
+    A window that runs over its video's end repeats the last frame, or with the policy "loop" starts over. Raises
+    ValueError for a plan with paces: a window's frames are fixed.
+    """
+    if plan.paces:
+        raise ValueError("an evaluation's windows have one pace: set the plan's paces to ()")
+    still = replace(plain(plan), short="loop" if plan.short == "loop" else "edge")
+    facts = [dataset.column(name)[windows.row] for name in ("num_frames", "width", "height")]
+    straight, mirrored = (
+        draw(replace(still, flip=flip), windows.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)
+    )
+    turned = windows.crop >= 5
+    colours = np.where(turned[:, None, None, None, None], mirrored.colours, straight.colours)
+    boxes = _placed(straight.boxes, windows.crop % 5, *facts[1:])
+    flips = np.repeat(turned[:, None], plan.views, axis=1)
+    return replace(
+        straight, frames=_frames(still, windows.start, facts[0]), boxes=boxes, flips=flips, colours=colours
+    )
+
+
+def _frames(plan: ViewPlan, start_N: NDArray[np.int64], num_frames_N: NDArray[np.int64]) -> NDArray[np.int32]:
+    offsets_VT = np.asarray(plan.offsets)
+    if plan.modality == "difference":
+        offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
+    numbers = start_N[:, None, None] + offsets_VT
+    length = num_frames_N[:, None, None]
+    return (numbers % length if plan.short == "loop" else np.minimum(numbers, length - 1)).astype(np.int32)
+
+
+def _placed(
+    boxes_NV4: NDArray[np.int32], corner_N: NDArray[np.int64], width_N: NDArray, height_N: NDArray
+) -> NDArray[np.int32]:
+    """Centred boxes moved into a corner: 1 top left, 2 top right, 3 bottom left, 4 bottom right; 0 stays."""
+    boxes = boxes_NV4.copy()
+    for axis, full_N, far in ((0, width_N, (2, 4)), (1, height_N, (3, 4))):
+        room = (full_N[:, None] - boxes[..., 2 + axis]) // 2 * 2
+        at_end = np.isin(corner_N, far)[:, None]
+        moved = np.where(at_end, room, 0)
+        boxes[..., axis] = np.where(corner_N[:, None] == 0, boxes[..., axis], moved)
+    return boxes
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The windows of one video in a batch, on their way."""
+
+    row: int
+    places: NDArray[np.int64]  # among all windows
+    drawn: Draw
+    material: "Future[list[NDArray[np.uint8]]]"
+
+
+class WindowLoader:
+    """Batches of windows, each window once, in order; the windows of one video in a batch are decoded together.
+
+    Iterating gives dicts: views (n, V, C, T, H, W) float32 on `device`; index (n,) int64, which of the windows they
+    are; batch, the batch's number. n is below batch_size in the last batch and where videos are left out, perhaps 0. batches: which batches of `batch_size` windows to make, all by default: what a batch holds does not
+    depend on how the batches are divided among processes.
+    failed: row → reason, of the videos that could not be decoded; their windows are left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        windows: Windows,
+        plan: ViewPlan,
+        *,
+        batch_size: int,
+        batches: Sequence[int] | None = None,
+        placement: Placement = "cpu",
+        threads: int = 2,
+        prefetch: int = 2,
+        device: torch.device | None = None,
+        decoder: str = "mixed",
+    ) -> None:
+        self.failed: dict[int, str] = {}
+        self._dataset, self._windows, self._plan = dataset, windows, plan
+        self._batch_size, self._prefetch, self._device = batch_size, prefetch, device
+        self._batches = range(self.count(windows, batch_size)) if batches is None else batches
+        self._placement, self._threads, self._decoder = placement, threads, decoder
+        self._component = "flow.mp4" if plan.modality == "flow" else "mp4"
+        self._graph: Graph | None = None
+
+    @staticmethod
+    def count(windows: Windows, batch_size: int) -> int:
+        """How many batches the windows make."""
+        return -(-len(windows) // batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        with ThreadPoolExecutor(self._threads, "slipstream-windows") as pool:
+            ahead: deque[tuple[int, list[_Task]]] = deque()
+            try:
+                for batch in self._batches:
+                    ahead.append((batch, self._start(pool, batch)))
+                    if len(ahead) > self._prefetch:
+                        yield self._finish(*ahead.popleft())
+                while ahead:
+                    yield self._finish(*ahead.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self._graph = None
+
+    def _start(self, pool: ThreadPoolExecutor, batch: int) -> "list[_Task]":
+        first = batch * self._batch_size
+        index = np.arange(first, min(first + self._batch_size, len(self._windows)))
+        tasks = []
+        for _, group in groupby(index.tolist(), key=lambda i: int(self._windows.row[i])):
+            places = np.array(list(group))
+            w = self._windows
+            drawn = draw_windows(
+                self._plan, self._dataset, Windows(w.row[places], w.start[places], w.crop[places])
+            )
+            row = int(w.row[places[0]])
+            tasks.append(_Task(row, places, drawn, pool.submit(self._read, row, drawn)))
+        return tasks
+
+    def _read(self, row: int, drawn: Draw) -> list[NDArray[np.uint8]]:
+        """The material of one video's windows: its bytes for each, or each window's pixels from one decoding."""
+        video = self._dataset.read(row, self._component)
+        W, V, T = drawn.frames.shape
+        if self._placement == "gpu":
+            return [np.frombuffer(video, np.uint8)] * W
+        together = replace(
+            drawn,
+            frames=drawn.frames.reshape(W * V, T),
+            boxes=drawn.boxes.reshape(W * V, 4),
+            flips=drawn.flips.reshape(W * V),
+        )
+        pixels = decode_views(video, together, self._plan.size, self._plan.modality)
+        return list(pixels.reshape(W, V * T, *pixels.shape[1:]))
+
+    def _finish(self, batch: int, tasks: "list[_Task]") -> dict[str, Any]:
+        while True:
+            good = [(task, self._material(task)) for task in tasks]
+            index = [int(i) for task, pieces in good for i in task.places[: len(pieces)]]
+            draws = [task.drawn.sample(i) for task, pieces in good for i in range(len(pieces))]
+            try:
+                views = self._run(draws, [piece for _, pieces in good for piece in pieces])
+                break
+            except RuntimeError:
+                self._graph = None  # DALI's pipeline is dead after a failure
+                if not self._find_culprits(tasks):
+                    raise
+        views = views if self._device is None else views.to(self._device, non_blocking=True)
+        return {"views": views, "index": torch.tensor(index, dtype=torch.int64), "batch": batch}
+
+    def _material(self, task: "_Task") -> list[NDArray[np.uint8]]:
+        """Of a task's windows, or none where its video cannot be decoded."""
+        if task.row in self.failed:
+            return []
+        try:
+            return task.material.result()
+        except DecodeError as error:
+            self._fail(task.row, str(error))
+            return []
+
+    def _run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
+        if not draws:
+            plan = self._plan
+            return torch.empty(0, plan.views, plan.channels, plan.frames, plan.size, plan.size)
+        self._graph = self._graph or Graph(
+            self._plan, self._batch_size, self._placement, threads=self._threads, decoder=self._decoder
+        )
+        return self._graph.run(draws, material)
+
+    def _find_culprits(self, tasks: "list[_Task]") -> bool:
+        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds it."""
+        before = len(self.failed)
+        rows = {task.row for task in tasks} - self.failed.keys()
+        for row in sorted(rows) if self._placement == "gpu" else ():
+            try:
+                check_whole(self._dataset.read(row, self._component))
+            except DecodeError as error:
+                self._fail(row, str(error))
+        return len(self.failed) > before
+
+    def _fail(self, row: int, reason: str) -> None:
+        if row not in self.failed:
+            self.failed[row] = reason
+            log.warning("%s cannot be decoded and is left out: %s", self._dataset.keys([row])[0], reason)
