@@ -148,7 +148,7 @@ class _Worker:
     def end(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.join(10)  # not for ever: one that waits for a dead disk cannot be killed
             self.connection.close()
         self._process = self.slot = self.deadline = None
 

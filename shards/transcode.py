@@ -77,6 +77,8 @@ def transcode(
             size = f"{stream.width}x{stream.height}"
             raise Rejected("not_encodable", f"{encoding.codec} of {size}: {message(error)}") from error
         fraction = check_whole(container, stream, tally, keep_damaged)
+        if written.num_frames == 0:
+            raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")
         seen = describe(stream, tally.frames, fraction)
         return Clip(path.read_bytes(), written.num_frames, float(rate), written.width, written.height, seen)
 

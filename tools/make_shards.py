@@ -119,11 +119,9 @@ def _run(arguments: Arguments, out: Path) -> None:
     if part is not None and arguments.ray is not None:
         raise InputError("--part and --ray: each divides the work; give one of them")
     flow = None if arguments.flow is None else Flow(arguments.flow, arguments.flow_limit)
-    limits = Limits(
-        arguments.workers,
-        arguments.timeout or (TIMEOUT if flow is None else TIMEOUT_WITH_FLOW),
-        arguments.memory,
-    )
+    usual = TIMEOUT if flow is None else TIMEOUT_WITH_FLOW
+    timeout = usual if arguments.timeout is None else arguments.timeout
+    limits = Limits(arguments.workers, timeout, arguments.memory)
     job = prepare(
         arguments.src,
         out,

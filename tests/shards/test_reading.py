@@ -89,3 +89,8 @@ def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path) -> None:
 def test_a_senseless_share_names_its_flag(share: float) -> None:
     with pytest.raises(InputError, match="--keep-damaged"):
         Processing(keep_damaged=share)
+
+
+def test_a_video_too_short_for_the_rate_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="no_frames"):
+        transcode(render(tmp_path / "in.avi", frames=1), Encoding(fps=0.5))
