@@ -61,8 +61,8 @@ class BlocksConfig:
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up, in each stage of the curriculum; the papers name none."""
     patience: int = 10
-    """Validations (--val-split) in a row without a lower loss after which the learning rate falls to a tenth, once
-    in a stage; the papers do not say how many. 0 is off."""
+    """After so many validations (--val-split) without a lower loss the learning rate falls to a tenth, once in a stage
+    of the curriculum; the papers do not say how many. 0 is off."""
 
     def __post_init__(self) -> None:
         if self.width <= 0 or self.stride < 1 or self.frames < 1:

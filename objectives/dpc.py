@@ -52,7 +52,7 @@ class DPC(BlockObjective):
     name = "dpc"
     Config = DPCConfig
     recipe = Recipe(steps=320_000, batch_size=64)  # Table 3; section 3.5: 64 on each of 4 GPUs
-    small_recipe = Recipe(steps=150, batch_size=8)
+    small_recipe = Recipe(steps=500, batch_size=8)
 
     def __init__(self, config: DPCConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class DPC(BlockObjective):
 
     @staticmethod
     def small() -> DPCConfig:
-        return DPCConfig(width=0.5, size=64)
+        return DPCConfig(width=0.25, size=64, warmup_steps=10)
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""

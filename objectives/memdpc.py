@@ -62,7 +62,7 @@ class MemDPC(BlockObjective):
     name = "memdpc"
     Config = MemDPCConfig
     recipe = Recipe(steps=150_000, batch_size=16)  # section 5.2; UCF101, 500 epochs on 2 GPUs as in the code
-    small_recipe = Recipe(steps=150, batch_size=8)
+    small_recipe = Recipe(steps=500, batch_size=8)
 
     def __init__(self, config: MemDPCConfig) -> None:
         super().__init__(config)
@@ -75,7 +75,7 @@ class MemDPC(BlockObjective):
 
     @staticmethod
     def small() -> MemDPCConfig:
-        return MemDPCConfig(width=0.5, size=64, memory_size=256)
+        return MemDPCConfig(width=0.25, size=64, memory_size=128, warmup_steps=10)
 
     @staticmethod
     def view_plan(config: Any) -> ViewPlan:
