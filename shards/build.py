@@ -29,7 +29,7 @@ class Limits:
     """
 
     workers: int = 1
-    timeout: float | None = 600.0
+    timeout: float | None = 1800.0
     memory: float | None = 4.0
 
     def __post_init__(self) -> None:

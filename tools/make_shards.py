@@ -35,8 +35,8 @@ from shards.layouts import Layout
 from shards.reading import REASONS, WHOLE_ENOUGH
 from shards.table import REJECTED
 
-TIMEOUT = 600.0
-TIMEOUT_WITH_FLOW = 6000.0  # TV-L1 takes a tenth of a second a frame
+TIMEOUT = 1800.0
+TIMEOUT_WITH_FLOW = 18000.0  # TV-L1 takes a tenth of a second a frame
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Arguments:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = None
-    """Seconds a video may take before it is rejected; 600, with --flow 6000, when not given."""
+    """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
     memory: float = 4.0
     """GiB that each worker may allocate; a video that needs more is rejected."""
     part: str | None = None
