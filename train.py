@@ -12,6 +12,8 @@ logs, first_batch.png (what the model is fed), checkpoints/, and at its end enco
 """
 
 import logging
+import os
+import shutil
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -63,6 +65,8 @@ def start(settings: Settings) -> Accelerator:
     ):
         if cpu and asked:
             raise InputError(f"{flag}: needs a GPU, and the run is on a CPU; leave it out")
+    if settings.torch_compile and cpu and not shutil.which(os.environ.get("CXX", "g++")):
+        raise InputError("--torch-compile: needs a C++ compiler on a CPU; install g++, or leave it out")
     state = PartialState(cpu=cpu)
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR

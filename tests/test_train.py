@@ -75,74 +75,22 @@ def test_a_run_leaves_what_it_promises(whole):
     assert json.loads((whole / "config.json").read_text())["config"]["width"] == 0.03
 
 
-def test_a_resumed_run_has_the_losses_of_one_never_stopped(whole, data, tmp_path):
-    out = ["train.py", "--data", str(data), "--output", str(tmp_path / "run"), *TINY]
-    assert command(*out, "--steps", "2").returncode == 0
-    done = command(*out, "--steps", "4", "--resume")
+def test_bad_input_ends_in_one_line(data, tmp_path):
+    """Through the command itself; the list of what can be wrong is in tests/training/test_bad_input.py."""
+    out = ["--output", str(tmp_path / "run")]
+    done = command("train.py", "--data", "/nonexistent", *out, *TINY, "--steps", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /nonexistent") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_bench_options(tmp_path):
+    out = tmp_path / "options.json"
+    flags = ["--options", "ema", "bf16", "--rounds", "1", "--batch-size", "2", "--json", str(out)]
+    done = command("tools/bench_options.py", *flags, "--width", "0.03", "--no-temporal-difference")
     assert done.returncode == 0, done.stderr
-    assert [line["loss"] for line in lines(tmp_path / "run")] == [line["loss"] for line in lines(whole)]
-    a, b = (load_file(run / "encoder.safetensors") for run in (tmp_path / "run", whole))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def test_two_processes_train_together(data, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    out = tmp_path / "run"
-    flags = ["--data", str(data), "--output", str(out), "--steps", "2", "--negatives", "gathered", *TINY]
-    done = command("train.py", *flags, launcher=launcher)
-    assert done.returncode == 0, done.stderr
-    assert [line["step"] for line in lines(out)] == [1, 2]
-    assert lines(out)[0]["chance"] == 0.25  # gathered: two processes of two clips
-    assert json.loads((out / "config.json").read_text())["settings"]["global_batch"] == 4
-
-
-def test_accumulation_clipping_lab_and_bf16(data, tmp_path):
-    flags = [
-        "--accumulate",
-        "2",
-        "--clip-norm",
-        "1",
-        "--colour",
-        "lab",
-        "--mixed-precision",
-        "bf16",
-        "--steps",
-        "2",
-    ]
-    done = command("train.py", "--data", str(data), "--output", str(tmp_path / "run"), *TINY, *flags)
-    assert done.returncode == 0, done.stderr
-    state = json.loads((tmp_path / "run/checkpoints/step-00000002/state.json").read_text())
-    assert state["loader"]["samples"] == 8  # 2 steps × 2 batches × 2 clips
-
-
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (["--objective", "nope"], "--objective nope"),
-        (["--data", "/nonexistent"], "/nonexistent"),
-        (["--batch-size", "100"], "--batch-size"),
-        (["--split", "val"], "val"),
-        (["--steps", "0"], "--steps 0"),
-        (["--device", "gpu"], "--device gpu"),
-        (["--antecedents", "9"], "--antecedents"),
-        (["--min-frames", "1000"], "--min-frames"),
-    ],
-)
-def test_bad_input_ends_in_one_line(data, tmp_path, flags, says):
-    if "gpu" in flags and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    base = ["train.py", "--output", str(tmp_path / "run"), "--data", str(data), *TINY, "--steps", "1"]
-    done = command(*base, *flags)
-    assert done.returncode != 0
-    assert says in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
-def test_resume_refuses_another_run(whole, data):
-    flags = ["--data", str(data), "--output", str(whole), "--steps", "5", *TINY]
-    other = command("train.py", *flags, "--resume", "--lr", "0.1")
-    assert other.returncode != 0 and "lr" in other.stderr and "Traceback" not in other.stderr
-    again = command("train.py", *flags)
-    assert again.returncode != 0 and "--resume" in again.stderr
+    result = json.loads(out.read_text())
+    assert result["ratio"].keys() == {"plain", "ema", "bf16"} and result["ratio"]["plain"] == 1
+    assert all(milliseconds > 0 for milliseconds in result["step_ms"].values())
 
 
 def test_bench_loader(data, tmp_path):

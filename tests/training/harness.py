@@ -89,6 +89,8 @@ def _run(argv: tuple[str, ...], environment: dict[str, str], log: str, file_limi
     before = open_files()
     status = ended(train.main, [*BASE, *argv])
     threads = {thread.name for thread in threading.enumerate()} - {"MainThread", "tqdm_monitor"}
+    if "--torch-compile" in argv:  # torch keeps a pool of its own
+        threads = {name for name in threads if not name.startswith("ThreadPoolExecutor-")}
     if left := threads | (open_files() - before):
         sys.exit(f"left behind: {left}")
     sys.exit(status)
