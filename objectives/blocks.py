@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.resnet2d3d import ResNet2d3d
 from objectives.base import Objective, Plateau
+from objectives.choices import check_choices
 from pipelines.plan import Jitter, ViewPlan
 from shards import InputError
 
@@ -65,6 +66,7 @@ class BlocksConfig:
     of the curriculum; the papers do not say how many. 0 is off."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.width <= 0 or self.stride < 1 or self.frames < 1:
             raise InputError(
                 f"--width {self.width} must be above 0, --stride {self.stride} and --frames {self.frames} at least 1"
