@@ -54,7 +54,7 @@ class Loader:
     looks at them. batch_size: samples a process and batch. rank, world: this process and how many there are.
     placement: see pipelines.graph. threads: of the pool and of DALI. prefetch: batches made ahead.
     device: where the views go; the placement's own by default. window: bytes of shards whose rows are shuffled
-    together (see pipelines.order); all of them by default.
+    together (see pipelines.order); by default dataset.window, which is all of them where they lie on this disk.
 
     A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
     int64, rows of the table; key, B strings; epoch, int; draw, the samples' draw.Draw as a list; and pace (B, V)
@@ -86,15 +86,21 @@ class Loader:
         self._component = "flow.mp4" if plan.modality == "flow" else "mp4"
         if plan.modality == "flow":
             self._check_flow()
-        shards, sizes = (None, None) if window is None else self._shards()
+        window = dataset.window if window is None else window
+        self._shards: NDArray[np.int64] | None = None
+        shards, sizes = None, None
+        if window is not None:
+            self._shards, shards, sizes = self._shards_of_rows()
         self._order = Order(len(self._rows), batch_size * world, seed, window, shards, sizes)
         self._batch_size, self._seed, self._rank, self._prefetch = batch_size, seed, rank, prefetch
         self._device, self._samples, self._closed = device, 0, False
         self._make_graph = lambda: Graph(plan, batch_size, placement, threads=threads, decoder=decoder)
         self._graph: Graph | None = None
-        names = ("num_frames", "width", "height", "label", "key")
+        names = ("num_frames", "width", "height", "label")
         self._columns = {name: dataset.column(name)[self._rows] for name in names}
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
+        self._window_of = np.zeros(1, dtype=np.int64)  # of each shard, in the permutation's epoch
+        self._entered = -1, -1  # epoch and window
         self._bad: dict[int, str] = {}  # index in rows → reason
         self._bad_lock = threading.Lock()
         self._ahead: deque[Future[dict[str, Any]]] = deque()
@@ -155,7 +161,9 @@ class Loader:
         epoch, slot = self._order.place(samples)
         if self._permutation is None or self._permutation[0] != epoch:
             self._permutation = epoch, self._order.epoch(epoch)
+            self._window_of = self._order.windows(epoch)
         whole = self._permutation[1][slot : slot + self._order.global_batch]
+        self._fetch_ahead(epoch, int(whole[-1]))
         mine = slice(self._rank * self._batch_size, (self._rank + 1) * self._batch_size)
         draws = self._draw(whole[mine], epoch)
         tasks = [
@@ -183,7 +191,7 @@ class Loader:
             index = self._order.replacement(epoch, slot, attempt, whole)
             drawn = self._draw(np.array([index]), epoch).sample(0)
         raise InputError(
-            f"{self._dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded (the last: {self._columns['key'][index]}): "
+            f"{self._dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded (the last: {self._keys(index)[0]}): "
             "the data set is damaged; make it again with tools/make_shards.py"
         )
 
@@ -192,7 +200,7 @@ class Loader:
             if index in self._bad:
                 return
             self._bad[index] = reason
-        log.warning("%s cannot be decoded and is replaced: %s", self._columns["key"][index], reason)
+        log.warning("%s cannot be decoded and is replaced: %s", self._keys(index)[0], reason)
         self._dataset.quarantine(int(self._rows[index]), reason)
 
     def _finish(self, planned: "Future[_Planned]") -> dict[str, Any]:
@@ -212,7 +220,7 @@ class Loader:
             "views": views if self._device is None else views.to(self._device, non_blocking=True),
             "label": torch.from_numpy(self._columns["label"][index].astype(np.int64)),
             "row": torch.from_numpy(self._rows[index]),
-            "key": self._columns["key"][index].tolist(),
+            "key": self._dataset.keys(self._rows[index]),
             "epoch": plan.epoch,
             "draw": [sample.draw for sample in samples],
             **({"pace": torch.from_numpy(np.stack(paces))} if paces else {}),
@@ -237,7 +245,7 @@ class Loader:
                 sample = self._read(sample.slot, sample.index, sample.draw, plan.epoch, plan.slots)
             good.append(sample)
         if all(new is old for new, old in zip(good, samples, strict=True)):
-            keys = ", ".join(self._columns["key"][sample.index] for sample in samples)
+            keys = ", ".join(self._keys(*(sample.index for sample in samples)))
             raise RuntimeError(
                 f"{self._dataset.path}: DALI fails on a batch in which FFmpeg finds nothing wrong ({keys}); "
                 "--device hybrid or cpu decodes with FFmpeg"
@@ -252,14 +260,30 @@ class Loader:
                 f"{self._dataset.path}: the method looks at flow, and the data set has none; {_MAKE_FLOW}"
             ) from error
         if lacking.any():
-            first = self._dataset.column("key")[self._rows[lacking.argmax()]]
+            first = self._keys(int(lacking.argmax()))[0]
             raise InputError(
                 f"{self._dataset.path}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
                 + _MAKE_FLOW
             )
 
-    def _shards(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shard of each row, numbered from 0, and each shard's bytes."""
-        names, shards = np.unique(self._dataset.column("shard")[self._rows].astype(str), return_inverse=True)
-        tars = self._dataset.info["tars"]
-        return shards, np.array([tars[name]["bytes"] for name in names], dtype=np.int64)
+    def _keys(self, *indices: int) -> list[str]:
+        return self._dataset.keys(self._rows[list(indices)])
+
+    def _shards_of_rows(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The data set's numbers of the shards that rows lie in; each row's place among these; their bytes."""
+        numbers, places = np.unique(self._dataset.shard_numbers[self._rows], return_inverse=True)
+        tars, names = self._dataset.info["tars"], self._dataset.shards
+        sizes = np.array([tars[names[number]]["bytes"] for number in numbers], dtype=np.int64)
+        return numbers.astype(np.int64), places, sizes
+
+    def _fetch_ahead(self, epoch: int, index: int) -> None:
+        """Planner thread: as the order enters a window, have the shards of the next one fetched."""
+        if self._shards is None or self._order.shards is None:
+            return
+        window = int(self._window_of[self._order.shards[index]])
+        if self._entered == (epoch, window):
+            return
+        self._entered = epoch, window
+        last = window == self._window_of.max()
+        following = self._order.windows(epoch + 1) == 0 if last else self._window_of == window + 1
+        self._dataset.prefetch(self._shards[following])

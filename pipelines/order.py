@@ -53,12 +53,15 @@ class Order:
         shuffled = generator(ORDER, self.seed, epoch).permutation(self.count)
         if self.window is None or self.shards is None:
             return shuffled
-        sizes = np.bincount(self.shards) if self.sizes is None else self.sizes
-        window_of = _windows(
-            generator(ORDER, self.seed, epoch, 1).permutation(len(sizes)), sizes, self.window
-        )
         # a stable sort keeps the rows of a window in their shuffled order
-        return shuffled[np.argsort(window_of[self.shards[shuffled]], kind="stable")]
+        return shuffled[np.argsort(self.windows(epoch)[self.shards[shuffled]], kind="stable")]
+
+    def windows(self, epoch: int) -> NDArray[np.int64]:
+        """The window of each shard in this epoch, from 0; all are in window 0 where there is one only."""
+        if self.window is None or self.shards is None:
+            return np.zeros(1, dtype=np.int64)
+        sizes = np.bincount(self.shards) if self.sizes is None else self.sizes
+        return _windows(generator(ORDER, self.seed, epoch, 1).permutation(len(sizes)), sizes, self.window)
 
     def replacement(self, epoch: int, slot: int, attempt: int, batch: NDArray[np.int64]) -> int:
         """What stands in for a row that cannot be read: the attempt-th of a list drawn for this slot.

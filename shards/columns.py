@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import InputError
 
+REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
 OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
 
 
@@ -102,6 +103,3 @@ class Columns:
                         f"{self.path}: column {name} cannot be read ({error}); {REPAIR}"
                     ) from error
             return self._arrow[name]
-
-
-REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"

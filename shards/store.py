@@ -30,7 +30,8 @@ class Dataset:
     for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
     changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
-    Raises InputError when the folder, its table or a tar is missing, or a tar is shorter than the table says.
+    Raises InputError when the folder, its table or a tar is missing, or a tar is shorter than the table says
+    (rows in quarantine aside).
     """
 
     def __init__(self, path: str | Path, *, cache_gb: float | None = None) -> None:
@@ -72,14 +73,12 @@ class Dataset:
 
     @property
     def window(self) -> int | None:
-        """How many tars an epoch's order may use at a time; None: all at once.
+        """Bytes of tars that an epoch's order may use at a time; None: all at once.
 
         Three windows fit the cache: the one in use, what is left of the last one, and the next, being fetched.
         """
-        if self._shards.capacity is None:
-            return None
-        largest = max(self.info["tars"][shard]["bytes"] for shard in self.shards)
-        return max(1, int(self._shards.capacity // (3 * largest)))
+        capacity = self._shards.capacity
+        return None if capacity is None else capacity // 3
 
     def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
         """Begin to fetch these tars (places in `shards`), in this order, and return; locally nothing happens."""
@@ -170,13 +169,18 @@ class Dataset:
         return dict(info)
 
     def _ends(self) -> dict[str, int]:
-        """Tar → where the last of its rows' components ends, bytes."""
+        """Tar → where the last of its rows' components ends, bytes; quarantined rows do not count."""
+        there = np.ones(len(self), dtype=bool)
+        if bad := quarantined.noted(self.path):
+            there = ~self._columns.isin("key", bad)
         ends = np.zeros(len(self.shards), dtype=np.int64)
         for name in self._columns.names:
             if name.endswith("_offset"):
-                there = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
-                np.maximum.at(ends, self.shard_numbers, np.nan_to_num(there).astype(np.int64))
-        return dict(zip(self.shards, ends.tolist(), strict=True))
+                end = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
+                np.maximum.at(
+                    ends, self.shard_numbers, np.where(there, np.nan_to_num(end), 0).astype(np.int64)
+                )
+        return {shard: end for shard, end in zip(self.shards, ends.tolist(), strict=True) if end}
 
     def _in_split(self, split: str, column: str) -> np.ndarray:
         named, _, value = split.rpartition(":")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.aside import written_aside
+from shards.members import Extent, index_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
         return None
     name = f"{stem}.tar"
     rows: list[dict[str, Any]] = []
-    index: list[str] = []
+    index: list[tuple[str, dict[str, Extent]]] = []
     with written_aside(folder / name) as temporary, open(temporary, "wb") as handle:
         tar = _Tar(handle)
         for sample in itertools.chain([first], samples):
@@ -57,18 +58,15 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
             if sample.flow is not None:
                 members["flow.mp4"] = sample.flow
             row = facts | {"shard": name}
-            entries = []
+            extents: dict[str, Extent] = {}
             for component, data in members.items():
-                member = f"{sample.key}.{component}"
-                row[f"{component}_offset"] = offset = tar.add(member, data)
-                row[f"{component}_size"] = len(data)
-                entries.append(f"{component} {offset} {len(data)} {member}")
+                extents[component] = Extent(tar.add(f"{sample.key}.{component}", data), len(data))
+                row[f"{component}_offset"], row[f"{component}_size"] = extents[component]
             rows.append(row)
-            index.append(" ".join(entries))
+            index.append((sample.key, extents))
         tar.end()
     with written_aside(folder / f"{stem}.idx") as temporary:
-        # the format of DALI's wds2idx: "extension offset size name" for each component of a sample
-        temporary.write_text("\n".join([f"v1.2 {len(rows)}", *index, ""]))
+        temporary.write_text(index_text(index))
     return Shard(name, tar.size, tar.digest.hexdigest(), rows)
 
 

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""The doctor: does a data set hold what it says? Checksums, table, indexes, and every frame of every video.
+
+    tools/check_shards.py data/k400                   # look; nothing is written but the picture
+    tools/check_shards.py data/k400 --fast            # without decoding
+    tools/check_shards.py data/k400 --quarantine      # unusable videos into quarantine.jsonl: training steps over them
+    tools/check_shards.py data/k400 --repair          # .idx, samples.parquet and dataset.json anew from the tars
+
+Works on folders that training refuses to open. Exit status: 0 nothing is wrong (or all of it was dealt with),
+1 something is, 2 there is nothing to look at. A tar is never changed; --repair keeps the old table and description as
+*.before-repair.
+"""
+
+import os
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from tqdm import tqdm
+
+from shards import InputError, quarantine
+from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
+from shards.histograms import counts, draw
+from shards.repair import repair
+
+SHOWN = 5  # problems of a kind that are named one by one, unless --all
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    folder: tyro.conf.Positional[Path]
+    """A data set made by tools/make_shards.py."""
+    fast: bool = False
+    """Do not decode the videos: checksums, table and indexes only."""
+    quarantine: bool = False
+    """Note unusable videos in quarantine.jsonl (not duplicates, which are only reported)."""
+    repair: bool = False
+    """Rebuild the indexes, the table and dataset.json from the tars, then look again."""
+    picture: Path | None = None
+    """Histograms of lengths, sizes and classes (PNG); DIR/check.png when not given."""
+    all: bool = False
+    """Name every problem, not only the first five of a kind."""
+    timeout: float = 600.0
+    """Seconds one video may take to decode."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes; as many as there are cores when not given."""
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        if arguments.workers < 1:
+            raise InputError(f"--workers {arguments.workers}: give 1 or more")
+        if arguments.repair:
+            _repair(arguments)
+        report = _check(arguments)
+        _tell(arguments, report)
+        noted = _quarantine(arguments, report) if arguments.quarantine else set()
+        _draw(arguments, report)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or arguments.folder}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    left = [one for one in report.problems if one.row is None or one.row not in noted]
+    return 1 if left else 0
+
+
+def _repair(arguments: Arguments) -> None:
+    rows, lost = repair(arguments.folder, workers=arguments.workers)
+    print(f"rebuilt from the tars: {rows} rows")
+    for line in lost:
+        print(f"  not in the table: {line}")
+
+
+def _check(arguments: Arguments) -> Report:
+    bar: tqdm | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, unit="item", desc=arguments.folder.name, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    try:
+        return check(
+            arguments.folder,
+            fast=arguments.fast,
+            workers=arguments.workers,
+            timeout=arguments.timeout,
+            progress=show,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _tell(arguments: Arguments, report: Report) -> None:
+    rows = len(report.columns) if report.columns else 0
+    print(f"{arguments.folder}: {rows} rows, {report.tars} tars, {report.skipped} rows in quarantine before")
+    if report.columns:
+        classes = counts(report.columns, "label_name")
+        if classes:
+            least, most = min(classes.items(), key=lambda c: c[1]), max(classes.items(), key=lambda c: c[1])
+            print(f"  {len(classes)} classes, from {least[1]} ({least[0]}) to {most[1]} videos ({most[0]})")
+        for name in ("split", "split1", "split2", "split3"):
+            if splits := counts(report.columns, name):
+                print(
+                    f"  {name}: " + ", ".join(f"{split} {number}" for split, number in sorted(splits.items()))
+                )
+    kinds = defaultdict(list)
+    for problem in report.problems:
+        kinds[problem.kind].append(problem)
+    for kind, found in kinds.items():
+        print(f"{len(found):6d} {kind}: {PROBLEMS[kind]}")
+        for problem in found if arguments.all else found[:SHOWN]:
+            print(f"       {problem.where}" + (f": {problem.detail}" if problem.detail else ""))
+        if len(found) > SHOWN and not arguments.all:
+            print(f"       and {len(found) - SHOWN} more (--all)")
+    if not report.problems:
+        print("  nothing is wrong" + (" (the videos were not decoded)" if arguments.fast else ""))
+    if kinds.keys() & set(UNUSABLE) and not arguments.quarantine:
+        print("--quarantine makes training step over the unusable videos")
+    if kinds.keys() & set(REPAIRABLE) and not arguments.repair:
+        print("--repair rebuilds indexes, table and dataset.json from the tars")
+
+
+def _quarantine(arguments: Arguments, report: Report) -> set[int | None]:
+    found = list(unusable(report))
+    for problem in found:
+        quarantine.note(arguments.folder, problem.where, f"{problem.kind}: {problem.detail}".rstrip(": "))
+    print(f"{len(found)} videos are in quarantine now")
+    return {problem.row for problem in found}
+
+
+def _draw(arguments: Arguments, report: Report) -> None:
+    if not report.columns:
+        return
+    path = arguments.picture or arguments.folder / "check.png"
+    try:
+        draw(report.columns, path, arguments.folder.resolve().name)
+        print(f"histograms: {path}")
+    except InputError as error:
+        if arguments.picture:
+            raise
+        print(f"no histograms ({error})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
