@@ -132,11 +132,12 @@ def look(objective: Pace, views_BVCTHW: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def overlay(frames_BVHW3: np.ndarray, maps_BVhw: Tensor) -> np.ndarray:
-    """Maps as heat over frames, half and half; uint8 RGB (B, V, H, W, 3)."""
+    """Maps as heat over the frames' luma, half and half; uint8 RGB (B, V, H, W, 3)."""
     large = F.interpolate(maps_BVhw, frames_BVHW3.shape[2:4], mode="bilinear", align_corners=False).numpy()
     places, colours = [place for place, _ in HEAT], np.array([colour for _, colour in HEAT])
     heat = np.stack([np.interp(large, places, colours[:, channel]) for channel in range(3)], -1)
-    return (0.5 * frames_BVHW3 + 0.5 * heat).round().astype(np.uint8)
+    luma = frames_BVHW3 @ np.array([0.299, 0.587, 0.114])
+    return (0.5 * luma[..., None] + 0.5 * heat).round().astype(np.uint8)
 
 
 def draw_grid(laid_BVHW3: np.ndarray, names: list[str], side: int) -> Image.Image:

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""A control for methods that learn from motion: a data set whose every video stands still.
+
+    tools/freeze_shards.py --out data/demo-still                          of the demo set
+    tools/freeze_shards.py data/ucf101 --out data/ucf101-still
+    train.py --objective pace --small --data data/demo-still --split train --val-split test
+
+Each video becomes its own middle frame, as often and encoded as before: lengths, splits, labels, codec and groups
+of pictures stay, motion goes. Pace prediction must then stay at chance; if it does not, it reads something else.
+"""
+
+import io
+import json
+import os
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from itertools import repeat
+from pathlib import Path
+
+import av
+import tyro
+from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
+
+from shards import Dataset, InputError, demo
+from shards.encode import Encoding, house_frame, write_mp4
+from shards.table import publish
+from shards.writer import Sample, write_shard
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    out: Path
+    """Folder to write; new or empty."""
+    data: tyro.conf.Positional[Path | None] = None
+    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    per_shard: int = 500
+    """Videos a tar."""
+    threads: int = os.cpu_count() or 2
+    """Videos at a time."""
+
+
+def main(arguments: Arguments) -> None:
+    out = arguments.out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"--out {out}: name a new or empty folder")
+    if arguments.per_shard < 1 or arguments.threads < 1:
+        raise InputError("--per-shard and --threads must be at least 1")
+    dataset = Dataset(arguments.data or demo.ensure())
+    settings = dataset.info.get("settings", {})
+    known = {field.name for field in fields(Encoding)}
+    encoding = Encoding(**{name: value for name, value in settings.items() if name in known})
+    rows = dataset.select().tolist()
+    out.mkdir(parents=True, exist_ok=True)
+    name, shards = f"{dataset.name}-still", []
+    with ThreadPoolExecutor(arguments.threads) as pool, tqdm(total=len(rows), unit="video") as bar:
+        for number, first in enumerate(range(0, len(rows), arguments.per_shard)):
+            samples = []
+            for sample in pool.map(
+                freeze, repeat(dataset), rows[first : first + arguments.per_shard], repeat(encoding)
+            ):
+                samples.append(sample)
+                bar.update()
+            shard = write_shard(out, f"{name}-{number:06d}", samples)
+            assert shard is not None  # there is at least one sample
+            shards.append(asdict(shard))
+    publish(out, dataset.classes, shards, settings, name=name)
+    print(f"{out}: {len(rows)} videos that stand still")
+
+
+def freeze(dataset: Dataset, row: int, encoding: Encoding) -> Sample:
+    """The video of one row with its middle frame in the place of every frame. Raises InputError if it cannot be decoded."""
+    facts = json.loads(dataset.read(row, "json"))
+    key, label = facts.pop("key"), facts.pop("label")
+    count = facts["num_frames"]
+    try:
+        with av.open(io.BytesIO(dataset.read(row)), "r", metadata_errors="ignore") as container:
+            container.streams.video[0].thread_count = 1
+            frames = container.decode(video=0)
+            picture = next(frame for number, frame in enumerate(frames) if number == count // 2)
+    except (av.FFmpegError, StopIteration, IndexError) as error:
+        raise InputError(
+            f"{dataset.path}: {key} cannot be decoded ({error}); run tools/check_shards.py"
+        ) from error
+    still = house_frame(picture, picture.width, picture.height, encoding.codec, VideoReformatter())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "still.mp4"
+        write_mp4(repeat(still, count), path, Fraction(facts["fps"]).limit_denominator(100_000), encoding)
+        return Sample(key, path.read_bytes(), facts, label)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except InputError as error:
+        sys.exit(f"error: {error}")
