@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""What is a pretrained network worth downstream?
+
+    evaluate.py linear    --checkpoint runs/vdim                             on the demo set
+    evaluate.py linear    --checkpoint runs/dpc --data data/ucf101 --split 1    (--split all: mean of the three)
+    evaluate.py retrieval --checkpoint runs/pace --layer p4
+    evaluate.py linear    --checkpoint random:dpc                            the baseline alone
+
+Protocols: linear, nonlinear, retrieval, fraction, embed. `evaluate.py PROTOCOL --help` shows the flags.
+Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
+weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
+processes share the work: accelerate launch evaluate.py …
+"""
+
+import logging
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from evaluation import protocols, settings
+from shards import InputError
+from training.processes import StopSignals, ended
+
+PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "linear": (settings.Linear, protocols.linear),
+    "nonlinear": (settings.Nonlinear, protocols.nonlinear),
+    "retrieval": (settings.Retrieval, protocols.retrieve),
+    "fraction": (settings.Fraction, protocols.fraction),
+    "embed": (settings.Embed, protocols.embed),
+}
+
+
+def main(argv: list[str]) -> None:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in PROTOCOLS:
+        raise InputError(f"{name}: there is no such protocol; choose one of {', '.join(PROTOCOLS)}")
+    flags, run = PROTOCOLS[name]
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with StopSignals():
+        described = textwrap.dedent(flags.__doc__ or "")
+        run(tyro.cli(flags, args=argv[1:], prog=f"evaluate.py {name}", description=described))
+
+
+if __name__ == "__main__":
+    sys.exit(ended(main, sys.argv[1:]))

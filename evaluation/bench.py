@@ -1,0 +1,129 @@
+"""What every protocol has before it starts: model, data, splits, features, and where the result goes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
+from numpy.typing import NDArray
+
+from evaluation.features import Features, Machine, extract
+from evaluation.model import RANDOM, Model, open_model
+from evaluation.settings import Settings
+from evaluation.splits import Labelled, Split
+from objectives.downstream import Downstream
+from pipelines.graph import choose_placement
+from pipelines.windows import Layout
+from shards import Dataset, InputError, demo
+
+
+@dataclass(frozen=True)
+class Bench:
+    """settings, and what they name, opened. downstream: the method's protocol with the user's changes."""
+
+    settings: Settings
+    model: Model
+    dataset: Dataset
+    machine: Machine
+    downstream: Downstream
+
+    @property
+    def main(self) -> bool:
+        return bool(self.machine.accelerator.is_main_process)
+
+    def labelled(self) -> tuple[Labelled, list[Split]]:
+        labelled = Labelled(self.dataset, self.settings.grouped)
+        return labelled, labelled.splits(self.settings.split, self.settings.folds)
+
+    def features(self, splits: list[Split]) -> tuple[Features, Features]:
+        """Of all training and of all test videos."""
+        trained, tested = (_union([getattr(split, part) for split in splits]) for part in ("train", "test"))
+        down = self.downstream
+        if down.train == down.test:
+            both = self.extract(_union([trained, tested]), down.test)
+            return both.of(trained), both.of(tested)
+        return self.extract(trained, down.train), self.extract(tested, down.test)
+
+    def extract(self, rows: NDArray[np.int64], layout: Layout) -> Features:
+        found = extract(
+            self.model, self.dataset, rows, self.downstream.plan, layout, self.machine, self.settings.layer
+        )
+        return found.by_video() if self.downstream.average == "features" else found
+
+    def random(self) -> "Bench":
+        """The same with fresh weights in the same network."""
+        spec = self.settings.checkpoint
+        spec = spec if spec.startswith(RANDOM) else f"{RANDOM}{spec}"
+        return replace(self, model=open_model(spec, small=_small(self.settings), seed=self.settings.seed + 1))
+
+    def trivial(self, rows: NDArray[np.int64]) -> Features:
+        """What needs no network: a video's width, height, number of frames and frame rate."""
+        names = ("width", "height", "num_frames", "fps")
+        x = np.stack([self.dataset.column(name)[rows].astype(np.float32) for name in names], axis=1)
+        return Features(x, rows, np.zeros_like(rows), {})
+
+
+def _union(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.unique(np.concatenate(rows))
+
+
+def _small(settings: Settings) -> bool:
+    if settings.small is not None:
+        return settings.small
+    return settings.data is None and not torch.cuda.is_available()
+
+
+def open_bench(settings: Settings) -> Bench:
+    """Raises InputError for what cannot be had."""
+    state = PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    placement = choose_placement(settings.device)
+    model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
+    with state.local_main_process_first():
+        dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
+    machine = Machine(
+        Accelerator(mixed_precision=settings.mixed_precision),
+        placement,
+        settings.threads,
+        settings.batch_size,
+        settings.cache,
+    )
+    return Bench(settings, model, dataset, machine, _downstream(model, settings))
+
+
+def _downstream(model: Model, settings: Settings) -> Downstream:
+    downstream: Callable[..., Downstream] = model.objective.downstream
+    changes: dict[str, Any] = {}
+    if settings.subsequences:
+        if model.objective.name != "vdim":
+            raise InputError(
+                f"--subsequences {settings.subsequences}: is of VDIM, not of {model.objective.name}"
+            )
+        changes = {"subsequences": settings.subsequences}
+    down = downstream(**changes)
+    if settings.windows:
+        crops = (down.train.crops, down.test.crops)
+        down = replace(
+            down, train=Layout(settings.windows, 0, crops[0]), test=Layout(settings.windows, 0, crops[1])
+        )
+    if settings.crops:
+        down = replace(down, test=replace(down.test, crops=settings.crops))
+    return down
+
+
+def output_folder(settings: Settings, protocol: str, model: Model, dataset: Dataset) -> Path:
+    """The result's folder, made. Raises InputError where it cannot be written to."""
+    parts = [protocol, model.name, dataset.name, *settings.split]
+    parts += [f"folds{settings.folds}"] if settings.folds else []
+    parts += [settings.layer] if settings.layer else []
+    folder = settings.output or Path("runs/evaluation") / "-".join(parts).replace("/", "_")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--output {folder}: {error.strerror}; choose a folder that can be written to"
+        ) from error
+    return folder

@@ -1,0 +1,138 @@
+"""Classifiers on frozen features: linear, or with one hidden layer.
+
+Letters: N samples (windows, or videos), D features, C classes, M videos.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evaluation import metrics
+from evaluation.features import Features, video_means
+from evaluation.splits import Labelled
+
+DECAYS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """hidden: width of the layer between, 0 for none. dropout: before the last layer, of the non-linear probe."""
+
+    hidden: int = 0
+    dropout: float = 0.0
+    lr: float = 1e-2
+    epochs: int = 100
+    batch_size: int = 1024
+
+
+@dataclass(frozen=True)
+class Trained:
+    """probabilities: (M, C) of the tested videos in the order of rows (M,). chosen: what the validation part chose."""
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    chosen: dict[str, Any]
+
+
+def train_and_test(
+    train: Features,
+    test: Features,
+    labelled: Labelled,
+    head: Head,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Trained:
+    """Train on the windows of the training videos, predict the test videos as the mean of their windows.
+
+    Features are standardised by the training part's mean and deviation (batch norm without its affine map: TCP section
+    4.2.3). A fifth of the training videos chooses weight decay and epoch; then all of them train as long.
+    """
+    y = labelled.labels[train.row]
+    videos = np.unique(train.row)
+    held = np.isin(train.row, videos[labelled.held_out(videos, seed)])
+    C = len(labelled.classes)
+    best: tuple[float, float, float, int] | None = None
+    if held.any():
+        fitted, validation = replace_rows(train, ~held), replace_rows(train, held)
+        v_rows = np.unique(validation.row)
+        for decay in DECAYS:
+            for epoch, model in _epochs(fitted, y[~held], C, head, decay, seed, device, head.epochs):
+                if (epoch + 1) % 5:
+                    continue
+                p_MC = video_means(validation.row, model.predict(validation.x))[1]
+                truth = labelled.labels[v_rows]
+                top1 = float(metrics.hits(p_MC, truth).mean())
+                loss = float(-np.log(np.maximum(p_MC[np.arange(len(truth)), truth], 1e-12)).mean())
+                if best is None or (top1, -loss) > best[:2]:
+                    best = (top1, -loss, decay, epoch + 1)
+    top1, _, decay, epochs = best or (float("nan"), 0.0, 1e-2, head.epochs)
+    *_, (_, model) = _epochs(train, y, C, head, decay, seed, device, epochs)
+    rows, p_MC = video_means(test.row, model.predict(test.x))
+    return Trained(rows, p_MC, {"weight_decay": decay, "epochs": epochs, "validation_top1": top1})
+
+
+def replace_rows(features: Features, kept: NDArray[np.bool_]) -> Features:
+    return replace(features, x=features.x[kept], row=features.row[kept], start=features.start[kept])
+
+
+class _Classifier(nn.Module):
+    """Standardise, then one layer or two; the weights are drawn as torch does."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, x_ND: Tensor, classes: int, head: Head) -> None:
+        super().__init__()
+        deviation = x_ND.std(0, correction=0)
+        self.register_buffer("mean", x_ND.mean(0))
+        self.register_buffer("scale", torch.where(deviation > 1e-6 * deviation.max(), deviation, 1.0))
+        D = x_ND.shape[1]
+        layers: list[nn.Module] = [nn.Linear(D, head.hidden), nn.ReLU()] if head.hidden else []
+        dropout = [nn.Dropout(head.dropout)] if head.dropout else []
+        self.layers = nn.Sequential(*layers, *dropout, nn.Linear(head.hidden or D, classes))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.layers((x_ND - self.mean) / self.scale)
+
+    @torch.no_grad()
+    def predict(self, x_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities (N, C)."""
+        self.eval()
+        device = next(self.parameters()).device
+        parts = [
+            self(torch.from_numpy(x_ND[i : i + 8192]).to(device)).double().softmax(1).cpu()
+            for i in range(0, len(x_ND), 8192)
+        ]
+        self.train()
+        return torch.cat(parts).numpy()
+
+
+def _epochs(
+    features: Features,
+    y: NDArray[np.int64],
+    classes: int,
+    head: Head,
+    decay: float,
+    seed: int,
+    device: torch.device | str,
+    epochs: int,
+) -> Any:
+    """Yield (epoch, classifier) after each epoch of Adam with this weight decay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x, target = torch.from_numpy(features.x).to(device), torch.from_numpy(y).to(device)
+        model = _Classifier(x, classes, head).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=head.lr, weight_decay=decay)
+        shuffle = torch.Generator().manual_seed(seed)
+        for epoch in range(epochs):
+            for part in torch.randperm(len(x), generator=shuffle).to(device).split(head.batch_size):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[part]), target[part]).backward()
+                optimizer.step()
+            yield epoch, model

@@ -1,0 +1,273 @@
+"""The protocols on frozen features: linear, nonlinear, fraction, retrieval, embed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from evaluation import metrics, retrieval
+from evaluation.bench import Bench, open_bench, output_folder
+from evaluation.features import Features
+from evaluation.probe import Head, train_and_test
+from evaluation.result import Outcome, counted, describe, save, save_predictions, scores
+from evaluation.settings import Embed, Fraction, Linear, Nonlinear, Retrieval
+from evaluation.splits import Labelled, Split, with_fraction
+from shards import InputError
+from shards.aside import written_aside
+
+
+def linear(settings: Linear) -> None:
+    _probe(settings, "linear")
+
+
+def nonlinear(settings: Nonlinear) -> None:
+    _probe(settings, "nonlinear")
+
+
+def _probe(settings: Linear | Nonlinear, protocol: str) -> None:
+    bench = open_bench(settings)
+    labelled, splits = bench.labelled()
+    both = bench.features(splits)
+    fresh = bench.random().features(splits) if settings.baselines else None
+    if not bench.main:
+        return
+    folder = output_folder(settings, protocol, bench.model, bench.dataset)
+    head = head_of(bench, protocol)
+    outcomes = run_probes(bench, labelled, splits, both, head, bench.model.name)
+    failed = both[0].failed | both[1].failed
+    evaluated = sum(len(o.rows) for o in outcomes)
+    truth = tested_labels(settings.permute_labels, labelled, splits)
+    result = describe(bench, protocol, splits, evaluated, failed) | {"scores": scores(outcomes, truth)}
+    result["baselines"] = {"most_frequent": _most_frequent(splits, labelled, truth)}
+    if fresh:
+        random = run_probes(bench, labelled, splits, fresh, head, "random weights")
+        sizes = (bench.trivial(both[0].by_video().row), bench.trivial(both[1].by_video().row))
+        trivial = run_probes(bench, labelled, splits, sizes, head, "size and length")
+        result["baselines"] |= {"random": scores(random, truth), "trivial": scores(trivial, truth)}
+    save_predictions(folder, outcomes, bench, labelled)
+    save(folder, result)
+    tqdm.write("\n".join([bench.model.origin, counted(bench, splits, evaluated, failed), *told(result)]))
+    tqdm.write(str(folder / "result.json"))
+
+
+def head_of(bench: Bench, protocol: str) -> Head:
+    if protocol == "linear":
+        return Head()
+    hidden = getattr(bench.settings, "hidden", 0) or bench.downstream.hidden
+    return Head(hidden=hidden, dropout=bench.downstream.dropout, lr=1e-3)
+
+
+def run_probes(
+    bench: Bench,
+    labelled: Labelled,
+    splits: list[Split],
+    features: tuple[Features, Features],
+    head: Head,
+    name: str,
+) -> list[Outcome]:
+    """A probe for each split and seed."""
+    device, first = bench.machine.accelerator.device, bench.settings.seed
+    seeds = range(first, first + bench.settings.seeds)
+    outcomes = []
+    with tqdm(
+        total=len(splits) * len(seeds), desc=f"probes of {name}", unit="probe", dynamic_ncols=True
+    ) as bar:
+        for split in splits:
+            train, test = features[0].of(split.train), features[1].of(split.test)
+            runs = []
+            for seed in seeds:
+                runs.append(train_and_test(train, test, labelled, head, seed=seed, device=device))
+                bar.update()
+            outcomes.append(Outcome.of(split, runs))
+    return outcomes
+
+
+def tested_labels(permute: bool, labelled: Labelled, splits: list[Split]) -> np.ndarray:
+    labels = labelled.labels
+    for number, split in enumerate(splits if permute else []):
+        labels = replace_labels(labels, split, number)
+    return labels
+
+
+def replace_labels(labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
+    """The labels with those of the test part shuffled: whatever was learnt then scores at chance."""
+    shuffled = labels.copy()
+    shuffled[split.test] = np.random.Generator(np.random.Philox(key=seed)).permutation(labels[split.test])
+    return shuffled
+
+
+def _most_frequent(splits: list[Split], labelled: Labelled, truth: np.ndarray) -> float:
+    return float(np.mean([metrics.expected_chance(labelled.labels[s.train], truth[s.test]) for s in splits]))
+
+
+def told(result: dict[str, Any]) -> list[str]:
+    """Lines to print of a classification's result."""
+    rows = {"": result["scores"]} | {k: v for k, v in result["baselines"].items() if isinstance(v, dict)}
+    names = {"": "top-1", "random": "  random weights", "trivial": "  size and length alone"}
+    lines = [f"{names[name]:24}{metrics.Score(**row['top1'])} %" for name, row in rows.items()]
+    return [*lines, f"{'  most frequent class':24}{100 * result['baselines']['most_frequent']:.1f} %"]
+
+
+def fraction(settings: Fraction) -> None:
+    """Scores over label fractions; the folder's result has curves: model → fraction → score."""
+    if any(not 0 < share <= 1 for share in settings.fractions):
+        raise InputError(f"--fractions {settings.fractions}: give shares above 0, at most 1")
+    bench = open_bench(settings)
+    labelled, splits = bench.labelled()
+    both = bench.features(splits)
+    fresh = bench.random().features(splits) if settings.baselines else None
+    if not bench.main:
+        return
+    folder = output_folder(settings, "fraction", bench.model, bench.dataset)
+    head = head_of(bench, settings.probe)
+    truth = tested_labels(settings.permute_labels, labelled, splits)
+    curves: dict[str, dict[str, Any]] = {}
+    for name, features in {"model": both, "random": fresh}.items():
+        if features is None:
+            continue
+        curves[name] = {}
+        for share in tqdm(settings.fractions, desc=f"fractions, {name}", unit="fraction", dynamic_ncols=True):
+            outcomes = []
+            for split in splits:
+                runs = []
+                for seed in range(settings.seed, settings.seed + settings.seeds):
+                    part = with_fraction(split, labelled, share, seed)
+                    train, test = features[0].of(part.train), features[1].of(part.test)
+                    runs.append(
+                        train_and_test(
+                            train, test, labelled, head, seed=seed, device=bench.machine.accelerator.device
+                        )
+                    )
+                outcomes.append(Outcome.of(split, runs))
+            curves[name][f"{share:g}"] = scores(outcomes, truth)
+    failed = both[0].failed | both[1].failed
+    evaluated = sum(len(np.unique(both[1].of(s.test).row)) for s in splits)
+    save(folder, describe(bench, "fraction", splits, evaluated, failed) | {"curves": curves})
+    lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
+    for name, curve in curves.items():
+        lines += [
+            f"{name}, {float(share):5.0%} of the labels: {metrics.Score(**found['top1'])} %"
+            for share, found in curve.items()
+        ]
+    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+
+
+def retrieve(settings: Retrieval) -> None:
+    if not settings.k or min(settings.k) < 1:
+        raise InputError(f"--k {settings.k}: name numbers of neighbours, 1 or more")
+    bench = open_bench(settings)
+    labelled, splits = bench.labelled()
+    both = bench.features(splits)
+    fresh = bench.random().features(splits) if settings.baselines else None
+    if not bench.main:
+        return
+    folder = output_folder(settings, "retrieval", bench.model, bench.dataset)
+    truth = tested_labels(settings.permute_labels, labelled, splits)
+    recalls = _recalls(settings, labelled, truth, splits, both)
+    trivial = (bench.trivial(both[0].by_video().row), bench.trivial(both[1].by_video().row))
+    baselines: dict[str, Any] = {
+        "chance": {
+            f"{k}": float(
+                np.mean([retrieval.chance(truth[s.test], labelled.labels[s.train], k) for s in splits])
+            )
+            for k in settings.k
+        }
+    }
+    if fresh:
+        baselines["random"] = _recalls(settings, labelled, truth, splits, fresh)
+        baselines["trivial"] = _recalls(replace(settings, centre=True), labelled, truth, splits, trivial)
+    failed = both[0].failed | both[1].failed
+    evaluated = sum(len(np.unique(both[1].of(s.test).row)) for s in splits)
+    nearest = _nearest(bench, splits[0], both, settings.centre)
+    result = describe(bench, "retrieval", splits, evaluated, failed)
+    save(folder, result | {"recall": recalls, "baselines": baselines, "nearest": nearest})
+    lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
+    for name, found in {"videos": recalls, "  random weights": baselines.get("random")}.items():
+        if found:
+            lines += [f"{name:18}R@{k:3} {metrics.Score(**found['video'][str(k)])} %" for k in settings.k]
+    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+
+
+def _recalls(
+    settings: Retrieval,
+    labelled: Labelled,
+    truth: np.ndarray,
+    splits: list[Split],
+    features: tuple[Features, Features],
+) -> dict[str, dict[str, Any]]:
+    """per "video" and per "clip" → k → Score. A video's clips weigh as one where their interval is drawn."""
+    found: dict[str, dict[str, Any]] = {}
+    for per in ("video", "clip"):
+        by_k: dict[int, list[np.ndarray]] = {k: [] for k in settings.k}
+        for split in splits:
+            gallery, query = features[0].of(split.train), features[1].of(split.test)
+            if per == "video":
+                gallery, query = gallery.by_video(), query.by_video()
+            right = retrieval.recall(
+                query.x,
+                truth[query.row],
+                gallery.x,
+                labelled.labels[gallery.row],
+                settings.k,
+                centre=settings.centre,
+            )
+            for k, hit_Q in right.items():
+                place = np.unique(query.row, return_inverse=True)[1]
+                by_k[k].append((np.bincount(place, hit_Q) / np.bincount(place))[None])
+        found[per] = {str(k): metrics.score(hits).as_dict() for k, hits in by_k.items()}
+    return found
+
+
+def _nearest(
+    bench: Bench, split: Split, features: tuple[Features, Features], centre: bool
+) -> dict[str, list[str]]:
+    """The key of each test video → those of its three nearest training videos, for the report's gallery."""
+    gallery, query = features[0].of(split.train).by_video(), features[1].of(split.test).by_video()
+    places = retrieval.neighbours(query.x, gallery.x, 3, centre=centre)
+    keys = np.array(bench.dataset.keys(gallery.row), dtype=object)
+    return dict(zip(bench.dataset.keys(query.row), keys[places].tolist(), strict=True))
+
+
+def embed(settings: Embed) -> None:
+    if settings.to.suffix not in (".parquet", ".npy"):
+        raise InputError(f"--to {settings.to}: name a .parquet or a .npy file")
+    bench = open_bench(settings)
+    rows = bench.dataset.select(split=settings.part)
+    features = bench.extract(rows, bench.downstream.test)
+    if not bench.main:
+        return
+    features = features.by_video() if settings.per == "video" else features
+    try:
+        settings.to.parent.mkdir(parents=True, exist_ok=True)
+        _write(bench, features, settings.to)
+    except OSError as error:
+        raise InputError(
+            f"--to {settings.to}: {error.strerror}; choose a place that can be written to"
+        ) from error
+    tqdm.write(
+        f"{bench.model.origin}\n{len(features.x)} features of {features.x.shape[1]} numbers: {settings.to}"
+    )
+
+
+def _write(bench: Bench, features: Features, to: Path) -> None:
+    keys = bench.dataset.keys(features.row)
+    if to.suffix == ".npy":
+        with written_aside(to) as aside, aside.open("wb") as handle:
+            np.save(handle, features.x)
+        with written_aside(to.with_suffix(".txt")) as aside:
+            aside.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+        return
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    D = features.x.shape[1]
+    columns = {
+        "key": pa.array(keys),
+        "label": pa.array(bench.dataset.column("label")[features.row]),
+        "start": pa.array(features.start),
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.x.ravel()), D),
+    }
+    with written_aside(to) as aside:
+        pq.write_table(pa.table(columns), aside)

@@ -1,0 +1,120 @@
+"""The flags of evaluate.py."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated, on what, and where it goes."""
+
+    checkpoint: str
+    """A run's or checkpoint's folder; random:NAME (an objective) or random:FOLDER (a checkpoint's network) for fresh
+    weights; torchvision:NAME for its supervised ones."""
+    data: Path | None = None
+    """A labelled data set made by tools/make_shards.py; the rendered demo set by default."""
+    split: tuple[str, ...] = ()
+    """Splits to evaluate on: 1, 2, 3 or all of UCF101 and HMDB51; the table's own column by default."""
+    folds: int = 0
+    """Instead of a split: so many parts of whole groups, each of which is the test part once."""
+    groups: str = ""
+    """FILE.csv:COLUMN, the group of each video (first column: its file or key); videos of a group stay together.
+    By default UCF101's source videos (v_NAME_g01_c…)."""
+    output: Path | None = None
+    """The result's folder; runs/evaluation/PROTOCOL-CHECKPOINT-DATA-SPLIT by default."""
+    seeds: int = 3
+    """Repetitions of what is random in the protocol; the encoder's weights stay."""
+    baselines: bool = True
+    """Evaluate random weights of the same network, and videos' size and length alone, beside it."""
+    layer: str = ""
+    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature."""
+    windows: int = 0
+    """Windows spread evenly over each video, instead of the method's own layout."""
+    crops: Literal[0, 1, 5, 10] = 0
+    """Crops of a test window: the middle; with the corners 5; mirrored too 10. 0 is the method's own."""
+    subsequences: int = 0
+    """VDIM's K, 32 frames each (the paper: 4, for HMDB51 2)."""
+    permute_labels: bool = False
+    """A check of the protocol: shuffle the test labels; the result must be chance."""
+    batch_size: int = 16
+    """Windows in a batch of the frozen network."""
+    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    """Where videos are decoded: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Precision of the network's arithmetic; accelerate launch's by default."""
+    threads: int = os.cpu_count() or 2
+    """Decoding threads of this process."""
+    cache: Path | None = None
+    """Where features are kept; $SLIPSTREAM_CACHE/features (~/.cache/slipstream/features) by default."""
+    small: bool | None = None
+    """random:NAME: the objective's CPU-sized network; on where there is neither --data nor a GPU."""
+    seed: int = 0
+    """Of everything random: first of --seeds, and of random weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("folds", "windows", "subsequences", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} {getattr(self, name)}: must be at least 0")
+        if self.folds and self.split:
+            raise InputError("--folds and --split: give one of the two")
+        if self.groups and ":" not in self.groups:
+            raise InputError(f"--groups {self.groups}: give FILE.csv:COLUMN")
+
+    @property
+    def grouped(self) -> tuple[Path, str] | None:
+        file, _, column = self.groups.rpartition(":")
+        return (Path(file), column) if self.groups else None
+
+
+@dataclass(frozen=True)
+class Linear(Settings):
+    """A linear classifier on frozen features."""
+
+
+@dataclass(frozen=True)
+class Nonlinear(Settings):
+    """A classifier with one hidden layer on frozen features."""
+
+    hidden: int = 0
+    """Width of the hidden layer; 0 is the method's own."""
+
+
+@dataclass(frozen=True)
+class Retrieval(Settings):
+    """R@k: is one of a test video's k nearest training videos of its class? By cosine."""
+
+    k: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """Neighbours."""
+    centre: bool = False
+    """Subtract the training part's mean feature first."""
+    seeds: int = 1
+    """Nothing in retrieval is random: more repeat it."""
+
+
+@dataclass(frozen=True)
+class Fraction(Settings):
+    """Data efficiency: a probe trained on a part of the labels."""
+
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
+    """Shares of each class's training videos; each seed draws its own, a larger share containing a smaller."""
+    probe: Literal["linear", "nonlinear"] = "linear"
+    """The classifier."""
+
+
+@dataclass(frozen=True)
+class Embed(Settings):
+    """Features to a file, for use elsewhere."""
+
+    to: Path = Path("features.parquet")
+    """A .parquet file (key, label, start, feature; a row a window), or a .npy file with the keys beside it as .txt."""
+    per: Literal["window", "video"] = "video"
+    """A feature for each window, or each video's mean."""
+    part: str | None = None
+    """Only the videos of this split (train, split1:test, …); all by default."""
