@@ -57,6 +57,8 @@ def test_the_plan_follows_the_options() -> None:
     assert (plan.paces, plan.frames, plan.size, plan.wrap) == (THIRDS, 24, 64, True)
     assert (plan.short, plan.levels, plan.colour_scope) == ("reject", "bgr-255", "view")
     assert Pace.view_plan(replace(config, jitter="none")).jitter is None
+    weak = Pace.view_plan(replace(config, jitter_strength=0.1)).jitter
+    assert weak is not None and (weak.brightness, weak.hue) == (0.1, 0.025)
 
 
 @pytest.mark.parametrize("paces", [(1.0, 2.0, 3.0, 4.0), THIRDS, (1.0, 8.0)])
