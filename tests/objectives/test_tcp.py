@@ -237,6 +237,7 @@ def test_optimizer_is_the_papers_over_every_parameter() -> None:
     [
         ("--segments", {"segments": 1, "predict_steps": 1}),
         ("--frames", {"frames": 1}),
+        ("--context", {"context": "gru"}),
         ("--predict-steps", {"predict_steps": 0}),
         ("--predict-steps", {"predict_steps": 4}),
         ("--size", {"size": 16}),
