@@ -157,7 +157,7 @@ class Pace(Objective):
     name = "pace"
     Config = PaceConfig
     recipe = Recipe(steps=54_000, batch_size=30)  # section 4.1: 18 epochs of 90,000 clips
-    small_recipe = Recipe(steps=300, batch_size=24)
+    small_recipe = Recipe(steps=600, batch_size=16)
     encoder: Stages
     head: nn.Linear | None
     projection: nn.Module | None
@@ -183,7 +183,8 @@ class Pace(Objective):
             jitter_strength=0.1,
             lr=5e-2,
             weight_decay=5e-4,
-            drop_every=0,
+            contrast="none",
+            drop_every=400,
             warmup_steps=20,
         )
 
