@@ -31,12 +31,10 @@ def noted(folder: Path) -> set[str]:
 
 def entries(path: Path) -> list[tuple[str, str]]:
     """(key, reason) of each line; lines that say something else are left out with a warning."""
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for number, line in enumerate(lines, 1):
+    found: list[tuple[str, str]] = []
+    if not path.is_file():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             one = json.loads(line)
             found.append((str(one["key"]), str(one.get("reason", ""))))
