@@ -1,0 +1,32 @@
+"""After an error of its threads the loader goes on where it was, or says that it cannot."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from objectives.vdim import VDIM
+from pipelines.loader import Loader
+from shards import Dataset
+
+
+def test_after_an_error_the_same_batch_comes_again(data, tmp_path) -> None:
+    copy = shutil.copytree(data, tmp_path / "copy")
+    plan, dataset = VDIM.view_plan(VDIM.small()), Dataset(copy)
+    with Loader(Dataset(data), dataset.select(), plan, batch_size=2, prefetch=2) as whole:
+        expected = [next(whole) for _ in range(3)]
+    tar = copy / dataset.column("shard")[0]
+    content = tar.read_bytes()
+    with Loader(dataset, dataset.select(), plan, batch_size=2, prefetch=2) as loader:
+        os.truncate(tar, 600)
+        for _ in range(2):
+            with pytest.raises(OSError, match="bytes before the end"):
+                next(loader)
+            assert loader.state_dict() == {"samples": 0}
+        tar.write_bytes(content)
+        for batch in expected:
+            found = next(loader)
+            assert found["key"] == batch["key"] and torch.equal(found["views"], batch["views"])
+    with pytest.raises(RuntimeError, match="closed"):
+        next(loader)
