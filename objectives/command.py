@@ -1,6 +1,9 @@
 """Command lines that consist of a tool's settings and of the flags of the objective they name."""
 
 import argparse
+import io
+import sys
+from contextlib import redirect_stderr
 from dataclasses import make_dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -8,6 +11,7 @@ import torch
 import tyro
 
 from objectives.base import Recipe, get
+from shards import InputError
 
 
 class Settings(Protocol):
@@ -26,7 +30,7 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
 
     settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
     its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
-    a machine that has no GPU.
+    a machine that has no GPU. Raises InputError for a value that the settings or the config refuse.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--objective", default="vdim")
@@ -42,5 +46,19 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         ("tool", flat[settings], defaults),
         ("method", flat[cls.Config], cls.small() if small else cls.Config()),
     ]  # type: ignore[valid-type,name-defined]
-    parsed: Any = tyro.cli(make_dataclass("Command", parts), args=argv, prog=prog, description=description)
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            parsed: Any = tyro.cli(
+                make_dataclass("Command", parts), args=argv, prog=prog, description=description
+            )
+    except SystemExit as end:
+        error: BaseException | None = (
+            end  # tyro frames an InputError of ours in five lines: it is under there
+        )
+        while error := error.__context__:
+            if isinstance(error, InputError):
+                raise error from None
+        sys.stderr.write(complaint.getvalue())
+        raise
     return parsed.tool, parsed.method

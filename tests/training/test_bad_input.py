@@ -133,9 +133,13 @@ def test_what_needs_a_gpu(tmp_path, data, flags) -> None:
 
 @pytest.mark.parametrize("flags", [("--steps", 0), ("--ema", 1.0), ("--keep", 0), ("--clip-norm", -1)])
 def test_senseless_numbers(tmp_path, data, flags) -> None:
-    done = train(*TOY, "--batch-size", 2, "--steps", 1, *out_of(tmp_path), "--data", data, *flags)
-    assert done.status == 2 and "Traceback" not in done.said, done.said  # tyro frames the line
-    assert flags[0] in done.said and "must be" in done.said and not (tmp_path / "run").exists()
+    refused(*out_of(tmp_path), "--data", data, *flags, says=(flags[0], "must be"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_flag(tmp_path, data) -> None:
+    done = train(*TOY, *out_of(tmp_path), "--data", data, "--no-such-flag", 1)
+    assert done.status == 2 and "--no-such-flag" in done.said and "Traceback" not in done.said
 
 
 def test_a_state_that_is_not_the_runs(tmp_path, data) -> None:
