@@ -107,7 +107,7 @@ class VDIM(Objective):
     name = "vdim"
     Config = VDIMConfig
     recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
-    small_recipe = Recipe(steps=70, batch_size=32)
+    small_recipe = Recipe(steps=60, batch_size=32)
 
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)
