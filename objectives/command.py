@@ -53,12 +53,11 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
                 make_dataclass("Command", parts), args=argv, prog=prog, description=description
             )
     except SystemExit as end:
-        error: BaseException | None = (
-            end  # tyro frames an InputError of ours in five lines: it is under there
-        )
-        while error := error.__context__:
-            if isinstance(error, InputError):
-                raise error from None
+        under = end.__context__
+        while under:
+            if isinstance(under, InputError):  # tyro would frame its one line in four more
+                raise under from None
+            under = under.__context__
         sys.stderr.write(complaint.getvalue())
         raise
     return parsed.tool, parsed.method
