@@ -25,7 +25,7 @@ def draw(columns: Columns, path: Path, title: str) -> None:
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
     except ImportError:
-        raise InputError('--picture: matplotlib is not installed; pip install "slipstream[plot]"') from None
+        raise InputError("--picture: matplotlib is not installed; pip install matplotlib") from None
     figure = figures.Figure(figsize=(11, 7), layout="constrained")
     (frames, seconds), (sizes, labels) = figure.subplots(2, 2)
     figure.suptitle(f"{title}: {len(columns)} videos")

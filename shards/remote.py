@@ -132,16 +132,17 @@ class RemoteShards:
 
     def _download(self, shard: str, to: Path) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
+        block = 0 if self.place.startswith("http") else _BLOCK  # 0: one answer as it comes, no range requests
         with (
-            self._files.open(f"{self._base}/{shard}", "rb", block_size=_BLOCK) as there,
+            self._files.open(f"{self._base}/{shard}", "rb", block_size=block) as there,
             open(to, "r+b") as here,
         ):
-            while block := there.read(_BLOCK):
+            while piece := there.read(_BLOCK):
                 if self._ended.is_set():
                     raise _Ended
-                here.write(block)
-                digest.update(block)
-                size += len(block)
+                here.write(piece)
+                digest.update(piece)
+                size += len(piece)
         return size, digest.hexdigest()
 
     def _fetch_table(self) -> tuple[Path, dict[str, dict[str, Any]]]:

@@ -49,6 +49,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "sync_bn": settings.sync_bn,
         "ema": settings.ema,
     }
+    if dataset.window is not None:
+        identity["window"] = dataset.window  # of a remote set: the order depends on it
     if resumed:
         on_main(
             lambda: refuse_changes(resumed, {"objective": settings.objective} | asdict(config) | identity)
@@ -89,7 +91,7 @@ def choose_output(settings: Settings) -> Path:
 
 def open_data(settings: Settings) -> Dataset:
     if settings.data is not None:
-        return Dataset(settings.data)
+        return Dataset(settings.data, cache_gb=settings.cache_gb)
     with PartialState().local_main_process_first():
         return Dataset(demo.ensure())
 

@@ -81,6 +81,15 @@ def test_http_gives_the_same_rows_and_bytes_and_only_the_shards_asked_for(
     assert [path.name for path in cached(cache)] == sorted(wanted)
 
 
+def test_a_tar_larger_than_a_block_comes_whole(
+    made: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.remote._BLOCK", 1000)  # and the server knows no range requests
+    local, remote = Dataset(made), Dataset(f"{server.url}/small")
+    for row in range(len(local)):
+        assert remote.read(row) == local.read(row)
+
+
 def test_s3_gives_the_same_rows_and_bytes(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moto = pytest.importorskip("moto.server", reason="needs moto[server]")
     pytest.importorskip("s3fs", reason="needs the extra `remote`")
