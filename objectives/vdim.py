@@ -153,6 +153,8 @@ class VDIM(Objective):
         """views (B, V, 3, 32, 128, 128), V = 3 with temporal difference, else 2."""
         views_BVCTHW: Tensor = batch["views"]
         B, V = views_BVCTHW.shape[:2]
+        if B < 2:
+            raise InputError("--batch-size 1: VDIM contrasts the videos of a batch; give 2 or more")
         features = self.encoder(views_BVCTHW.flatten(0, 1), self.layers)
         by_view = {layer: f.unflatten(0, (B, V)) for layer, f in features.items()}
         antecedents = {j: _locations(self.phi[str(j)](by_view[j][:, 0])) for j, _ in self.config.pairs}

@@ -171,6 +171,7 @@ class Trainer:
             "step": self.step,
             "loss": metrics.pop("loss"),
             "top1": metrics.pop("top1"),
+            "lr": self.optimizer.param_groups[0]["lr"],
             **speed,
             **metrics,
             **found,

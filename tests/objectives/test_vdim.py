@@ -287,3 +287,8 @@ def test_objectives_are_found_by_name() -> None:
 
 def test_the_small_config_is_one_that_trains_on_a_cpu() -> None:
     assert VDIM.small().width < VDIMConfig().width == 1
+
+
+def test_a_batch_of_one_names_the_flag() -> None:
+    with pytest.raises(InputError, match="--batch-size 1"):
+        tiny(temporal_difference=False)({"views": random_views(1, 2)})

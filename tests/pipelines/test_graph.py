@@ -230,3 +230,16 @@ def test_choosing_a_placement() -> None:
         for name in ("gpu", "hybrid"):
             with pytest.raises(InputError, match="no CUDA GPU"):
                 choose_placement(name)
+
+
+def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def out_of_reach(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pipelines.graph.ctypes.CDLL", out_of_reach)
+    with pytest.raises(InputError, match=r"NVIDIA_DRIVER_CAPABILITIES=\S*video"):
+        choose_placement("gpu")
+    assert choose_placement("auto") == choose_placement("hybrid") == "hybrid"
