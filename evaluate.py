@@ -6,7 +6,7 @@
     evaluate.py retrieval --checkpoint runs/pace --layer p4
     evaluate.py linear    --checkpoint random:dpc                            the baseline alone
 
-Protocols: linear, nonlinear, retrieval, fraction, embed. `evaluate.py PROTOCOL --help` shows the flags.
+Protocols: linear, nonlinear, finetune, retrieval, fraction, embed. `evaluate.py PROTOCOL --help` shows the flags.
 Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
 weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
 processes share the work: accelerate launch evaluate.py …
@@ -16,11 +16,12 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from typing import Any
 
 import tyro
 
-from evaluation import protocols, settings
+from evaluation import finetune, protocols, settings
 from shards import InputError
 from training.processes import StopSignals, ended
 
@@ -29,6 +30,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "nonlinear": (settings.Nonlinear, protocols.nonlinear),
     "retrieval": (settings.Retrieval, protocols.retrieve),
     "fraction": (settings.Fraction, protocols.fraction),
+    "finetune": (settings.Finetune, finetune.finetune),
     "embed": (settings.Embed, protocols.embed),
 }
 
@@ -44,7 +46,10 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with StopSignals():
         described = textwrap.dedent(flags.__doc__ or "")
-        run(tyro.cli(flags, args=argv[1:], prog=f"evaluate.py {name}", description=described))
+        # nested, or tyro would answer for __post_init__
+        command = make_dataclass("Command", [("flags", tyro.conf.OmitArgPrefixes[flags])])  # type: ignore[valid-type]
+        parsed: Any = tyro.cli(command, args=argv[1:], prog=f"evaluate.py {name}", description=described)
+        run(parsed.flags)
 
 
 if __name__ == "__main__":

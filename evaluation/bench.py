@@ -72,9 +72,7 @@ def _union(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _small(settings: Settings) -> bool:
-    if settings.small is not None:
-        return settings.small
-    return settings.data is None and not torch.cuda.is_available()
+    return settings.small or (settings.data is None and not torch.cuda.is_available())
 
 
 def open_bench(settings: Settings) -> Bench:

@@ -50,18 +50,18 @@ def class_mean(counts_CC: NDArray[np.int64]) -> float:
 
 
 def score(by_split: Sequence[NDArray[np.float64]], *, seed: int = 0) -> Score:
-    """Values (S, M) of each split → their mean over splits, seeds and videos.
+    """Values (S, M) of each split → their mean over splits, seeds and videos; every split weighs alike.
 
-    The interval is the percentile bootstrap's: videos are drawn again, with replacement, within each split; seeds are
+    The interval is the percentile bootstrap's: the videos of all splits are drawn again, with replacement; seeds are
     averaged first, since they are no further evidence about the videos.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
-    draws = np.zeros(RESAMPLES)
-    for values_SM in by_split:
-        means_M = values_SM.mean(0)
-        for start in range(0, RESAMPLES, 100):  # 100 at a time: memory
-            picked = rng.integers(0, len(means_M), size=(100, len(means_M)))
-            draws[start : start + 100] += means_M[picked].mean(1) / len(by_split)
+    means_M = np.concatenate([values.mean(0) for values in by_split])
+    weights_M = np.concatenate([np.full(values.shape[1], 1 / values.shape[1]) for values in by_split])
+    draws = np.empty(RESAMPLES)
+    for resample in range(RESAMPLES):
+        picked = rng.integers(0, len(means_M), size=len(means_M))
+        draws[resample] = np.average(means_M[picked], weights=weights_M[picked])
     low, high = np.percentile(draws, [2.5, 97.5])
     runs = np.concatenate([values.mean(1) for values in by_split])
     value = float(np.mean([values.mean() for values in by_split]))

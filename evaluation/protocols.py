@@ -102,6 +102,15 @@ def _most_frequent(splits: list[Split], labelled: Labelled, truth: np.ndarray) -
     return float(np.mean([metrics.expected_chance(labelled.labels[s.train], truth[s.test]) for s in splits]))
 
 
+def told_of(result: dict[str, Any]) -> list[str]:
+    """Lines to print of a classification without baselines."""
+    lines = [f"{'top-1':24}{metrics.Score(**result['scores']['top1'])} %"]
+    by_split = result["scores"]["by_split"]
+    return lines + [
+        f"  {name:22}{100 * value:.1f} %" for name, value in by_split.items() if len(by_split) > 1
+    ]
+
+
 def told(result: dict[str, Any]) -> list[str]:
     """Lines to print of a classification's result."""
     rows = {"": result["scores"]} | {k: v for k, v in result["baselines"].items() if isinstance(v, dict)}

@@ -50,8 +50,8 @@ class Settings:
     """Decoding threads of this process."""
     cache: Path | None = None
     """Where features are kept; $SLIPSTREAM_CACHE/features (~/.cache/slipstream/features) by default."""
-    small: bool | None = None
-    """random:NAME: the objective's CPU-sized network; on where there is neither --data nor a GPU."""
+    small: bool = False
+    """random:NAME: the objective's CPU-sized network; so it is where there is neither --data nor a GPU, too."""
     seed: int = 0
     """Of everything random: first of --seeds, and of random weights."""
 
@@ -118,3 +118,41 @@ class Embed(Settings):
     """A feature for each window, or each video's mean."""
     part: str | None = None
     """Only the videos of this split (train, split1:test, …); all by default."""
+
+
+@dataclass(frozen=True)
+class Finetune(Settings):
+    """Supervised training of the whole network, as the method's paper does it.
+
+    Steps at which the learning rate falls move with --steps. The best step is chosen on a fifth of the training
+    videos, held out; the test part is looked at once.
+    """
+
+    steps: int = 0
+    """Optimizer steps; 0 takes the paper's, or 200 on the demo set."""
+    train_batch_size: int = 0
+    """Clips a process and step; 0 takes the paper's."""
+    lr: float | None = None
+    """Learning rate; the paper's by default."""
+    dropout: float | None = None
+    """Before the last layer; the paper's by default."""
+    hidden: int | None = None
+    """Width of a layer before the last, 0 for none; the paper's by default."""
+    label_fraction: float = 1.0
+    """Train on this share of each class's videos."""
+    validate_every: int = 0
+    """Steps between validations, each of which is a checkpoint too; 0 makes 20 of them."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0 trains to the end (and still keeps the best)."""
+    resume: bool = False
+    """Go on where the fine-tuning in --output stopped."""
+    seeds: int = 1
+    """Repetitions, each with its own head, order and held-out part."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "train_batch_size", "validate_every", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        if not 0 < self.label_fraction <= 1:
+            raise InputError(f"--label-fraction {self.label_fraction}: give a share above 0, at most 1")

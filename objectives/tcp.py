@@ -189,9 +189,10 @@ class TCP(Objective):
         """
         whole = self.view_plan(self.config)
         plan = replace(whole, offsets=whole.offsets[:1], short="edge")
-        eight = replace(whole, offsets=whole.offsets[:1] * 8, paces=(1.0,), short="edge", channel_drop=False)
-        if self.config.modality == "difference":  # consecutive frames, so no starts of their own
+        if self.config.modality == "difference":  # plans have no starts of their own for these
             eight = replace(whole, offsets=whole.offsets[:8], short="edge")
+        else:
+            eight = replace(plan, offsets=plan.offsets * 8, paces=(1.0,), channel_drop=False)
         tuning = FineTuning(
             eight, optimizer="sgd", lr=1e-2, weight_decay=0.0, pull=1e-3, steps=30_000, batch_size=16,
             decay_at=(15_000,), decay_by=0.5, dropout=0.9,

@@ -137,7 +137,8 @@ class WindowLoader:
     Iterating gives dicts: views (n, V, C, T, H, W) float32 on `device`; index (n,) int64, which of the windows they
     are; batch, the batch's number. n is below batch_size in the last batch and where videos are left out, perhaps 0. batches: which batches of `batch_size` windows to make, all by default: what a batch holds does not
     depend on how the batches are divided among processes.
-    failed: row → reason, of the videos that could not be decoded; their windows are left out.
+    failed: row → reason, of videos that could not be decoded where a batch wanted them; of these the batch's windows
+    are left out.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class WindowLoader:
     def _finish(self, batch: int, tasks: "list[_Task]") -> dict[str, Any]:
         while True:
             good = [(task, self._material(task)) for task in tasks]
+            tasks = [task for task, pieces in good if pieces]
             index = [int(i) for task, pieces in good for i in task.places[: len(pieces)]]
             draws = [task.drawn.sample(i) for task, pieces in good for i in range(len(pieces))]
             try:
@@ -220,15 +222,14 @@ class WindowLoader:
                 break
             except RuntimeError:
                 self._graph = None  # DALI's pipeline is dead after a failure
-                if not self._find_culprits(tasks):
+                if not (culprits := self._culprits(tasks)):
                     raise
+                tasks = [task for task in tasks if task.row not in culprits]
         views = views if self._device is None else views.to(self._device, non_blocking=True)
         return {"views": views, "index": torch.tensor(index, dtype=torch.int64), "batch": batch}
 
     def _material(self, task: "_Task") -> list[NDArray[np.uint8]]:
         """Of a task's windows, or none where its video cannot be decoded."""
-        if task.row in self.failed:
-            return []
         try:
             return task.material.result()
         except DecodeError as error:
@@ -244,16 +245,16 @@ class WindowLoader:
         )
         return self._graph.run(draws, material)
 
-    def _find_culprits(self, tasks: "list[_Task]") -> bool:
-        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds it."""
-        before = len(self.failed)
-        rows = {task.row for task in tasks} - self.failed.keys()
-        for row in sorted(rows) if self._placement == "gpu" else ():
+    def _culprits(self, tasks: "list[_Task]") -> set[int]:
+        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds the rows."""
+        found = set()
+        for row in sorted({task.row for task in tasks}) if self._placement == "gpu" else ():
             try:
                 check_whole(self._dataset.read(row, self._component))
             except DecodeError as error:
                 self._fail(row, str(error))
-        return len(self.failed) > before
+                found.add(row)
+        return found
 
     def _fail(self, row: int, reason: str) -> None:
         if row not in self.failed:

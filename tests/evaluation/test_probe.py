@@ -1,0 +1,122 @@
+"""Splits and classifiers: what may be seen, and what may not."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation import metrics
+from evaluation.features import Features
+from evaluation.probe import Head, train_and_test
+from evaluation.protocols import replace_labels
+from evaluation.splits import Labelled, Split, with_fraction
+from shards import Dataset, InputError
+from tests.evaluation.rendered import Video, write_set
+
+QUICK = Head(epochs=30)
+
+
+class Many(Labelled):
+    """Labels without a data set: 300 videos, 3 classes, two videos a group."""
+
+    def __init__(self, count: int = 300) -> None:
+        self.labels = np.arange(count) // 2 % 3
+        self.groups = np.arange(count) // 2
+        self.split = Split("one", np.arange(count // 2), np.arange(count // 2, count))
+
+    @property
+    def classes(self) -> list[str]:
+        return ["a", "b", "c"]
+
+
+def features(labelled: Many, signal: float, seed: int = 0) -> Features:
+    rng = np.random.default_rng(seed)
+    row = np.repeat(np.arange(len(labelled.labels)), 2)
+    x = rng.normal(size=(len(row), 6)) + signal * np.eye(6)[labelled.labels[row]]
+    return Features(x.astype(np.float32), row, np.tile([0, 1], len(row) // 2), {})
+
+
+@pytest.mark.parametrize("head", [QUICK, Head(hidden=8, dropout=0.2, lr=1e-2, epochs=30)])
+def test_what_can_be_told_apart_is_and_permuted_labels_are_chance(head: Head) -> None:
+    many = Many()
+    both = features(many, 6.0)
+    train, test = both.of(many.split.train), both.of(many.split.test)
+    trained = train_and_test(train, test, many, head, seed=0)
+    assert (trained.rows == many.split.test).all()
+    assert metrics.hits(trained.probabilities, many.labels[trained.rows]).mean() > 0.97
+    permuted = replace_labels(many.labels, many.split, 0)
+    assert (np.sort(permuted) == np.sort(many.labels)).all()
+    right = metrics.hits(trained.probabilities, permuted[trained.rows])
+    assert metrics.score([right[None]]).low < 1 / 3 < metrics.score([right[None]]).high
+
+
+def test_the_test_part_chooses_nothing() -> None:
+    """Other test videos, other test labels: the same epoch, decay and classifier."""
+    many = Many()
+    both = features(many, 0.7)
+    train, test = both.of(many.split.train), both.of(many.split.test)
+    one = train_and_test(train, test, many, QUICK, seed=0)
+    few = test.of(many.split.test[:20])
+    many.labels = replace_labels(many.labels, many.split, 1)
+    other = train_and_test(train, few, many, QUICK, seed=0)
+    assert one.chosen == other.chosen
+    assert np.allclose(one.probabilities[:20], other.probabilities)
+
+
+def test_a_videos_prediction_is_the_mean_of_its_windows() -> None:
+    many = Many(30)
+    both = features(many, 1.0)
+    train, test = both.of(many.split.train), both.of(many.split.test)
+    whole = train_and_test(train, test, many, QUICK, seed=0).probabilities
+    parts = []
+    for start in (0, 1):
+        kept = test.start == start
+        part = Features(test.x[kept], test.row[kept], test.start[kept], {})
+        parts.append(train_and_test(train, part, many, QUICK, seed=0).probabilities)
+    assert np.allclose(whole, (parts[0] + parts[1]) / 2)
+
+
+def test_a_fifth_of_every_class_validates_and_no_group_is_divided() -> None:
+    many = Many()
+    for seed in range(3):
+        held = many.held_out(many.split.train, seed)
+        assert (np.bincount(many.labels[many.split.train[held]]) == 10).all()  # of 50 each
+        assert (held[0::2] == held[1::2]).all()
+    alone = many.held_out(np.array([0, 2, 4]), 0)  # one video a class
+    assert not alone.any()
+
+
+def test_larger_fractions_contain_smaller_ones_and_every_class() -> None:
+    many = Many()
+    parts = [with_fraction(many.split, many, share, 3).train for share in (0.001, 0.1, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [3, 15, 75, 150]
+    for small, large in pairwise(parts):
+        assert np.isin(small, large).all()
+        assert len(set(np.bincount(many.labels[small]))) == 1
+    assert (with_fraction(many.split, many, 0.1, 4).train != parts[1]).any()
+
+
+def test_three_splits_folds_and_groups_of_a_data_set(tmp_path: Path) -> None:
+    videos = [Video(n % 3, "train") for n in range(12)]
+    columns = {f"split{k}": ["test" if n % 3 == k - 1 else "train" for n in range(12)] for k in (1, 2, 3)}
+    folder = write_set(tmp_path / "set", videos, splits=columns)
+    labelled = Labelled(Dataset(folder))
+    splits = labelled.splits(("all",))
+    assert [s.name for s in splits] == ["split1", "split2", "split3"]
+    assert [s.test.tolist() for s in splits] == [list(range(k, 12, 3)) for k in range(3)]
+    with pytest.raises(InputError, match="split 4"):
+        labelled.splits(("4",))
+    with pytest.raises(InputError, match="not train and test"):
+        labelled.splits(())
+    groups = tmp_path / "groups.csv"
+    groups.write_text(
+        "file,scene\n" + "".join(f"{('red', 'green', 'blue')[n % 3]}/{n}.avi,s{n // 4}\n" for n in range(12))
+    )
+    grouped = Labelled(Dataset(folder), (groups, "scene"))
+    folds = grouped.splits((), 3)
+    assert sorted(tuple(fold.test) for fold in folds) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
+    assert all(set(f.train) | set(f.test) == set(range(12)) for f in folds)
+    for bad, says in ((groups, "nope"), (tmp_path / "none.csv", "none.csv")):
+        with pytest.raises(InputError, match=says):
+            Labelled(Dataset(folder), (bad, "nope"))

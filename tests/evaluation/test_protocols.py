@@ -1,0 +1,170 @@
+"""evaluate.py as a user types it, on videos of 1, 5 and 50 frames."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import evaluate
+import objectives
+from pipelines.decode import DecodeError
+from pipelines.windows import WindowLoader, Windows
+from shards import Dataset, InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ask(run, data, tmp_path, monkeypatch):
+    """Evaluate the tiny run; returns its result."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def asked(protocol: str, *flags: object, checkpoint: object = run) -> dict:
+        out = tmp_path / protocol
+        where = () if protocol == "embed" else ("--output", out)
+        common = (
+            "--checkpoint",
+            checkpoint,
+            "--data",
+            data,
+            "--cache",
+            tmp_path / "cache",
+            "--device",
+            "cpu",
+        )
+        evaluate.main([protocol, *map(str, (*common, *where, *flags))])
+        return {} if protocol == "embed" else json.loads((out / "result.json").read_text())
+
+    return asked
+
+
+def test_linear_probe_counts_every_test_video_and_permuted_labels_are_chance(ask, capsys) -> None:
+    result = ask("linear", "--seeds", 2)
+    assert result["evaluated"] == {"videos": 9, "of": 9, "unreadable": {}}
+    assert "9 of 9 test videos evaluated" in capsys.readouterr().out
+    assert result["scores"]["top1"]["value"] == 1.0  # colours, even for random weights
+    assert set(result["baselines"]) == {"random", "trivial", "most_frequent"}
+    assert result["baselines"]["trivial"]["top1"]["value"] < 0.7  # lengths of test and training videos differ
+    assert np.sum(result["scores"]["confusion"]) == 2 * 9
+    again = ask("linear", "--seeds", 2, "--permute-labels", "--no-baselines")
+    assert again["scores"]["top1"]["value"] < 0.8
+
+
+def test_features_are_computed_once(ask, monkeypatch) -> None:
+    first = ask("nonlinear", "--hidden", 8, "--seeds", 1, "--no-baselines")
+
+    def unreadable(*_: object) -> None:
+        raise DecodeError("no more")
+
+    monkeypatch.setattr(WindowLoader, "_read", unreadable)
+    again = ask("nonlinear", "--hidden", 8, "--seeds", 1, "--no-baselines")
+    assert again["scores"] == first["scores"]
+    with pytest.raises(InputError, match="decoded"):
+        ask("nonlinear", "--windows", 2)
+
+
+def test_retrieval_and_fractions(ask) -> None:
+    result = ask("retrieval", "--k", 1, 4)
+    assert result["recall"]["video"]["1"]["value"] == result["recall"]["clip"]["4"]["value"] == 1.0
+    assert result["baselines"]["chance"]["1"] == pytest.approx(1 / 3)
+    names = Dataset(result["settings"]["data"]).column("label_name")
+    label = dict(zip(Dataset(result["settings"]["data"]).column("key"), names, strict=True))
+    assert len(result["nearest"]) == 9
+    assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
+    curves = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)["curves"]
+    assert set(curves) == {"model", "random"} and set(curves["model"]) == {"0.25", "1"}
+    assert curves["model"]["1"]["top1"]["value"] == 1.0
+
+
+def test_embedded_windows_are_what_the_network_says_of_them(ask, run, data, tmp_path) -> None:
+    ask("embed", "--to", tmp_path / "windows.parquet", "--per", "window")
+    ask("embed", "--to", tmp_path / "videos.npy", "--part", "test")
+    table = pq.read_table(tmp_path / "windows.parquet")
+    objective, dataset = objectives.load(run), Dataset(data)
+    down = objective.downstream()
+    windows = Windows.of(dataset, range(len(dataset)), down.plan, down.test)
+    assert (
+        table["key"].to_pylist() == dataset.keys(windows.row)
+        and table["start"].to_pylist() == windows.start.tolist()
+    )
+    got = np.array(table["feature"].to_pylist(), dtype=np.float32)
+    for batch in WindowLoader(dataset, windows, down.plan, batch_size=1):
+        with torch.inference_mode():
+            wanted = objective.context(batch["views"])[0, -1].mean((1, 2))
+        assert np.allclose(got[batch["index"][0]], wanted, atol=1e-5)
+    videos = np.load(tmp_path / "videos.npy")
+    keys = (tmp_path / "videos.txt").read_text().split()
+    assert keys == [f"v{n:03d}" for n in range(12, 21)]
+    long = np.array(table["key"].to_pylist()) == "v014"  # 50 frames: several windows
+    assert long.sum() > 1 and np.allclose(videos[2], got[long].mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", objectives.available())
+def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None:
+    """At its CPU-sized settings: of 1, 5 and 50 frames, and each window alike alone and in a batch."""
+    cls = objectives.get(name)
+    torch.manual_seed(0)
+    objective = cls(cls.small()).eval()
+    down, dataset = objective.downstream(), Dataset(data)
+    windows = Windows.of(dataset, [12, 13, 14], down.plan, down.test)
+    assert set(windows.row.tolist()) == {12, 13, 14}
+    few = Windows(*(getattr(windows, field)[[0, -1]] for field in ("row", "start", "crop")))
+    (batch,) = WindowLoader(dataset, few, down.plan, batch_size=2)
+    with torch.inference_mode():
+        together = objective.represent(batch["views"])
+        alone = torch.cat([objective.represent(views[None]) for views in batch["views"]])
+    assert together.ndim == 2 and together.isfinite().all()
+    assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * together.abs().max().item())
+    assert (together[0] != together[1]).any()
+    down.finetuning.plan.scope("frame")
+
+
+def test_two_processes_find_the_features_of_one(run, data, tmp_path) -> None:
+    found = []
+    for launcher in ((), ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")):
+        to = tmp_path / f"{len(launcher)}.npy"
+        flags = ["embed", "--checkpoint", run, "--data", data, "--cache", tmp_path / f"cache{len(launcher)}"]
+        flags += ["--to", to, "--batch-size", 1, "--per", "window", "--device", "cpu"]
+        done = subprocess.run(
+            [sys.executable, *launcher, "evaluate.py", *map(str, flags)],
+            cwd=ROOT,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(np.load(to))
+    assert len(found[0]) > 16 and (found[0] == found[1]).all()
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["linear", "--checkpoint", "/nonexistent"], "/nonexistent"),
+        (["linear", "--checkpoint", "random:nope"], "random:nope"),
+        (["linear", "--checkpoint", "torchvision:nope"], "torchvision:nope"),
+        (["linear", "--checkpoint", "random:dpc", "--seeds", "0"], "--seeds"),
+        (["linear", "--checkpoint", "random:dpc", "--subsequences", "2"], "--subsequences"),
+        (["linear", "--checkpoint", "random:dpc", "--layer", "encoder.nope"], "--layer"),
+        (["linear", "--checkpoint", "random:dpc", "--folds", "2", "--split", "1"], "--folds"),
+        (["linear", "--checkpoint", "random:dpc", "--groups", "x"], "--groups"),
+        (["retrieval", "--checkpoint", "random:dpc", "--k", "0"], "--k"),
+        (["fraction", "--checkpoint", "random:dpc", "--fractions", "2"], "--fractions"),
+        (["embed", "--checkpoint", "random:dpc", "--to", "x.txt"], "--to"),
+        (["guess"], "guess"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(argv, says, data, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    flags = [] if len(argv) == 1 else ["--data", str(data), "--small"]
+    assert evaluate.ended(evaluate.main, [*argv, *flags]) == 2
+    said = capsys.readouterr().err
+    error = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and says in error[0], said

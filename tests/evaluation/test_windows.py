@@ -1,0 +1,97 @@
+"""Every window of every video once, and the pixels in it are those that an independent computation finds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import colour
+from pipelines.plan import Jitter, ViewPlan
+from pipelines.windows import Layout, WindowLoader, Windows, draw_windows
+from shards import Dataset
+from tests.evaluation.rendered import Video, write_set
+from tests.pipelines.reference import decoded_views
+
+PLAN = ViewPlan(offsets=((0, 2), (4, 6)), size=16, crop=0.5, jitter=Jitter(), flip=0.5)
+
+
+def test_starts_of_worked_cases() -> None:
+    assert Layout(hop=3).starts(14, 7).tolist() == [0, 3, 6]  # 9 would need frames to 15
+    assert Layout(count=3).starts(17, 7).tolist() == [0, 5, 10]
+    assert Layout(count=10).starts(8, 7).tolist() == [0, 1]  # only two starts there are
+    assert Layout(count=1).starts(17, 7).tolist() == [5]
+    for layout in (Layout(hop=3), Layout(count=10)):
+        assert layout.starts(1, 7).tolist() == [0]
+
+
+@given(st.integers(1, 300), st.integers(1, 130), st.integers(1, 20))
+def test_windows_are_distinct_and_fit(num_frames: int, span: int, number: int) -> None:
+    for layout in (Layout(count=number), Layout(hop=number)):
+        starts = layout.starts(num_frames, span)
+        assert len(starts) >= 1 and (np.diff(starts) > 0).all() and starts[0] >= 0
+        assert starts[-1] + span <= num_frames or starts.tolist() == [0]
+
+
+@pytest.mark.parametrize("count, hop, crops", [(0, 0, 1), (2, 3, 1), (1, 0, 7)])
+def test_a_senseless_layout_is_refused(count: int, hop: int, crops: int) -> None:
+    with pytest.raises(ValueError, match="layout"):
+        Layout(count, hop, crops)  # type: ignore[arg-type]
+
+
+def test_ten_crops_show_the_corners_and_their_mirror_images(data: Path) -> None:
+    """Against whole frames decoded, cut, scaled and normalised one by one in floating point."""
+    dataset = Dataset(data)
+    row = 3  # 15 frames
+    windows = Windows.of(dataset, [row], PLAN, Layout(hop=4, crops=10))
+    assert windows.start.tolist() == [0] * 10 + [4] * 10 + [8] * 10
+    drawn = draw_windows(PLAN, dataset, windows)
+    lefts, tops = drawn.boxes[:5, 0, 0].tolist(), drawn.boxes[:5, 0, 1].tolist()
+    assert (drawn.boxes[:, :, 2:] == 18).all()  # half of 36
+    assert list(zip(lefts, tops, strict=True)) == [(16, 10), (0, 0), (30, 0), (0, 18), (30, 18)]
+    views = {}
+    for batch in WindowLoader(dataset, windows, PLAN, batch_size=7):
+        views |= dict(zip(batch["index"].tolist(), batch["views"].numpy(), strict=True))
+    assert sorted(views) == list(range(30))
+    video = dataset.read(row)
+    for place in range(30):
+        rgb = decoded_views(video, drawn.sample(place), 16) / 255
+        wanted = (rgb - np.array(colour.IMAGENET_MEAN)) / np.array(colour.IMAGENET_STD)
+        got = views[place].transpose(0, 2, 3, 4, 1).reshape(4, 16, 16, 3)
+        assert np.abs(got - wanted).mean() < 0.01 and np.abs(got - wanted).max() < 0.08
+        if place % 10 >= 5:
+            straight = views[place - 5][..., ::-1]
+            assert np.abs(views[place] - straight).max() < 0.08
+
+
+def test_a_short_video_repeats_its_last_frame(data: Path) -> None:
+    dataset = Dataset(data)
+    row = 13  # 5 frames
+    drawn = draw_windows(PLAN, dataset, Windows.of(dataset, [row], PLAN, Layout(hop=1)))
+    assert drawn.frames.tolist() == [[[0, 2], [4, 4]]]
+
+
+def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: Path) -> None:
+    dataset = Dataset(data)
+    windows = Windows.of(dataset, range(len(dataset)), PLAN, Layout(hop=2))
+    whole = list(WindowLoader(dataset, windows, PLAN, batch_size=5))
+    assert np.concatenate([batch["index"] for batch in whole]).tolist() == list(range(len(windows)))
+    alone = list(WindowLoader(dataset, windows, PLAN, batch_size=5, batches=[3, 1], prefetch=0, threads=1))
+    for mine, number in zip(alone, (3, 1), strict=True):
+        assert mine["batch"] == number
+        assert (mine["views"] == whole[number]["views"]).all()
+
+
+def test_a_damaged_video_is_left_out_and_named(tmp_path: Path) -> None:
+    videos = [Video(0, "test"), Video(1, "test", 40, damaged=True), Video(2, "test")]
+    dataset = Dataset(write_set(tmp_path / "set", videos))
+    windows = Windows.of(dataset, [0, 1, 2], PLAN, Layout(hop=3))
+    loader = WindowLoader(dataset, windows, PLAN, batch_size=4)
+    seen = np.concatenate([batch["index"] for batch in loader])
+    # what lies before the damage is read in a batch of its own; all batches after it are without
+    assert set(windows.row[seen].tolist()) >= {0, 2} and set(np.flatnonzero(windows.row != 1)) <= set(seen)
+    assert 0 < (windows.row[seen] == 1).sum() < (windows.row == 1).sum()
+    assert list(loader.failed) == [1] and loader.failed[1]
+    last = next(iter(WindowLoader(dataset, windows, PLAN, batch_size=len(windows))))
+    assert set(windows.row[last["index"]].tolist()) == {0, 2}
