@@ -6,7 +6,7 @@
     evaluate.py retrieval --checkpoint runs/pace --layer p4
     evaluate.py linear    --checkpoint random:dpc                            the baseline alone
 
-Protocols: linear, nonlinear, finetune, retrieval, fraction, embed. `evaluate.py PROTOCOL --help` shows the flags.
+Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, embed; and over results: fuse, curve. `evaluate.py PROTOCOL --help` shows the flags.
 Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
 weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
 processes share the work: accelerate launch evaluate.py …
@@ -16,12 +16,11 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import make_dataclass
 from typing import Any
 
 import tyro
 
-from evaluation import finetune, protocols, settings
+from evaluation import finetune, fuse, oops, protocols, settings
 from shards import InputError
 from training.processes import StopSignals, ended
 
@@ -31,6 +30,9 @@ PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "retrieval": (settings.Retrieval, protocols.retrieve),
     "fraction": (settings.Fraction, protocols.fraction),
     "finetune": (settings.Finetune, finetune.finetune),
+    "oops": (settings.Oops, oops.oops),
+    "fuse": (settings.Fuse, fuse.fuse),
+    "curve": (settings.Curve, fuse.curve),
     "embed": (settings.Embed, protocols.embed),
 }
 
@@ -46,10 +48,9 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with StopSignals():
         described = textwrap.dedent(flags.__doc__ or "")
-        # nested, or tyro would answer for __post_init__
-        command = make_dataclass("Command", [("flags", tyro.conf.OmitArgPrefixes[flags])])  # type: ignore[valid-type]
-        parsed: Any = tyro.cli(command, args=argv[1:], prog=f"evaluate.py {name}", description=described)
-        run(parsed.flags)
+        parsed = tyro.cli(flags, args=argv[1:], prog=f"evaluate.py {name}", description=described)
+        parsed.check()
+        run(parsed)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from evaluation.settings import Settings
 from evaluation.splits import Labelled, Split
 from objectives.downstream import Downstream
 from pipelines.graph import choose_placement
-from pipelines.windows import Layout
+from pipelines.windows import Layout, Windows
 from shards import Dataset, InputError, demo
 
 
@@ -49,8 +49,9 @@ class Bench:
         return self.extract(trained, down.train), self.extract(tested, down.test)
 
     def extract(self, rows: NDArray[np.int64], layout: Layout) -> Features:
+        windows = Windows.of(self.dataset, rows, self.downstream.plan, layout)
         found = extract(
-            self.model, self.dataset, rows, self.downstream.plan, layout, self.machine, self.settings.layer
+            self.model, self.dataset, windows, self.downstream.plan, self.machine, self.settings.layer
         )
         return found.by_video() if self.downstream.average == "features" else found
 

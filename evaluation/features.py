@@ -18,7 +18,7 @@ from tqdm import tqdm
 from evaluation.model import Model, Representation
 from pipelines.graph import Placement
 from pipelines.plan import ViewPlan
-from pipelines.windows import Layout, WindowLoader, Windows
+from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 from shards.aside import written_aside
 from shards.cache import cache_folder
@@ -70,23 +70,21 @@ class Machine:
 def extract(
     model: Model,
     dataset: Dataset,
-    rows: NDArray[np.int64],
+    windows: Windows,
     plan: ViewPlan,
-    layout: Layout,
     machine: Machine,
     layer: str = "",
 ) -> Features:
-    """Features of all windows of the rows; all processes call it together, and each gets all of them.
+    """Features of all windows; all processes call it together, and each gets all of them.
 
     Raises InputError where no video can be decoded.
     """
-    windows = Windows.of(dataset, rows, plan, layout)
+    where = np.stack([windows.row, windows.start, windows.crop])
     identity = {
         "weights": model.fingerprint,
         "data": dataset.fingerprint,
-        "rows": hashlib.sha256(json.dumps([int(row) for row in rows]).encode()).hexdigest(),
+        "windows": hashlib.sha256(where.tobytes()).hexdigest(),
         "plan": asdict(plan),
-        "layout": asdict(layout),
         "layer": layer,
         "batch_size": machine.batch_size,
         "precision": machine.accelerator.mixed_precision,

@@ -15,6 +15,7 @@ import objectives
 from objectives import Objective, checkpoint
 from shards import InputError
 
+SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
 RANDOM, TORCHVISION = "random:", "torchvision:"
 
 
@@ -119,7 +120,7 @@ class Representation:
     def __init__(self, objective: Objective, layer: str = "") -> None:
         self.objective, self.layer = objective, layer
         self.path = {"p4": "encoder.stages.3", "p5": "encoder.stages.4"}.get(layer, layer)
-        if layer and self.path not in dict(objective.named_modules()):
+        if layer and layer != SURPRISE and self.path not in dict(objective.named_modules()):
             near = ", ".join(name for name, _ in objective.encoder.named_children())
             raise InputError(
                 f"--layer {layer}: there is no such module; in the encoder there are {near} (encoder.NAME)"
@@ -127,6 +128,9 @@ class Representation:
 
     def __call__(self, views_BVCTHW: Tensor) -> Tensor:
         """Views of B windows → features (B, D); of a layer its output's mean over space, time and views."""
+        if self.layer == SURPRISE:
+            said: Tensor = self.objective.surprise(views_BVCTHW)  # type: ignore[operator]
+            return said
         if not self.layer:
             return self.objective.represent(views_BVCTHW)
         caught: list[Any] = []

@@ -3,7 +3,8 @@
 Letters: N samples (windows, or videos), D features, C classes, M videos.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,35 +54,55 @@ def train_and_test(
     Features are standardised by the training part's mean and deviation (batch norm without its affine map: TCP section
     4.2.3). A fifth of the training videos chooses weight decay and epoch; then all of them train as long.
     """
-    y = labelled.labels[train.row]
     videos = np.unique(train.row)
     held = np.isin(train.row, videos[labelled.held_out(videos, seed)])
-    C = len(labelled.classes)
-    best: tuple[float, float, float, int] | None = None
-    if held.any():
-        fitted, validation = replace_rows(train, ~held), replace_rows(train, held)
-        v_rows = np.unique(validation.row)
-        for decay in DECAYS:
-            for epoch, model in _epochs(fitted, y[~held], C, head, decay, seed, device, head.epochs):
-                if (epoch + 1) % 5:
-                    continue
-                p_MC = video_means(validation.row, model.predict(validation.x))[1]
-                truth = labelled.labels[v_rows]
-                top1 = float(metrics.hits(p_MC, truth).mean())
-                loss = float(-np.log(np.maximum(p_MC[np.arange(len(truth)), truth], 1e-12)).mean())
-                if best is None or (top1, -loss) > best[:2]:
-                    best = (top1, -loss, decay, epoch + 1)
-    top1, _, decay, epochs = best or (float("nan"), 0.0, 1e-2, head.epochs)
-    *_, (_, model) = _epochs(train, y, C, head, decay, seed, device, epochs)
+    y = labelled.labels[train.row]
+
+    def judge(model: Classifier) -> tuple[float, float]:
+        rows, p_MC = video_means(train.row[held], model.predict(train.x[held]))
+        truth = labelled.labels[rows]
+        likelihood = np.log(np.maximum(p_MC[np.arange(len(truth)), truth], 1e-12)).mean()
+        return float(metrics.hits(p_MC, truth).mean()), float(likelihood)
+
+    model, chosen = fit(train.x, y, held, len(labelled.classes), head, judge, seed=seed, device=device)
     rows, p_MC = video_means(test.row, model.predict(test.x))
-    return Trained(rows, p_MC, {"weight_decay": decay, "epochs": epochs, "validation_top1": top1})
+    return Trained(rows, p_MC, chosen)
 
 
-def replace_rows(features: Features, kept: NDArray[np.bool_]) -> Features:
-    return replace(features, x=features.x[kept], row=features.row[kept], start=features.start[kept])
+def fit(
+    x_ND: NDArray[np.float32],
+    y_N: NDArray[np.int64],
+    held_N: NDArray[np.bool_],
+    classes: int,
+    head: Head,
+    judge: Callable[["Classifier"], tuple[float, float]],
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    weights_N: NDArray[np.int64] | None = None,
+) -> "tuple[Classifier, dict[str, Any]]":
+    """The classifier trained on all samples with the weight decay and for the epochs that `judge`, of one trained
+    without the held-out samples, puts first: higher is better, the second number decides among equals.
+
+    weights: how often a sample occurs in an epoch. Without held-out samples the last epoch and a decay of 0.01 are taken.
+    """
+    repeat = np.ones(len(y_N), np.int64) if weights_N is None else weights_N
+    seen = np.repeat(np.flatnonzero(~held_N), repeat[~held_N])
+    best: tuple[tuple[float, float], float, int] | None = None
+    if held_N.any():
+        for decay in DECAYS:
+            for epoch, model in _epochs(
+                x_ND[seen], y_N[seen], classes, head, decay, seed, device, head.epochs
+            ):
+                if (epoch + 1) % 5 == 0 and (best is None or judge(model) > best[0]):
+                    best = judge(model), decay, epoch + 1
+    judged, decay, epochs = best or ((float("nan"), 0.0), 1e-2, head.epochs)
+    every = np.repeat(np.arange(len(y_N)), repeat)
+    *_, (_, model) = _epochs(x_ND[every], y_N[every], classes, head, decay, seed, device, epochs)
+    return model, {"weight_decay": decay, "epochs": epochs, "validation_top1": judged[0]}
 
 
-class _Classifier(nn.Module):
+class Classifier(nn.Module):
     """Standardise, then one layer or two; the weights are drawn as torch does."""
 
     mean: Tensor
@@ -114,7 +135,7 @@ class _Classifier(nn.Module):
 
 
 def _epochs(
-    features: Features,
+    samples: NDArray[np.float32],
     y: NDArray[np.int64],
     classes: int,
     head: Head,
@@ -122,12 +143,12 @@ def _epochs(
     seed: int,
     device: torch.device | str,
     epochs: int,
-) -> Any:
+) -> Iterator[tuple[int, Classifier]]:
     """Yield (epoch, classifier) after each epoch of Adam with this weight decay."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        x, target = torch.from_numpy(features.x).to(device), torch.from_numpy(y).to(device)
-        model = _Classifier(x, classes, head).to(device)
+        x, target = torch.from_numpy(samples).to(device), torch.from_numpy(y).to(device)
+        model = Classifier(x, classes, head).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=head.lr, weight_decay=decay)
         shuffle = torch.Generator().manual_seed(seed)
         for epoch in range(epochs):

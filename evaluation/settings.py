@@ -55,7 +55,8 @@ class Settings:
     seed: int = 0
     """Of everything random: first of --seeds, and of random weights."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises InputError for what cannot be. Not in __post_init__, whose errors tyro answers in its own way."""
         for name in ("seeds", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
@@ -149,10 +150,41 @@ class Finetune(Settings):
     seeds: int = 1
     """Repetitions, each with its own head, order and held-out part."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         for name in ("steps", "train_batch_size", "validate_every", "patience"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
         if not 0 < self.label_fraction <= 1:
             raise InputError(f"--label-fraction {self.label_fraction}: give a share above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Curve(Settings):
+    """A protocol for every kept checkpoint of a run: self-supervised against downstream accuracy."""
+
+    protocol: Literal["linear", "retrieval"] = "linear"
+    """What is asked of each checkpoint; retrieval reports R@1."""
+    baselines: bool = False
+    """Not used: ask for them once, of one checkpoint."""
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Average the probabilities of two results or more on the same videos: two streams."""
+
+    results: tuple[Path, ...]
+    """Folders that linear, nonlinear or finetune wrote."""
+    output: Path = Path("runs/evaluation/fused")
+    """The result's folder."""
+
+    def check(self) -> None:
+        """Nothing to check before the results are read."""
+
+
+@dataclass(frozen=True)
+class Oops(Settings):
+    """Unintentional action: each second of a video is before, at or after its failure; and where is the failure?
+
+    The data set has failure times (tools/make_shards.py --layout oops) and the splits train and val.
+    """

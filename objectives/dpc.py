@@ -109,3 +109,9 @@ class DPC(BlockObjective):
     def represent(self, views: Tensor) -> Tensor:
         """c_t after the last block, averaged over space, (B, D)."""
         return self.context(views)[:, -1].mean((-2, -1))
+
+    def surprise(self, views: Tensor) -> Tensor:
+        """[z, ẑ] of the last block, side by side, averaged over space: (B, 2D) (MemDPC, appendix B)."""
+        z_BVDhw = self.pooled(self.encode(views))
+        predicted = self.predict(z_BVDhw[:, :-1])[:, 0]
+        return torch.cat([z_BVDhw[:, -1], predicted], 1).mean((-2, -1))

@@ -80,7 +80,8 @@ class Windows:
 def draw_windows(plan: ViewPlan, dataset: Dataset, windows: Windows) -> Draw:
     """The plan of N windows: frames from their start, boxes of their crop. The plan is used without augmentation.
 
-    A window that runs over its video's end repeats the last frame, or with the policy "loop" starts over. Raises
+    A window that runs over its video's end repeats the last frame, one that starts before it (start < 0) the first; with
+    the policy "loop" videos start over. Raises
     ValueError for a plan with paces: a window's frames are fixed.
     """
     if plan.paces:
@@ -105,7 +106,7 @@ def _frames(plan: ViewPlan, start_N: NDArray[np.int64], num_frames_N: NDArray[np
         offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
     numbers = start_N[:, None, None] + offsets_VT
     length = num_frames_N[:, None, None]
-    return (numbers % length if plan.short == "loop" else np.minimum(numbers, length - 1)).astype(np.int32)
+    return (numbers % length if plan.short == "loop" else numbers.clip(0, length - 1)).astype(np.int32)
 
 
 def _placed(
