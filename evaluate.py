@@ -6,7 +6,7 @@
     evaluate.py retrieval --checkpoint runs/pace --layer p4
     evaluate.py linear    --checkpoint random:dpc                            the baseline alone
 
-Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, embed; and over results: fuse, curve. `evaluate.py PROTOCOL --help` shows the flags.
+Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, embed; over results: fuse, curve, report. `evaluate.py PROTOCOL --help` shows the flags.
 Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
 weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
 processes share the work: accelerate launch evaluate.py …
@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from evaluation import finetune, fuse, oops, protocols, settings
+from evaluation import finetune, fuse, oops, protocols, report, settings
 from shards import InputError
 from training.processes import StopSignals, ended
 
@@ -33,6 +33,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "oops": (settings.Oops, oops.oops),
     "fuse": (settings.Fuse, fuse.fuse),
     "curve": (settings.Curve, fuse.curve),
+    "report": (settings.Report, report.report),
     "embed": (settings.Embed, protocols.embed),
 }
 

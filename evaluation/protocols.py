@@ -192,6 +192,9 @@ def retrieve(settings: Retrieval) -> None:
     nearest = _nearest(bench, splits[0], both, settings.centre)
     result = describe(bench, "retrieval", splits, evaluated, failed)
     save(folder, result | {"recall": recalls, "baselines": baselines, "nearest": nearest})
+    tested = both[1].of(splits[0].test).by_video()
+    with written_aside(folder / "features.npz") as aside, aside.open("wb") as handle:
+        np.savez(handle, x=tested.x, label=labelled.labels[tested.row])
     lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
     for name, found in {"videos": recalls, "  random weights": baselines.get("random")}.items():
         if found:

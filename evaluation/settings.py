@@ -188,3 +188,18 @@ class Oops(Settings):
 
     The data set has failure times (tools/make_shards.py --layout oops) and the splits train and val.
     """
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results as one page: tables beside the papers' numbers, curves, confusion, t-SNE, neighbours' clips."""
+
+    results: tuple[Path, ...]
+    """Folders of results, or folders that hold such folders."""
+    html: Path = Path("report.html")
+    """The page."""
+    title: str = "Downstream evaluation"
+    """Its heading."""
+
+    def check(self) -> None:
+        """Nothing to check before the results are read."""

@@ -1,0 +1,111 @@
+"""The report's pictures, each a data URI that needs nothing beside itself."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.decode import DecodeError, decode_views
+from pipelines.plan import ViewPlan
+from pipelines.windows import Layout, Windows, draw_windows
+from shards import Dataset
+
+matplotlib.use("Agg")
+SIDE, FRAMES, MILLISECONDS = 112, 10, 120
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _drawn(figure: Figure) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=160, bbox_inches="tight")
+    return _uri("png", out.getvalue())
+
+
+def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, log: bool = False) -> str:
+    """Accuracy over something, with its intervals: name → (x, score)."""
+    figure = Figure(figsize=(5, 3.2))
+    axes = figure.add_subplot()
+    for name, points in lines.items():
+        xs, found = zip(*points, strict=True)
+        values, lows, highs = (
+            np.array([100 * one[key] for one in found]) for key in ("value", "low", "high")
+        )
+        axes.errorbar(xs, values, [values - np.minimum(lows, values), np.maximum(highs, values) - values], marker="o", capsize=3, label=name)  # fmt: skip
+    if log:
+        axes.set_xscale("log")
+    axes.set(xlabel=x, ylabel="accuracy, %")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _drawn(figure)
+
+
+def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
+    """name → (xs, ys)."""
+    figure = Figure(figsize=(5, 3.2))
+    axes = figure.add_subplot()
+    for name, (xs, ys) in series.items():
+        axes.plot(xs, ys, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _drawn(figure)
+
+
+def confusion(counts_CC: NDArray, classes: Sequence[str]) -> str:
+    shares = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
+    side = min(3 + 0.25 * len(classes), 12)
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="label")
+    for i, j in np.ndindex(shares.shape) if len(classes) <= 20 else ():
+        if shares[i, j]:
+            axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black", fontsize=8)  # fmt: skip
+    return _drawn(figure)
+
+
+def t_sne(x_MD: NDArray, labels_M: NDArray, classes: Sequence[str]) -> str:
+    """Videos as points, of at most ten classes."""
+    from sklearn.manifold import TSNE
+
+    kept = labels_M < 10
+    x, labels = x_MD[kept], labels_M[kept]
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    perplexity = max(1.0, min(30.0, (len(x) - 1) / 3))
+    at = TSNE(2, perplexity=perplexity, init="random", random_state=0).fit_transform(x)
+    figure = Figure(figsize=(5, 4.2))
+    axes = figure.add_subplot()
+    for label in np.unique(labels):
+        axes.scatter(at[labels == label, 0], at[labels == label, 1], s=14, label=classes[label])
+    axes.set(xticks=[], yticks=[])
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return _drawn(figure)
+
+
+def clip(dataset: Dataset, row: int) -> str | None:
+    """A video's frames from its beginning to its end as a looping WebP; None where it cannot be decoded."""
+    length = int(dataset.column("num_frames")[row])
+    offsets = tuple(np.unique(np.linspace(0, length - 1, FRAMES).round().astype(int)).tolist())
+    plan = ViewPlan(offsets=(offsets,), size=SIDE)
+    drawn = draw_windows(plan, dataset, Windows.of(dataset, [row], plan, Layout(count=1))).sample(0)
+    try:
+        pixels = decode_views(dataset.read(row), drawn, SIDE)
+    except DecodeError:
+        return None
+    first, *rest = (Image.fromarray(frame) for frame in pixels)
+    out = io.BytesIO()
+    options: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": MILLISECONDS, "loop": 0}
+    first.save(out, "WEBP", quality=70, **options)
+    return _uri("webp", out.getvalue())
