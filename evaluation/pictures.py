@@ -42,6 +42,9 @@ def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, lo
         axes.errorbar(xs, values, [values - np.minimum(lows, values), np.maximum(highs, values) - values], marker="o", capsize=3, label=name)  # fmt: skip
     if log:
         axes.set_xscale("log")
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.minorticks_off()
     axes.set(xlabel=x, ylabel="accuracy, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -54,7 +57,7 @@ def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x: str, y:
     figure = Figure(figsize=(5, 3.2))
     axes = figure.add_subplot()
     for name, (xs, ys) in series.items():
-        axes.plot(xs, ys, label=name)
+        axes.plot(xs, ys, label=name, marker="." if len(xs) < 20 else "")
     axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .3rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { font-weight: 600 } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
-.plot { max-width: 100%; height: auto; background: #fff; border-radius: 4px }
+.plot { max-width: min(100%, 34rem); height: auto; background: #fff; border-radius: 4px }
 .neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
 .row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px }
 figure { margin: 0 } figure img { width: 100%; display: block; border-radius: 3px }
@@ -45,6 +45,7 @@ def report(settings: Report) -> None:
             f"<h1>{html.escape(settings.title)}</h1>",
             _summary(results),
             *(_section(folder, result) for folder, result in zip(folders, results, strict=True)),
+            *(_pretraining(run) for run in dict.fromkeys(str(result["checkpoint"]) for result in results)),
         ]
     )
     page = (
@@ -184,10 +185,6 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             )
     if "nearest" in result:
         yield _neighbours(result)
-    if series := _pretraining(result):
-        yield _plot(
-            "Pretraining", pictures.lines(series, "step", "top-1"), "Pretraining top-1 over steps, and chance"
-        )
 
 
 def _neighbours(result: dict[str, Any]) -> str:
@@ -224,17 +221,20 @@ def _neighbours(result: dict[str, Any]) -> str:
     )
 
 
-def _pretraining(result: dict[str, Any]) -> dict[str, Any]:
-    path = Path(str(result["checkpoint"])) / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line for line in lines if "top1" in line]
+def _pretraining(run: str) -> str:
+    """A run's curves, where the checkpoint is a run's folder."""
+    path = Path(run) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     names = [name for name in ("top1", "chance", "val_top1") if any(name in line for line in lines)]
-    return {
+    if not names:
+        return ""
+    series = {
         name: (
             [line["step"] for line in lines if name in line],
             [line[name] for line in lines if name in line],
         )
         for name in names
     }
+    drawn = pictures.lines(series, "step", "top-1")
+    said = f"Pretraining top-1 of {Path(run).name} over {lines[-1]['step']} steps, and chance"
+    return _plot(f"Pretraining of {Path(run).name}", drawn, said)

@@ -1,0 +1,100 @@
+"""The page as a browser sees it."""
+
+import base64
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import evaluate
+from shards import InputError
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def page(run, data, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    common = [
+        "--checkpoint",
+        str(run),
+        "--data",
+        str(data),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--device",
+        "cpu",
+    ]
+    for protocol, flags in {"retrieval": [], "fraction": ["--fractions", "0.5", "1"], "linear": []}.items():
+        out = ["--output", str(tmp_path / "results" / protocol), "--seeds", "1"]
+        evaluate.main([protocol, *common, *out, *flags])
+    evaluate.main(["report", "--results", str(tmp_path / "results"), "--html", str(tmp_path / "report.html")])
+    return tmp_path / "report.html"
+
+
+def chromium(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    if BROWSER is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+    ]
+    place = f"--user-data-dir={page.parent / 'profile'}"
+    command = [BROWSER, *options, place, *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180)
+
+
+def test_a_page_of_its_own(page) -> None:
+    text = page.read_text()
+    assert (
+        not re.search(r"""(src|href)=["']?(?!data:)""", text) and "<script" not in text and "http" not in text
+    )
+    images = re.findall(r"<img [^>]*>", text)
+    assert len(images) >= 3 + 6 * 4  # plots, and six queries with three neighbours each
+    assert all(re.search(r'alt="[^"]{8,}"', image) for image in images)
+    for wanted in ("9 of 9", "random weights", "100.0", "Data efficiency", "t-SNE", "Nearest neighbours"):
+        assert wanted in text, wanted
+    assert "60.6" not in text  # DPC published no linear probe: nothing to show beside it
+
+
+def test_a_browser_shows_it_without_complaint_on_a_phone_too(page, tmp_path) -> None:
+    asking = tmp_path / "asking.html"
+    script = (
+        "console.log('widths ' + [...document.images].map(i => i.naturalWidth).join()); "
+        "console.log('page ' + document.documentElement.scrollWidth + ' of ' + innerWidth)"
+    )
+    asking.write_text(page.read_text() + f"<script>addEventListener('load', () => {{ {script} }})</script>")
+    done = chromium(asking, "--window-size=500,900", "--dump-dom")
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert done.returncode == 0 and len(said) == 2, done.stderr
+    widths = re.search(r"widths ([\d,]+)", said[0])
+    assert widths and "0" not in widths[1].split(","), said
+    width = re.search(r"page (\d+) of (\d+)", said[1])
+    assert width and int(width[1]) <= int(width[2]), said
+    shot = tmp_path / "shot.png"
+    chromium(page, "--window-size=1100,3000", "--hide-scrollbars", f"--screenshot={shot}")
+    with Image.open(shot) as picture:
+        assert picture.size == (1100, 3000) and len(picture.convert("RGB").getcolors(2**24)) > 500
+
+
+def test_clips_of_the_page_play(page, tmp_path) -> None:
+    clips = re.findall(r'src="data:image/webp;base64,([^"]+)"', page.read_text())
+    frames = []
+    for number, clip in enumerate(clips):
+        (tmp_path / f"{number}.webp").write_bytes(base64.b64decode(clip))
+        with Image.open(tmp_path / f"{number}.webp") as opened:
+            frames.append(getattr(opened, "n_frames", 1))
+    assert (
+        max(frames) == 10 and min(frames) >= 1
+    )  # ten pictures from a video's beginning to its end; one of one frame
+
+
+def test_a_folder_without_results_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="no result"):
+        evaluate.main(["report", "--results", str(tmp_path)])
