@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -52,7 +52,7 @@ def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, lo
     return _drawn(figure)
 
 
-def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
+def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
     """name → (xs, ys)."""
     figure = Figure(figsize=(5, 3.2))
     axes = figure.add_subplot()

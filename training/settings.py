@@ -26,6 +26,10 @@ class Settings:
     rate where the loss on it no longer falls."""
     val_every: int = 1000
     """Steps between validations."""
+    knn_every: int = 0
+    """Steps between reports of how well nearest neighbours tell the labelled videos of --knn-split apart; 0 is off."""
+    knn_split: str | None = None
+    """The split whose labels --knn-every uses; the trained one by default. Training never sees a label."""
     min_frames: int = 1
     """Leave out shorter videos. What happens to a video shorter than a clip: --short."""
     steps: int = 0
@@ -86,8 +90,8 @@ class Settings:
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
             )
-        if self.clip_norm < 0 or self.prefetch < 0:
-            raise InputError("--clip-norm and --prefetch must be at least 0")
+        if min(self.clip_norm, self.prefetch, self.knn_every) < 0:
+            raise InputError("--clip-norm, --prefetch and --knn-every must be at least 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")
 

@@ -16,6 +16,7 @@ from pipelines.meter import Meter
 from pipelines.picture import save_views
 from shards import InputError
 from training.feed import arrange, tensors
+from training.knn import Knn
 from training.log import Log
 from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
@@ -71,7 +72,8 @@ class Trainer:
             device=accelerator.device,
         )
         self.validation = Validation(settings, run, accelerator, objective, placement)
-        self.found: dict[str, float] = {}  # by the last validation, not logged yet
+        self.knn = Knn(settings, run, accelerator, objective, placement)
+        self.found: dict[str, float] = {}  # by the last validation and neighbours, not logged yet
         if run.resumed:
             progress = self.state.load(run.resumed)
             self.step = progress["step"]
@@ -98,6 +100,8 @@ class Trainer:
                 done = self.step == settings.steps
                 if not signum:
                     self.validate()
+                    if self.knn.due(self.step):
+                        self.found |= self.knn.run(self.step)
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     meter = Meter()
@@ -115,7 +119,7 @@ class Trainer:
 
     def validate(self) -> None:
         if self.validation.due(self.step):
-            self.found = self.validation.run(self.step)
+            self.found |= self.validation.run(self.step)
 
     def _open_log(self) -> None:
         self.log = Log(self.run_.output, self.step)

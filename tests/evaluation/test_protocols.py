@@ -77,7 +77,9 @@ def test_retrieval_and_fractions(ask) -> None:
     label = dict(zip(Dataset(result["settings"]["data"]).column("key"), names, strict=True))
     assert len(result["nearest"]) == 9
     assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
-    curves = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)["curves"]
+    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)
+    curves = parts["curves"]
+    assert parts["evaluated"]["videos"] == result["evaluated"]["videos"] == 9
     assert set(curves) == {"model", "random"} and set(curves["model"]) == {"0.25", "1"}
     assert curves["model"]["1"]["top1"]["value"] == 1.0
 

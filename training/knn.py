@@ -1,0 +1,93 @@
+"""How well nearest neighbours tell classes apart, while pretraining goes on."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+
+from evaluation.retrieval import neighbours
+from objectives import Objective
+from pipelines.graph import Placement
+from pipelines.windows import Layout, WindowLoader, Windows
+from shards import InputError
+from training.run import Run
+from training.settings import Settings
+
+NEIGHBOURS = 20
+
+
+class Knn:
+    """Every --knn-every steps: each video of --knn-split is given the class that most of its nearest 20 among the others
+    have (all but itself, where they are fewer), by cosine of the middle window's feature.
+
+    Windows come from a loader of their own and nothing is drawn: training goes on as if it had not been asked.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: Run,
+        accelerator: Accelerator,
+        objective: Objective,
+        placement: Placement,
+    ) -> None:
+        self.settings, self.accelerator, self.objective = settings, accelerator, objective
+        self.dataset, self.placement = run.dataset, placement
+        if not settings.knn_every:
+            return
+        rows = run.dataset.select(split=settings.knn_split or settings.trained_split)
+        self.labels = run.dataset.column("label").astype(np.int64)
+        rows = rows[self.labels[rows] >= 0]
+        if len(rows) < 3:
+            raise InputError(
+                f"--knn-every: {run.dataset.path} has {len(rows)} labelled videos; name another --knn-split"
+            )
+        self.plan = objective.downstream().plan
+        self.windows = Windows.of(run.dataset, rows, self.plan, Layout(count=1))
+
+    def due(self, step: int) -> bool:
+        return bool(self.settings.knn_every) and step % self.settings.knn_every == 0
+
+    def run(self, step: int) -> dict[str, float]:
+        """knn_top1 after `step` steps, and knn_chance; all processes call it together."""
+        accelerator, size = self.accelerator, self.settings.batch_size
+        broadcast(list(self.objective.buffers()))  # all look with the model that is saved: the main process's
+        batches = range(
+            accelerator.process_index, WindowLoader.count(self.windows, size), accelerator.num_processes
+        )
+        loader = WindowLoader(
+            self.dataset,
+            self.windows,
+            self.plan,
+            batch_size=size,
+            batches=batches,
+            placement=self.placement,
+            threads=self.settings.threads,
+            prefetch=1,
+            device=accelerator.device,
+        )
+        found: list[tuple[int, np.ndarray]] = []
+        self.objective.eval()
+        with torch.no_grad(), accelerator.autocast():
+            for batch in loader:
+                if len(batch["index"]):
+                    x = self.objective.represent(batch["views"]).float().cpu().numpy()
+                    found += zip(batch["index"].tolist(), x, strict=True)
+        self.objective.train()
+        found = sorted(gather_object(found), key=lambda one: one[0])
+        labels = self.labels[self.windows.row[[index for index, _ in found]]]
+        top1, chance = leave_one_out(np.stack([x for _, x in found]), labels)
+        return {"knn_step": step, "knn_top1": top1, "knn_chance": chance}
+
+
+def leave_one_out(x_MD: np.ndarray, labels_M: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Accuracy of the vote of the k nearest others, the nearer first where classes tie; and of a random other's class."""
+    M = len(labels_M)
+    nearest = neighbours(x_MD, x_MD, min(k, M - 1) + 1)
+    right = 0
+    for number, places in enumerate(nearest):
+        others = labels_M[places[places != number][: min(k, M - 1)]]
+        votes = np.bincount(others)
+        right += int(next(label for label in others if votes[label] == votes.max()) == labels_M[number])
+    counts = np.bincount(labels_M)
+    return right / M, float((counts * (counts - 1)).sum() / (M * (M - 1)))
