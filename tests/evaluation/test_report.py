@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from shards import InputError
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture
-def page(run, data, tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+@pytest.fixture(scope="module")
+def page(run, data, tmp_path_factory) -> Iterator[Path]:
+    tmp_path = tmp_path_factory.mktemp("report")
+    patched = pytest.MonkeyPatch()
+    patched.setenv("ACCELERATE_USE_CPU", "true")
     common = [
         "--checkpoint",
         str(run),
@@ -32,7 +35,8 @@ def page(run, data, tmp_path, monkeypatch) -> Path:
         out = ["--output", str(tmp_path / "results" / protocol), "--seeds", "1"]
         evaluate.main([protocol, *common, *out, *flags])
     evaluate.main(["report", "--results", str(tmp_path / "results"), "--html", str(tmp_path / "report.html")])
-    return tmp_path / "report.html"
+    yield tmp_path / "report.html"
+    patched.undo()
 
 
 def chromium(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
