@@ -1,6 +1,5 @@
 """Files in the layout of the pace authors' code become objectives that compute what that code computes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
