@@ -157,7 +157,7 @@ class Pace(Objective):
     name = "pace"
     Config = PaceConfig
     recipe = Recipe(steps=54_000, batch_size=30)  # section 4.1: 18 epochs of 90,000 clips
-    small_recipe = Recipe(steps=600, batch_size=16)
+    small_recipe = Recipe(steps=2500, batch_size=8)
     encoder: Stages
     head: nn.Linear | None
     projection: nn.Module | None
@@ -177,15 +177,17 @@ class Pace(Objective):
 
     @staticmethod
     def small() -> PaceConfig:
+        """Motion is a small part of the signal: a high rate shortens the plateau of several hundred steps."""
         return PaceConfig(
-            width=0.25,
-            size=48,
+            width=0.125,
+            size=40,
+            clips=4,
             jitter_strength=0.1,
-            lr=5e-2,
+            lr=0.15,
             weight_decay=5e-4,
             contrast="none",
-            drop_every=400,
-            warmup_steps=20,
+            drop_every=2000,
+            warmup_steps=30,
         )
 
     @staticmethod
