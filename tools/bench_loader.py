@@ -11,18 +11,17 @@ time that the loop spends waiting for them. All three in one run, on one machine
 
 import json
 import os
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from machine import describe
 from tqdm import tqdm
 
 import objectives
@@ -110,7 +109,8 @@ def main(argv: list[str]) -> None:
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "command": "tools/bench_loader.py " + " ".join(argv),
-        "machine": machine(),
+        "machine": describe("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy")
+        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
         "data": {"name": dataset.name, "videos": len(rows), "settings": dataset.info["settings"]},
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "config": asdict(config),
@@ -182,27 +182,6 @@ def decoded_per_used(draws: list[Any], gop: int) -> dict[str, float]:
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def machine() -> dict[str, Any]:
-    """What a reader must know to compare figures."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    versions = {}
-    for package in ("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_at_start": os.getloadavg()[0],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": versions,
-    }
 
 
 if __name__ == "__main__":
