@@ -13,13 +13,10 @@ time: the same command goes on with the first unfinished shard. Layouts, reasons
 """
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import tyro
@@ -137,13 +134,8 @@ def _run(arguments: Arguments, out: Path) -> None:
     if arguments.dry_run:
         _show(forecast(job, limits, part), limits)
         return
-    with closing(_Bar(out.name)) as bar, _heard_interrupts() as check:
-
-        def show(done: int, total: int) -> None:
-            check()
-            bar.show(done, total)
-
-        summary = _make(job, limits, part, arguments.ray, show)
+    with closing(_Bar(out.name)) as bar:
+        summary = _make(job, limits, part, arguments.ray, bar.show)
     if summary is None:
         print(f"{out}: part {arguments.part} is done; when all are, tools/merge_shards.py {out}")
     else:
@@ -165,29 +157,6 @@ def _make(job: Job, limits: Limits, part: Part | None, ray: str | None, progress
     if ray is not None:
         return build_on_ray(job, ray, limits, progress=progress)
     return build(job, limits, part=part, progress=progress)
-
-
-@contextmanager
-def _heard_interrupts() -> Iterator[Callable[[], None]]:
-    """Ctrl-C raises KeyboardInterrupt at once; if Python drops it, as it does in a finaliser, `check` raises it again."""
-    heard = False
-
-    def hear(signum: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
-        signal.default_int_handler(signum, frame)
-
-    def check() -> None:
-        if heard:
-            raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a job in the background may have been told to ignore it
-        signal.signal(signal.SIGINT, hear)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Bar:
