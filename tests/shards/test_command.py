@@ -97,6 +97,8 @@ def test_ctrl_c_ends_in_one_line_and_no_traceback(tmp_path: Path) -> None:
         shutil.copy(tmp_path / "videos" / "0.avi", tmp_path / "videos" / f"{n}.avi")
     command = [sys.executable, str(TOOL), str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
     options = {"stderr": subprocess.PIPE, "env": ENVIRONMENT, "start_new_session": True, "text": True}
+    # a test run started in the background may have been told to ignore Ctrl-C, and would pass that on
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([*command, "--per-shard", "1", "--workers", "1"], **options) as process:
         seen = ""
         while not re.search(r" [1-9]\d*/200", seen):
