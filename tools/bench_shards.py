@@ -1,17 +1,13 @@
 #!/usr/bin/env python3
-"""How fast videos become shards, against FFmpeg's command line; and what each setting costs in bytes and decoding.
+"""How fast videos become shards, against FFmpeg's command line. (What each setting costs: tools/bench_encoding.py.)
 
-    tools/bench_shards.py ucf101/ --json benchmarks/DATE-MACHINE-shards.json                 both parts
-    tools/bench_shards.py ucf101/ --workers 8 --no-settings                                  only make_shards against ffmpeg
+    tools/bench_shards.py ucf101/ --json benchmarks/DATE-MACHINE-shards.json
 
-encode: tools/make_shards.py and `ffmpeg`, one process a video and one thread a process, make the same videos with the
-same encoder settings; they take turns, `--repeats` times, and the medians are compared. (make_shards also counts
-frames, hashes, and writes tars and the table.) settings: each is tried on the first `--videos` videos in one
-process: bytes, seconds to encode, frames/s decoded in a row, and milliseconds for 16 frames at a random place, which is
-what the GOP decides. Compare the figures of one file with each other.
+tools/make_shards.py and `ffmpeg`, one process a video and one thread a process, make the same videos with the same
+encoder settings; they take turns, `--repeats` times, and the medians are compared. (make_shards also counts frames,
+hashes, and writes tars and the table.)
 """
 
-import io
 import json
 import os
 import shutil
@@ -20,32 +16,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import tyro
 from machine import describe
 from tqdm import tqdm
 
-from shards import InputError
+from shards import InputError, at_least
 from shards.encode import Encoding
 from shards.layouts import find
-from shards.transcode import Clip, Rejected, transcode
 
 TOOLS = Path(__file__).parent
 BASE = Encoding()
-SETTINGS = [
-    *(replace(BASE, gop=gop) for gop in (4, 8, 16, 32, 250)),
-    *(replace(BASE, short_side=side) for side in (128, 160)),
-    *(replace(BASE, fps=fps) for fps in (30.0, 10.0)),
-    *(replace(BASE, codec=codec) for codec in ("hevc", "vp9", "mjpeg")),
-]
-CLIP = 16  # frames of the random-access measurement
 
 
 @dataclass(frozen=True)
@@ -59,19 +44,11 @@ class Settings:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Videos encoded at the same time, by either."""
     repeats: int = 3
-    """Turns of each in the first part."""
-    videos: int = 20
-    """Videos of the second part."""
-    encode: bool = True
-    """Time make_shards against ffmpeg (which must be on the PATH)."""
-    settings: bool = True
-    """Try the settings worth choosing."""
+    """Turns of each."""
 
 
 def main(settings: Settings) -> None:
-    for name in ("workers", "repeats", "videos"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name} {getattr(settings, name)}: must be at least 1")
+    at_least(settings, 1, "workers", "repeats")
     paths = [source.path for source in find(settings.src).sources]
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -79,10 +56,7 @@ def main(settings: Settings) -> None:
         "machine": describe("av", "numpy", "pyarrow"),
         "data": {"name": settings.src.resolve().name, "files": len(paths)},
     }
-    if settings.encode:
-        result["encode"] = against_ffmpeg(settings, paths)
-    if settings.settings:
-        result["settings"] = list(tried(paths[: settings.videos]))
+    result["encode"] = against_ffmpeg(settings, paths)
     text = json.dumps(result, indent=1)
     print(text)
     if settings.json:
@@ -92,9 +66,7 @@ def main(settings: Settings) -> None:
 def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
     """Videos/s and frames/s of both, and their ratio."""
     if shutil.which("ffmpeg") is None:
-        raise InputError(
-            "ffmpeg is not on the PATH: install it (apt-get install ffmpeg), or give --no-encode"
-        )
+        raise InputError("ffmpeg is not on the PATH: install it (apt-get install ffmpeg)")
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout.split("\n")[0]
     seconds: dict[str, list[float]] = {"make_shards": [], "ffmpeg": []}
     info: dict[str, Any] = {}
@@ -142,95 +114,14 @@ def one_ffmpeg(source: Path, to: Path) -> None:
     side = BASE.short_side
     smaller = f"if(gt(min(iw,ih),{side}),{side}/min(iw,ih),1)"
     size = f"w='trunc(iw*{smaller}/2)*2':h='trunc(ih*{smaller}/2)*2'"
-    command = [
-        "ffmpeg",
-        "-nostdin",
-        "-v",
-        "quiet",
-        "-threads",
-        "1",
-        "-i",
-        str(source),
-        "-map",
-        "0:v:0",
-        "-an",
-    ]
-    command += [
-        "-vf",
-        f"scale={size}:flags=bicubic",
-        "-filter_threads",
-        "1",
-        "-pix_fmt",
-        "yuv420p",
-        "-fps_mode",
-        "passthrough",
-    ]
-    command += [
-        "-c:v",
-        "libx264",
-        "-threads",
-        "1",
-        "-preset",
-        BASE.preset,
-        "-crf",
-        str(BASE.quality),
-        "-bf",
-        "0",
-    ]
-    command += ["-g", str(BASE.gop), "-keyint_min", str(BASE.gop), "-sc_threshold", "0", "-flags", "+cgop"]
-    subprocess.run(
-        [*command, "-movflags", "+faststart", "-y", str(to)], check=False
-    )  # broken files fail here too
-
-
-def tried(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """A row for each of SETTINGS."""
-    for encoding in tqdm(SETTINGS, desc="settings", unit="setting"):
-        clips: list[Clip] = []
-        began = time.perf_counter()
-        for path in paths:
-            try:
-                clips.append(transcode(path, encoding))
-            except Rejected:
-                continue
-        seconds = time.perf_counter() - began
-        if not clips:
-            raise InputError(
-                f"{paths[0]}: not one of the first {len(paths)} videos can be decoded; give others"
-            )
-        frames = sum(clip.num_frames for clip in clips)
-        began = time.perf_counter()
-        for clip in clips:
-            decode(clip, range(clip.num_frames))
-        decoding = time.perf_counter() - began
-        random = np.random.default_rng(0)
-        starts = [int(random.integers(0, max(1, clip.num_frames - CLIP))) for clip in clips]
-        began = time.perf_counter()
-        for clip, start in zip(clips, starts, strict=True):
-            decode(clip, range(start, min(start + CLIP, clip.num_frames)))
-        yield {
-            **asdict(encoding),
-            "crf": encoding.quality,
-            "videos": len(clips),
-            "frames": frames,
-            "bytes_per_video": sum(len(clip.data) for clip in clips) // len(clips),
-            "kbit_per_frame": sum(len(clip.data) for clip in clips) * 8e-3 / frames,
-            "encode_frames_per_s": frames / seconds,
-            "decode_frames_per_s": frames / decoding,
-            "random_clip_ms": 1000 * (time.perf_counter() - began) / len(clips),
-        }
-
-
-def decode(clip: Clip, numbers: range) -> None:
-    """Decode frames `numbers`, and what leads to the first of them, on one thread."""
-    with av.open(io.BytesIO(clip.data), "r") as container:
-        stream = container.streams.video[0]
-        stream.thread_count = 1
-        assert stream.time_base is not None
-        container.seek(round(numbers.start / clip.fps / stream.time_base), stream=stream)
-        for frame in container.decode(stream):
-            if frame.time is not None and round(frame.time * clip.fps) >= numbers.stop - 1:
-                break
+    command = ["ffmpeg", *"-nostdin -v quiet -threads 1 -i".split(), str(source), *"-map 0:v:0 -an".split()]
+    command += ["-vf", f"scale={size}:flags=bicubic", *"-filter_threads 1 -pix_fmt yuv420p".split()]
+    command += (
+        f"-fps_mode passthrough -c:v libx264 -threads 1 -preset {BASE.preset} -crf {BASE.quality}".split()
+    )
+    command += f"-bf 0 -g {BASE.gop} -keyint_min {BASE.gop} -sc_threshold 0 -flags +cgop".split()
+    command += ["-movflags", "+faststart", "-y", str(to)]
+    subprocess.run(command, check=False)  # broken files fail here too
 
 
 if __name__ == "__main__":

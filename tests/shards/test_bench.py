@@ -30,7 +30,7 @@ def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:
     for n in range(2):
         render(tmp_path / "clips" / f"{n}.avi", frames=10 + n)
     out = tmp_path / "shards.json"
-    flags = ["--repeats", 1, "--workers", 1, "--no-settings", "--json", out]
+    flags = ["--repeats", 1, "--workers", 1, "--json", out]
     done = run(ROOT / "tools" / "bench_shards.py", tmp_path / "clips", *flags)
     assert done.returncode == 0, done.stderr
     encode = json.loads(out.read_text())["encode"]
