@@ -66,8 +66,9 @@ def run_probes(
     features: tuple[Features, Features],
     head: Head,
     name: str,
+    share: float | None = None,
 ) -> list[Outcome]:
-    """A probe for each split and seed."""
+    """A probe for each split and seed; share: of the labels, drawn anew with each seed."""
     device, first = bench.machine.accelerator.device, bench.settings.seed
     seeds = range(first, first + bench.settings.seeds)
     outcomes = []
@@ -75,9 +76,10 @@ def run_probes(
         total=len(splits) * len(seeds), desc=f"probes of {name}", unit="probe", dynamic_ncols=True
     ) as bar:
         for split in splits:
-            train, test = features[0].of(split.train), features[1].of(split.test)
-            runs = []
+            test, runs = features[1].of(split.test), []
             for seed in seeds:
+                part = split if share is None else with_fraction(split, labelled, share, seed)
+                train = features[0].of(part.train)
                 runs.append(train_and_test(train, test, labelled, head, seed=seed, device=device))
                 bar.update()
             outcomes.append(Outcome.of(split, runs))
@@ -137,22 +139,11 @@ def fraction(settings: Fraction) -> None:
         if features is None:
             continue
         curves[name] = {}
-        for share in tqdm(settings.fractions, desc=f"fractions, {name}", unit="fraction", dynamic_ncols=True):
-            outcomes = []
-            for split in splits:
-                runs = []
-                for seed in range(settings.seed, settings.seed + settings.seeds):
-                    part = with_fraction(split, labelled, share, seed)
-                    train, test = features[0].of(part.train), features[1].of(part.test)
-                    runs.append(
-                        train_and_test(
-                            train, test, labelled, head, seed=seed, device=bench.machine.accelerator.device
-                        )
-                    )
-                outcomes.append(Outcome.of(split, runs))
+        for share in settings.fractions:
+            title = f"{name}, {share:g} of the labels"
+            outcomes = run_probes(bench, labelled, splits, features, head, title, share)
             curves[name][f"{share:g}"] = scores(outcomes, truth)
-    failed = both[0].failed | both[1].failed
-    evaluated = sum(len(np.unique(both[1].of(s.test).row)) for s in splits)
+    evaluated, failed = _seen(both, splits)
     save(folder, describe(bench, "fraction", splits, evaluated, failed) | {"curves": curves})
     lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
     for name, curve in curves.items():
@@ -161,6 +152,12 @@ def fraction(settings: Fraction) -> None:
             for share, found in curve.items()
         ]
     tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+
+
+def _seen(both: tuple[Features, Features], splits: list[Split]) -> tuple[int, dict[str, str]]:
+    """Videos tested, over all splits, and those that could not be read."""
+    evaluated = sum(len(np.unique(both[1].of(split.test).row)) for split in splits)
+    return evaluated, both[0].failed | both[1].failed
 
 
 def retrieve(settings: Retrieval) -> None:
@@ -187,8 +184,7 @@ def retrieve(settings: Retrieval) -> None:
     if fresh:
         baselines["random"] = _recalls(settings, labelled, truth, splits, fresh)
         baselines["trivial"] = _recalls(replace(settings, centre=True), labelled, truth, splits, trivial)
-    failed = both[0].failed | both[1].failed
-    evaluated = sum(len(np.unique(both[1].of(s.test).row)) for s in splits)
+    evaluated, failed = _seen(both, splits)
     nearest = _nearest(bench, splits[0], both, settings.centre)
     result = describe(bench, "retrieval", splits, evaluated, failed)
     save(folder, result | {"recall": recalls, "baselines": baselines, "nearest": nearest})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards import InputError
+from shards import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,8 @@ class Settings:
 
     def check(self) -> None:
         """Raises InputError for what cannot be. Not in __post_init__, whose errors tyro answers in its own way."""
-        for name in ("seeds", "batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("folds", "windows", "subsequences", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 0")
+        at_least(self, 1, "seeds", "batch_size", "threads")
+        at_least(self, 0, "folds", "windows", "subsequences", "seed")
         if self.folds and self.split:
             raise InputError("--folds and --split: give one of the two")
         if self.groups and ":" not in self.groups:
@@ -152,9 +148,7 @@ class Finetune(Settings):
 
     def check(self) -> None:
         super().check()
-        for name in ("steps", "train_batch_size", "validate_every", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience")
         if not 0 < self.label_fraction <= 1:
             raise InputError(f"--label-fraction {self.label_fraction}: give a share above 0, at most 1")
 

@@ -31,7 +31,7 @@ from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.plan import Jitter, ViewPlan, plain
-from shards import InputError
+from shards import InputError, at_least
 
 PaceOption = Annotated[
     float,
@@ -112,17 +112,9 @@ class PaceConfig:
                 f"--clips {self.clips}: must be at least 1, and 2 with --contrast context, whose positives are "
                 "clips of the same video"
             )
-        for name in (
-            "frames",
-            "size",
-            "projection",
-            "drop_every",
-            "warmup_steps",
-            "momentum",
-            "weight_decay",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        at_least(
+            self, 0, "frames", "size", "projection", "drop_every", "warmup_steps", "momentum", "weight_decay"
+        )
         if self.size % 2:
             raise InputError(f"--size {self.size}: must be even")
         if self.width <= 0 or self.lr <= 0:

@@ -26,7 +26,7 @@ from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.plan import Jitter, ViewPlan, plain
 from pipelines.windows import Layout
-from shards import InputError
+from shards import InputError, at_least
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
 
@@ -85,9 +85,7 @@ class VDIMConfig:
                 f"--temporal-difference: block {min(unplaced)} must be an antecedent too, since φ's batch norm of "
                 "plain features would never be trained; add it to --antecedents, or use --reverse"
             )
-        for name in ("rotation", "soft_clip", "score_penalty", "warmup_steps"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0")
+        at_least(self, 0, "rotation", "soft_clip", "score_penalty", "warmup_steps")
         for name in ("width", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"--{name} {getattr(self, name)}: must be above 0")

@@ -1,6 +1,6 @@
 """Videos as WebDataset tars with a table beside them: one video's bytes, found by row number."""
 
-from shards.errors import InputError
+from shards.errors import InputError, at_least
 from shards.store import Dataset
 
-__all__ = ["Dataset", "InputError"]
+__all__ = ["Dataset", "InputError", "at_least"]

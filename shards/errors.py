@@ -1,4 +1,4 @@
-"""The one error a command shows to its user as a single line."""
+"""The one error a command shows to its user as a single line, and the check that most often raises it."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,11 @@ class InputError(ValueError):
     The message is one line that names the file or flag, what was found, and the fix. Commands print
     `error: …` to standard error and exit with 2.
     """
+
+
+def at_least(settings: object, least: int, *names: str) -> None:
+    """Raise InputError, naming the flag, for the first of these fields that is not a finite number ≥ `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        if not least <= value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")

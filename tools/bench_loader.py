@@ -30,7 +30,7 @@ from objectives.command import parse
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.meter import Meter
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError, at_least, demo
 from training.feed import tensors
 
 
@@ -63,9 +63,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "batch_size", "batches", "threads")
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 import objectives
-from objectives.imports import families, family
+from objectives.imports import family, listed
 from objectives.imports.files import write
 from shards import InputError
 from shards.aside import written_aside
@@ -45,10 +45,7 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    listed = "\n".join(
-        f"    {f.name:12} {f.source}" for f in sorted(families().values(), key=lambda f: f.name)
-    )
     try:
-        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed}"))
+        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed()}"))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import tyro
 
 from objectives import checkpoint
-from objectives.imports import families, family
+from objectives.imports import family, listed
 from objectives.imports.files import read
 from shards import InputError
 
@@ -60,10 +60,7 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    listed = "\n".join(
-        f"    {f.name:12} {f.source}" for f in sorted(families().values(), key=lambda f: f.name)
-    )
     try:
-        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed}"))
+        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed()}"))
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import visible
 from pipelines.plan import ViewPlan, paced, plain
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError, at_least, demo
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
 HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
@@ -67,9 +67,7 @@ class Arguments:
     """Decoding threads."""
 
     def __post_init__(self) -> None:
-        for name in ("videos", "size", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "videos", "size", "threads")
 
 
 def main(arguments: Arguments) -> None:

@@ -29,7 +29,7 @@ from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import save_views, visible
 from pipelines.plan import ViewPlan
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError, at_least, demo
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
@@ -69,9 +69,7 @@ class Settings:
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        at_least(self, 1, "batch_size", "threads")
         if self.batch < 0 or self.fps <= 0:
             raise InputError("--batch must be at least 0, --fps above 0")
 

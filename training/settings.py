@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from objectives.base import Recipe
-from shards import InputError
+from shards import InputError, at_least
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Settings:
     """Batches made ahead."""
 
     def __post_init__(self) -> None:
-        for name in (
+        at_least(
+            self,
+            1,
             "steps",
             "batch_size",
             "accumulate",
@@ -83,9 +85,7 @@ class Settings:
             "keep",
             "log_every",
             "threads",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        )
         if self.val_split is not None and self.trained_split in (None, self.val_split):
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"

@@ -9,7 +9,7 @@ import pkgutil
 from objectives.imports.family import Family
 from shards import InputError
 
-__all__ = ["Family", "families", "family"]
+__all__ = ["Family", "families", "family", "listed"]
 
 
 def families() -> dict[str, Family]:
@@ -26,3 +26,8 @@ def family(name: str) -> Family:
             f"{name}: there is no such family of checkpoints; choose one of {', '.join(sorted(found))}"
         )
     return found[name]
+
+
+def listed() -> str:
+    """Every family and its source, a line each, for a command's help."""
+    return "\n".join(f"    {name:12} {kind.source}" for name, kind in sorted(families().items()))

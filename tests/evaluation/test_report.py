@@ -2,8 +2,6 @@
 
 import base64
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +10,7 @@ from PIL import Image
 
 import evaluate
 from shards import InputError
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.browser import chromium
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +34,6 @@ def page(run, data, tmp_path_factory) -> Iterator[Path]:
     evaluate.main(["report", "--results", str(tmp_path / "results"), "--html", str(tmp_path / "report.html")])
     yield tmp_path / "report.html"
     patched.undo()
-
-
-def chromium(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    if BROWSER is None:
-        pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-    ]
-    place = f"--user-data-dir={page.parent / 'profile'}"
-    command = [BROWSER, *options, place, *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180)
 
 
 def test_a_page_of_its_own(page) -> None:

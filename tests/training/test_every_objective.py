@@ -2,8 +2,6 @@
 
 import base64
 import re
-import shutil
-import subprocess
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from PIL import Image
 import objectives
 from objectives import checkpoint
 from pipelines.graph import define
+from tests.browser import chromium
 from tests.training import harness
 from tests.training.harness import losses, train
 from tools import show_batch
@@ -109,23 +108,10 @@ def test_its_batch_can_be_looked_at(name, data, tmp_path, capsys) -> None:
 
 def look_at(page: Path, clips: int) -> None:
     """Open the page in Chromium: every clip is decoded and nothing is complained about."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine; the rest was checked (apt-get install chromium)")
     asking = page.with_name("asking.html")
     script = "console.log('widths ' + [...document.images].map(image => image.naturalWidth).join())"
     asking.write_text(page.read_text() + f"<script>addEventListener('load', () => {{ {script} }})</script>")
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-    ]
-    place = f"--user-data-dir={page.parent / 'profile'}"
-    done = subprocess.run(
-        [browser, *options, place, "--dump-dom", asking.as_uri()], capture_output=True, text=True, timeout=120
-    )
+    done = chromium(asking, "--dump-dom")
     said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert done.returncode == 0 and len(said) == 1, done.stderr
     widths = re.search(r"widths ([\d,]+)", said[0])
