@@ -1,0 +1,87 @@
+"""What `tools/bench_loader.py --autotune` found for this machine: where to decode, with how many threads, how far ahead.
+
+One file, tuned.json, in the cache folder: machine → plan → the flags to use and what they were measured on.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict, get_args
+
+import torch
+
+from pipelines.graph import Placement
+from pipelines.plan import ViewPlan
+from shards import InputError
+from shards.cache import cache_folder, locked
+from shards.table import write_json
+
+FILE = "tuned.json"
+
+
+class Tuned(TypedDict):
+    """device: the placement. threads, prefetch: of one process that has the machine to itself."""
+
+    device: Placement
+    threads: int
+    prefetch: int
+
+
+@cache
+def machine() -> str:
+    """What a finding holds for: the processor, the cores this process may use, and the GPU.
+
+    Not the host's name: a cluster's nodes are alike, and a container has a new one at every start.
+    """
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {gpu}"
+
+
+def lookup(objective: str, plan: ViewPlan) -> Tuned | None:
+    """What was found on a machine like this for the objective's plan; None where nothing was.
+
+    Raises InputError where the file is not one that `record` wrote.
+    """
+    found = _read().get(machine(), {}).get(_name(objective, plan))
+    return (
+        Tuned(device=found["device"], threads=found["threads"], prefetch=found["prefetch"]) if found else None
+    )
+
+
+def record(objective: str, plan: ViewPlan, tuned: Tuned, **measured: Any) -> Path:
+    """Note a finding, in place of an earlier one for the same machine and plan; returns the file.
+
+    measured: whatever says how it was found (data, clips_per_s …). Raises InputError as `lookup` does.
+    """
+    path = cache_folder() / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{FILE}.lock")):
+        found = _read()
+        found.setdefault(machine(), {})[_name(objective, plan)] = tuned | measured
+        write_json(path, found)
+    return path
+
+
+def _name(objective: str, plan: ViewPlan) -> str:
+    return f"{objective} {plan.views}×{plan.frames}×{plan.size}² {plan.modality}"
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    path = cache_folder() / FILE
+    try:
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        sound = all(
+            entry["device"] in get_args(Placement) and entry["threads"] >= 1 and entry["prefetch"] >= 0
+            for entries in found.values()
+            for entry in entries.values()
+        )
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path} is not what tools/bench_loader.py --autotune writes: remove it")
+    return found
