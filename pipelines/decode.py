@@ -6,7 +6,10 @@ in YUV, and only the view's own pixels become RGB. Decoding releases the GIL: ru
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from functools import partial
+from typing import Protocol
 
 import av
 import av.filter
@@ -32,6 +35,15 @@ class DecodeError(Exception):
 _LOOKS: dict[str, tuple[str, int]] = {"rgb": ("rgb24", 1), "difference": ("gray", 1), "flow": ("gray", 2)}
 
 
+class Picture(Protocol):
+    """What a filter graph must know of the frames that it is given: a video stream, or frames kept in memory."""
+
+    width: int
+    height: int
+    format: av.VideoFormat
+    time_base: Fraction | None
+
+
 def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
@@ -41,8 +53,25 @@ def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> 
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the draw asks for.
     """
+    try:
+        with _opened(video) as container:
+            stream = container.streams.video[0]
+            return cut_views(stream, partial(_decode_frames, container, stream), draw, size, modality)
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def cut_views(
+    picture: Picture,
+    frames_of: Callable[[list[int]], Iterable[tuple[int, av.VideoFrame]]],
+    draw: Draw,
+    size: int,
+    modality: str = "rgb",
+) -> NDArray[np.uint8]:
+    """As decode_views, from any source of frames; frames_of: ascending frame numbers → (number, frame) of each."""
     views, frames = draw.frames.shape
     format_, stacked = _LOOKS[modality]
+    _check_size(picture, draw.boxes, stacked)
     out = np.empty((views * frames, size, size, 3 if format_ == "rgb24" else stacked), np.uint8)
     planes = [out] if format_ == "rgb24" else [out[..., plane] for plane in range(stacked)]
     # Views that look at a frame through the same box share one conversion.
@@ -51,22 +80,16 @@ def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> 
         look = (*draw.boxes[view].tolist(), bool(draw.flips[view]))
         for frame, number in enumerate(draw.frames[view].tolist()):
             wanted[number][look].append(view * frames + frame)
-    try:
-        with _opened(video) as container:
-            stream = container.streams.video[0]
-            _check_size(stream, draw.boxes, stacked)
-            graphs: dict[tuple, av.filter.Graph] = {}
-            for number, frame_ in _decode_frames(container, stream, sorted(wanted)):
-                for look, places in wanted[number].items():
-                    for plane, target in enumerate(planes):
-                        if (look, plane) not in graphs:
-                            top = look[1] + plane * stream.height // stacked
-                            graphs[look, plane] = _view_graph(stream, look, top, size, format_)
-                        graph = graphs[look, plane]
-                        graph.push(frame_)
-                        target[places] = graph.pull().to_ndarray()
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    graphs: dict[tuple, av.filter.Graph] = {}
+    for number, frame_ in frames_of(sorted(wanted)):
+        for look, places in wanted[number].items():
+            for plane, target in enumerate(planes):
+                if (look, plane) not in graphs:
+                    top = look[1] + plane * picture.height // stacked
+                    graphs[look, plane] = _view_graph(picture, look, top, size, format_)
+                graph = graphs[look, plane]
+                graph.push(frame_)
+                target[places] = graph.pull().to_ndarray()
     return out
 
 
@@ -94,9 +117,9 @@ def _check_frame(frame: av.VideoFrame) -> None:
         raise DecodeError(f"the frame at {frame.time} s is damaged")
 
 
-def _check_size(stream: av.VideoStream, boxes_V4: NDArray[np.int32], stacked: int) -> None:
+def _check_size(picture: Picture, boxes_V4: NDArray[np.int32], stacked: int) -> None:
     # FFmpeg's crop would move a box that does not fit, and fail only for one that is too large
-    width, height = stream.width, stream.height // stacked
+    width, height = picture.width, picture.height // stacked
     right, bottom = (boxes_V4[:, :2] + boxes_V4[:, 2:]).max(0).tolist()
     if right > width or bottom > height:
         raise DecodeError(
@@ -104,10 +127,10 @@ def _check_size(stream: av.VideoStream, boxes_V4: NDArray[np.int32], stacked: in
         )
 
 
-def _view_graph(stream: av.VideoStream, look: tuple, top: int, size: int, format_: str) -> av.filter.Graph:
+def _view_graph(picture: Picture, look: tuple, top: int, size: int, format_: str) -> av.filter.Graph:
     left, _, width, height, flip = look
     graph = av.filter.Graph()
-    node = graph.add_buffer(template=stream)
+    node = graph.add_buffer(template=picture)
     filters = [("crop", f"{width}:{height}:{left}:{top}"), ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}")]
     filters += [("format", format_), *([("hflip", "")] if flip else []), ("buffersink", "")]
     for name, arguments in filters:
