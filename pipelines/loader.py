@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.decode import DecodeError, check_whole, decode_views
+from pipelines.decode import DecodeError, decode_views
 from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
 from pipelines.order import Order
 from pipelines.plan import ViewPlan
-from shards import Dataset, InputError
+from shards import DamagedError, Dataset, InputError
 
 log = logging.getLogger(__name__)
 _MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
@@ -59,7 +59,8 @@ class Loader:
     A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
     int64, rows of the table; key, B strings; epoch, int; draw, the samples' draw.Draw as a list; and pace (B, V)
     int64 where the plan has paces.
-    A video that cannot be decoded is quarantined and another takes its slot.
+    A video that cannot be read or decoded is quarantined and another takes its slot. Whether it can is asked anew
+    each time, so the batches depend on the videos' bytes alone, not on what this process met before.
     Raises InputError if the rows are fewer than a global batch, if one of them lacks the flow that the plan asks
     for, or if nothing can be read.
     """
@@ -101,7 +102,8 @@ class Loader:
         self._permutation: tuple[int, NDArray[np.int64]] | None = None
         self._window_of = np.zeros(1, dtype=np.int64)  # of each shard, in the permutation's epoch
         self._entered = -1, -1  # epoch and window
-        self._bad: dict[int, str] = {}  # index in rows → reason
+        self._bad: set[tuple[int, int]] = set()  # epoch and row that need not be tried again
+        self._noted = set(dataset.quarantined().tolist())  # rows in quarantine
         self._bad_lock = threading.Lock()
         self._ahead: deque[Future[dict[str, Any]]] = deque()
         self._planner = ThreadPoolExecutor(1, "slipstream-plan")
@@ -136,6 +138,7 @@ class Loader:
             batch = self._ahead[0].result()
         except Exception:
             self.load_state_dict(self.state_dict())  # the next call tries the same batch again
+            self._bad.clear()
             raise
         self._ahead.popleft()
         self._samples += self._order.global_batch
@@ -178,30 +181,35 @@ class Loader:
 
     def _read(self, slot: int, index: int, drawn: Draw, epoch: int, whole: NDArray[np.int64]) -> _Sample:
         """Pool: the material of one slot, stepping over videos that cannot be read."""
+        last = ""
         for attempt in range(_ATTEMPTS):
-            if index not in self._bad:
+            row = int(self._rows[index])
+            if (epoch, row) not in self._bad:
                 try:
-                    video = self._dataset.read(int(self._rows[index]), self._component)
+                    video = self._dataset.read(row, self._component)
                     if self._placement == "gpu":
                         return _Sample(slot, index, drawn, np.frombuffer(video, np.uint8))
                     pixels = decode_views(video, drawn, self._plan.size, self._plan.modality)
                     return _Sample(slot, index, drawn, pixels)
-                except DecodeError as error:
-                    self._note_bad(index, str(error))
+                except (DecodeError, DamagedError) as error:
+                    self._note_bad(epoch, index, str(error))
+                    last = f", the last, {self._keys(index)[0]}, by {error}"
             index = self._order.replacement(epoch, slot, attempt, whole)
             drawn = self._draw(np.array([index]), epoch).sample(0)
         raise InputError(
-            f"{self._dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded (the last: {self._keys(index)[0]}): "
-            "the data set is damaged; make it again with tools/make_shards.py"
+            f"{self._dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded{last}: "
+            "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
 
-    def _note_bad(self, index: int, reason: str) -> None:
+    def _note_bad(self, epoch: int, index: int, reason: str) -> None:
+        row = int(self._rows[index])
         with self._bad_lock:
-            if index in self._bad:
-                return
-            self._bad[index] = reason
-        log.warning("%s cannot be decoded and is replaced: %s", self._keys(index)[0], reason)
-        self._dataset.quarantine(int(self._rows[index]), reason)
+            self._bad.add((epoch, row))
+            known = row in self._noted
+            self._noted.add(row)
+        if not known:
+            log.warning("%s cannot be decoded and is replaced: %s", self._keys(index)[0], reason)
+            self._dataset.quarantine(row, reason)
 
     def _finish(self, planned: "Future[_Planned]") -> dict[str, Any]:
         """Graph thread: wait for the batch's material and run the graph on it."""
@@ -231,26 +239,42 @@ class Loader:
         return self._graph.run([sample.draw for sample in samples], [sample.material for sample in samples])
 
     def _without_culprits(self, samples: list[_Sample], plan: _Planned, error: RuntimeError) -> list[_Sample]:
-        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds it."""
-        good: list[_Sample] = []
+        """NVDEC fails a whole batch for one bad video and does not say which."""
         if self._placement != "gpu":
             raise error
-        for sample in samples:
-            try:
-                video = sample.material.tobytes()
-                decode_views(video, sample.draw, self._plan.size, self._plan.modality)
-                check_whole(video)
-            except DecodeError as reason:
-                self._note_bad(sample.index, str(reason))
+        reasons = list(self._pool.map(self._trouble, samples))
+        if not any(reasons):
+            reasons = [self._refusal(sample) for sample in samples]
+            if all(reasons) or not any(reasons):
+                keys = ", ".join(self._keys(*(sample.index for sample in samples)))
+                raise RuntimeError(
+                    f"{self._dataset.path}: DALI fails on a batch in which FFmpeg finds nothing wrong ({keys}); "
+                    "--device hybrid or cpu decodes with FFmpeg"
+                ) from error
+        good: list[_Sample] = []
+        for sample, reason in zip(samples, reasons, strict=True):
+            if reason:
+                self._note_bad(plan.epoch, sample.index, reason)
                 sample = self._read(sample.slot, sample.index, sample.draw, plan.epoch, plan.slots)
             good.append(sample)
-        if all(new is old for new, old in zip(good, samples, strict=True)):
-            keys = ", ".join(self._keys(*(sample.index for sample in samples)))
-            raise RuntimeError(
-                f"{self._dataset.path}: DALI fails on a batch in which FFmpeg finds nothing wrong ({keys}); "
-                "--device hybrid or cpu decodes with FFmpeg"
-            ) from error
         return good
+
+    def _trouble(self, sample: _Sample) -> str:
+        """What FFmpeg says of a video, nothing where it decodes."""
+        try:
+            decode_views(sample.material.tobytes(), sample.draw, self._plan.size, self._plan.modality)
+        except DecodeError as error:
+            return str(error)
+        return ""
+
+    def _refusal(self, sample: _Sample) -> str:
+        """What DALI says of a video on its own, nothing where it decodes."""
+        try:
+            self._run_graph([sample])
+        except RuntimeError as error:
+            self._graph = None
+            return "DALI: " + " ".join(str(error).rpartition("encountered:")[2].split())
+        return ""
 
     def _check_flow(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Collection
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from shards.errors import InputError
 
 REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
+HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
 
 
@@ -79,6 +81,16 @@ class Columns:
             codes, texts = self.codes(name)
             return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
         return list(self._read(name).take(pa.array(rows)).to_pylist())
+
+    @cached_property
+    def heads(self) -> np.ndarray:
+        """(rows,) bytes: the first HEAD digits of each row's sha256; empty where the table has none."""
+        if "sha256" not in self.names:
+            return np.zeros(len(self), f"S{HEAD}")
+        whole = self._read("sha256").fill_null("\0" * HEAD).cast(pa.binary())
+        self._arrow.pop("sha256", None)
+        fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
+        return np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
 
     def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
         """(rows,) bool: whether a row's text is one of these."""

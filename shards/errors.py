@@ -1,4 +1,4 @@
-"""The one error a command shows to its user as a single line, and the check that most often raises it."""
+"""The one error a command shows to its user as a single line, the check that most often raises it, and damage."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,10 @@ class InputError(ValueError):
     The message is one line that names the file or flag, what was found, and the fix. Commands print
     `error: …` to standard error and exit with 2.
     """
+
+
+class DamagedError(OSError):
+    """A row's bytes are not those that were written, or cannot be had. The message is one line that says which."""
 
 
 def at_least(settings: object, least: int, *names: str) -> None:

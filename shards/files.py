@@ -18,6 +18,19 @@ class Descriptor:
             os.close(self.number)
 
 
+def read_part(descriptor: int, offset: int, size: int) -> bytes:
+    """That many bytes of a file from there on. Raises OSError where it ends before."""
+    parts: list[bytes] = []
+    missing = size
+    while missing:
+        part = os.pread(descriptor, missing, offset + size - missing)
+        if not part:
+            raise OSError(f"ends {missing} bytes before the end of the video")
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 class LocalShards:
     """The tars in a folder. Threads may share one object."""
 
@@ -47,6 +60,11 @@ class LocalShards:
             if shard not in self._open:
                 self._open[shard] = Descriptor(self.folder / shard)
             return self._open[shard]
+
+    def forget(self, shard: str) -> None:
+        """Open the tar anew when it is next asked for."""
+        with self._lock:
+            self._open.pop(shard, None)
 
     def prefetch(self, shards: list[str]) -> None:
         """Nothing to do: they are here."""

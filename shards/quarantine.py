@@ -15,9 +15,11 @@ def note(folder: Path, key: str, reason: str) -> None:
     line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
     try:
         # one write of one line in append mode: ranks that share the folder do not mix theirs
-        descriptor = os.open(folder / QUARANTINE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / QUARANTINE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            size = os.fstat(descriptor).st_size
+            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a full disk, or amid a write
+            os.write(descriptor, ("\n" * cut + line).encode())
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -34,7 +36,7 @@ def entries(path: Path) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if not path.is_file():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             one = json.loads(line)
             found.append((str(one["key"]), str(one.get("reason", ""))))

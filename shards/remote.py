@@ -86,6 +86,11 @@ class RemoteShards:
             self._cache.touch(self.folder / shard)
         return descriptor
 
+    def forget(self, shard: str) -> None:
+        """Open the tar anew when it is next asked for."""
+        with self._lock:
+            self._open.pop(shard, None)
+
     def prefetch(self, shards: list[str]) -> None:
         """Begin to fetch these tars, in this order, and return. Trouble shows when a row is read."""
         with self._lock:

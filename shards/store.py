@@ -1,22 +1,25 @@
 """Open a data set, select rows, read bytes: everything a loader asks of the disk."""
 
+import errno
 import hashlib
 import json
-import os
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards import quarantine as quarantined
+from shards import quarantine as notes
 from shards.columns import Columns
-from shards.errors import InputError
-from shards.files import LocalShards
+from shards.errors import DamagedError, InputError
+from shards.files import LocalShards, read_part
 from shards.remote import RemoteShards, url_of
 from shards.table import DESCRIPTION, TABLE
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
+_log = logging.getLogger(__name__)
+_OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
 
 
 class Dataset:
@@ -30,12 +33,14 @@ class Dataset:
     for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
     changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
+    damaged: open it although a local tar is missing or shorter than the table says, with a warning.
+
     Raises InputError when the folder, its table or a tar is missing, or a tar is shorter than the table says
     (rows in quarantine aside).
     """
 
-    def __init__(self, path: str | Path, *, cache_gb: float | None = None) -> None:
-        self.source, self._cache_gb = str(path), cache_gb
+    def __init__(self, path: str | Path, *, cache_gb: float | None = None, damaged: bool = False) -> None:
+        self.source, self._cache_gb, self._damaged = str(path), cache_gb, damaged
         url = url_of(path)
         self._shards = RemoteShards(url, cache_gb) if url else LocalShards(Path(path))
         self.path = self._shards.folder
@@ -45,13 +50,18 @@ class Dataset:
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._columns = Columns(self.path / TABLE)
-        self._shards.check(self._ends())
+        try:
+            self._shards.check(self._ends())
+        except InputError as error:
+            if url or not damaged:
+                raise
+            _log.warning("%s", error)
 
     def __len__(self) -> int:
         return len(self._columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.source, self._cache_gb)
+        return _reopened, (self.source, self._cache_gb, self._damaged)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
@@ -109,43 +119,51 @@ class Dataset:
         if label_fraction is not None:
             chosen = self._share_of_each_label(chosen, label_fraction, seed)
         chosen &= self.column("num_frames") >= min_frames
-        if quarantine and (bad := quarantined.noted(self.path)):
-            chosen &= ~self._columns.isin("key", bad)
+        if quarantine:
+            chosen[self.quarantined()] = False
         return np.flatnonzero(chosen).astype(np.int64)
 
     def read(self, row: int, component: str = "mp4") -> bytes:
         """The bytes of a row's component (`mp4`, `json`, `cls`, `flow.mp4`). Safe from several threads at once.
 
-        Raises InputError when the row has no such component or its tar cannot be fetched, OSError when the tar
-        ends before it.
+        Raises InputError when the row has no such component or its tar cannot be fetched; DamagedError when the
+        tar is gone, ends before the component, or holds other bytes than were written (told for `mp4`, by sha256).
         """
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
             raise IndexError(f"{self.source}: row {row} of {len(self)}")
         if np.isnan(offsets[row]):
             raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
-        offset, size = int(offsets[row]), int(sizes[row])
         shard = self.shards[self.shard_numbers[row]]
-        descriptor = self._shards.descriptor(shard)
-        parts: list[bytes] = []
-        missing = size
-        while missing:
-            part = os.pread(descriptor.number, missing, offset + size - missing)
-            if not part:
-                raise OSError(
-                    f"{self.path / shard}: ends {missing} bytes before the end of row {row} "
-                    f"({self.keys([row])[0]}); make the shards again or restore the file"
-                )
-            parts.append(part)
-            missing -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            data = self._bytes(shard, int(offsets[row]), int(sizes[row]))
+        except OSError as error:
+            if error.errno in _OWN_LACK:
+                raise
+            raise DamagedError(f"{self.path / shard}: {error.strerror or error}") from error
+        head = self._columns.heads[row].decode() if component == "mp4" else ""
+        if not hashlib.sha256(data).hexdigest().startswith(head):
+            raise DamagedError(f"{self.path / shard}: not the bytes that were written (sha256)")
+        return data
+
+    def _bytes(self, shard: str, offset: int, size: int) -> bytes:
+        try:
+            return read_part(self._shards.descriptor(shard).number, offset, size)
+        except OSError:
+            self._shards.forget(shard)  # it may have been put back, or the network have lost sight of it
+            return read_part(self._shards.descriptor(shard).number, offset, size)
 
     def quarantine(self, row: int, reason: str) -> None:
         """Note in quarantine.jsonl that a row cannot be used; new selections leave it out.
 
         A folder that cannot be written to is worth a warning, not an end.
         """
-        quarantined.note(self.path, self.keys([row])[0], reason)
+        notes.note(self.path, self.keys([row])[0], reason)
+
+    def quarantined(self) -> np.ndarray:
+        """Ascending numbers, int64, of the rows that quarantine.jsonl names."""
+        bad = notes.noted(self.path)
+        return np.flatnonzero(self._columns.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
@@ -171,8 +189,7 @@ class Dataset:
     def _ends(self) -> dict[str, int]:
         """Tar → where the last of its rows' components ends, bytes; quarantined rows do not count."""
         there = np.ones(len(self), dtype=bool)
-        if bad := quarantined.noted(self.path):
-            there = ~self._columns.isin("key", bad)
+        there[self.quarantined()] = False
         ends = np.zeros(len(self.shards), dtype=np.int64)
         for name in self._columns.names:
             if name.endswith("_offset"):
@@ -215,5 +232,5 @@ class Dataset:
         return share
 
 
-def _reopened(source: str, cache_gb: float | None) -> Dataset:
-    return Dataset(source, cache_gb=cache_gb)
+def _reopened(source: str, cache_gb: float | None, damaged: bool) -> Dataset:
+    return Dataset(source, cache_gb=cache_gb, damaged=damaged)

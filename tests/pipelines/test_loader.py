@@ -296,11 +296,11 @@ def test_when_all_videos_are_corrupt_the_run_ends(vp9_folder: Path, tmp_path: Pa
         next(made)
 
 
-def test_an_error_of_the_reading_threads_reaches_the_caller(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_tar_of_which_nothing_is_left_ends_the_run(demo_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_folder, tmp_path / "d")
     dataset = Dataset(tmp_path / "d")
     os.truncate(dataset.path / dataset.column("shard")[0], 600)  # while the data set is open
-    with loader(dataset) as made, pytest.raises(OSError, match=r"ends .* bytes before"):
+    with loader(dataset) as made, pytest.raises(InputError, match=r"in a row .* ends \d+ bytes before"):
         next(made)
 
 

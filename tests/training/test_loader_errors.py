@@ -8,7 +8,7 @@ import torch
 
 from objectives.vdim import VDIM
 from pipelines.loader import Loader
-from shards import Dataset
+from shards import Dataset, InputError
 
 
 def test_after_an_error_the_same_batch_comes_again(data, tmp_path) -> None:
@@ -21,7 +21,7 @@ def test_after_an_error_the_same_batch_comes_again(data, tmp_path) -> None:
     with Loader(dataset, dataset.select(), plan, batch_size=2, prefetch=2) as loader:
         os.truncate(tar, 600)
         for _ in range(2):
-            with pytest.raises(OSError, match="bytes before the end"):
+            with pytest.raises(InputError, match="before the end of the video"):
                 next(loader)
             assert loader.state_dict() == {"samples": 0}
         tar.write_bytes(content)

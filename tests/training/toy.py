@@ -23,6 +23,8 @@ class ToyConfig:
     """Number of the forward call whose loss is not a number."""
     break_at: int = -1
     """Number of the forward call after which the weights are not."""
+    crash_at: int = -1
+    """Number of the forward call that raises."""
     plain: bool = False
     """A loss that is a mean over samples: no negatives, no batch norm, no dropout."""
     record: str = ""
@@ -61,6 +63,8 @@ class Toy(Objective):
         if self.config.plain:
             loss = z_BVD.square().mean()
             return Output(loss, {"top1": loss.detach(), "chance": torch.ones(())})
+        if int(self.calls) == self.config.crash_at:
+            raise RuntimeError("told to crash")
         scores = nce.scores(z_BVD[:, :1], z_BVD[:, 1:], scale=False)
         loss = nce.info_nce(scores)
         loss = loss * torch.where(self.calls == self.config.nan_at, torch.nan, 1.0)
