@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from torch import nn
@@ -9,13 +10,14 @@ from torch import nn
 from models.c3d import C3D
 from models.r2plus1d import R2Plus1D
 from models.r3d import R3D
+from models.resnet2d3d import ResNet2d3d
 from models.s3dg import S3DG
 from models.stages import Stages
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """make(width, channels) → the network. frames, size: the clips its paper feeds it; the least it takes.
+    """make(width, channels) → the network. frames, size: the clips it is made for; the least it takes.
 
     dim: channels of its p5 at width 1. fixed: it comes at width 1 for 3 channels only.
     """
@@ -48,6 +50,15 @@ def _torchvision_s3d(_width: float, _channels: int) -> Stages:
     return Stages(stages, (64, 192, 480, 832, 1024))
 
 
+def _resnet2d3d(depth: int, width: float, channels: int) -> Stages:
+    """DPC's encoder, whose last stage ends without a ReLU, with its time left: DPC averages it."""
+    net = ResNet2d3d(depth, width, channels=channels)
+    stem = nn.Sequential(
+        net.conv1, net.bn1, nn.ReLU(inplace=True), nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+    )
+    return Stages([stem, net.layer1, net.layer2, net.layer3, net.layer4], net.dims)
+
+
 BACKBONES = {
     "c3d": Backbone(C3D, least_frames=8, least_size=16),
     "r3d": Backbone(R3D),
@@ -59,11 +70,20 @@ BACKBONES = {
     "s3d": Backbone(
         _torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, dim=1024, fixed=True
     ),
+    "resnet2d3d_18": Backbone(partial(_resnet2d3d, 18), dim=256),
+    "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34), dim=256),
+    "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50), dim=1024),
 }
+FLAT = ("resnet18",)  # TCP's: known, and no backbone for clips
 
 
 def check(name: str, frames: int, size: int, width: float = 1.0, channels: int = 3) -> None:
     """Raise ValueError, saying why, if there is no such backbone or clips (channels, frames, size, size) do not fit it."""
+    if name in FLAT:
+        raise ValueError(
+            "a 2-D network, fed with a clip's frames as channels of one picture: its map has no time, which is needed "
+            f"here; choose one of {', '.join(BACKBONES)}"
+        )
     if name not in BACKBONES:
         raise ValueError(f"there is no such backbone; choose one of {', '.join(BACKBONES)}")
     known = BACKBONES[name]
@@ -75,11 +95,19 @@ def check(name: str, frames: int, size: int, width: float = 1.0, channels: int =
     if known.fixed and (width, channels) != (1, 3):
         raise ValueError(
             f"torchvision's networks come at width 1 for 3 channels, not {width:g} for {channels}; "
-            "take c3d, r3d, r2plus1d or s3dg"
+            f"take one of {', '.join(name for name, other in BACKBONES.items() if not other.fixed)}"
         )
 
 
-def build(name: str, frames: int, size: int, width: float = 1.0, channels: int = 3) -> Stages:
-    """The named network with fresh weights, for clips (channels, frames, size, size). Raises ValueError as `check` does."""
+def build(
+    name: str, frames: int, size: int, width: float = 1.0, channels: int = 3, *, checkpointed: bool = False
+) -> Stages:
+    """The named network with fresh weights, for clips (channels, frames, size, size).
+
+    checkpointed: compute the stages' activations again in the backward pass instead of keeping them.
+    Raises ValueError as `check` does.
+    """
     check(name, frames, size, width, channels)
-    return BACKBONES[name].make(width, channels)
+    network = BACKBONES[name].make(width, channels)
+    network.checkpointed = checkpointed
+    return network

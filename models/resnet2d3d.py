@@ -95,14 +95,20 @@ class ResNet2d3d(nn.Module):
     """
 
     def __init__(
-        self, depth: int = 18, width: float = 1.0, norm: Norm = "batch", *, checkpointed: bool = False
+        self,
+        depth: int = 18,
+        width: float = 1.0,
+        norm: Norm = "batch",
+        *,
+        channels: int = 3,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
         block = Bottleneck if depth >= 50 else BasicBlock
-        channels = scaled(64, width)
-        self.conv1 = nn.Conv3d(3, channels, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
+        inputs, channels = channels, scaled(64, width)
+        self.conv1 = nn.Conv3d(inputs, channels, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)
         self.bn1 = make_norm(norm, channels)
-        stages = []
+        stages, dims = [], [channels]
         for stage, (full, count) in enumerate(zip(WIDTHS, DEPTHS[depth], strict=True)):
             blocks = []
             for index in range(count):
@@ -113,8 +119,9 @@ class ResNet2d3d(nn.Module):
                 )
                 channels = scaled(full, width) * block.expansion
             stages.append(nn.Sequential(*blocks))
+            dims.append(channels)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dim, self.checkpointed = channels, checkpointed
+        self.dims, self.dim, self.checkpointed = tuple(dims), channels, checkpointed
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -7,12 +7,17 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
+from models.recompute import recompute
+
 
 class Stages(nn.Module):
     """A network of five stages, numbered 1 to 5 as in "conv5"; where a stage is followed by a pooling, it ends with it.
 
-    dims: channels of each stage's map. dim: those of the last.
+    dims: channels of each stage's map. dim: those of the last. checkpointed: compute the stages' activations again in
+    the backward pass instead of keeping them.
     """
+
+    checkpointed = False
 
     def __init__(self, stages: Iterable[nn.Module], dims: Sequence[int]) -> None:
         super().__init__()
@@ -27,7 +32,7 @@ class Stages(nn.Module):
         """The maps (B, D, t, h, w) of the named stages, 1 to 5."""
         found = {}
         for number, stage in enumerate(self.stages[: max(stages)], start=1):
-            x_BCTHW = stage(x_BCTHW)
+            x_BCTHW = recompute(stage, x_BCTHW) if self.checkpointed and self.training else stage(x_BCTHW)
             if number in stages:
                 found[number] = x_BCTHW
         return found

@@ -5,18 +5,22 @@ Letters: B videos, V blocks, C channels, T frames, H W pixels; D features; h w t
 
 import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
-from models.resnet2d3d import ResNet2d3d
+from models import backbones
+from models.resnet2d3d import DEPTHS, ResNet2d3d
+from models.stages import Stages
 from objectives.base import Objective, Plateau
-from objectives.choices import check_choices
+from objectives.choices import check_backbone, check_choices
 from pipelines.plan import Jitter, ViewPlan
 from shards import InputError
 
+RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}  # the papers' own encoders
 MIN_SIZE = 34  # from here on the feature map has more than one location
 
 
@@ -24,8 +28,9 @@ MIN_SIZE = 34  # from here on the feature map has more than one location
 class BlocksConfig:
     """The defaults are the papers' (DPC section 3.5; MemDPC section 5.2)."""
 
-    network: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """The 2D3D-ResNet."""
+    network: Annotated[str, tyro.conf.arg(aliases=["--backbone"])] = "resnet18"
+    """The 2D3D-ResNet: resnet18, resnet34, resnet50. Or another video encoder, whose last map is averaged over time:
+    r3d, r2plus1d, s3dg; c3d from 8 frames on; torchvision's r3d_18, r2plus1d_18, mc3_18, s3d at width 1."""
     width: float = 1.0
     """Multiplies every channel count of the encoder."""
     norm: Literal["batch", "batch-statistics", "instance"] = "batch"
@@ -75,6 +80,11 @@ class BlocksConfig:
             raise InputError(
                 f"--size {self.size} must be even and at least {MIN_SIZE}, or the feature map is a single point"
             )
+        check_backbone("--network", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
+        if self.norm != "batch" and self.network not in RESNETS:
+            raise InputError(
+                f"--norm {self.norm}: {self.network} has batch norm only; the choice is {', '.join(RESNETS)}'s"
+            )
         farthest = self.pred_steps + len(self.curriculum)
         if not 1 <= self.pred_steps <= farthest < self.blocks:
             raise InputError(
@@ -88,25 +98,26 @@ class BlocksConfig:
         if self.lr <= 0 or min(self.weight_decay, self.warmup_steps, self.patience) < 0:
             raise InputError("--lr must be above 0; --weight-decay, --warmup-steps and --patience at least 0")
 
-    @property
-    def depth(self) -> int:
-        return int(self.network.removeprefix("resnet"))
-
 
 class BlockObjective(Objective):
     """An objective that encodes blocks, z_t = f(x_t), and predicts the last `pred_steps` of them.
 
-    encoder: models.resnet2d3d.ResNet2d3d. pred_steps: blocks predicted in the present stage of the curriculum.
+    encoder: models.resnet2d3d.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
     """
 
     config: Any
-    encoder: ResNet2d3d
+    encoder: ResNet2d3d | Stages
 
     def __init__(self, config: BlocksConfig) -> None:
         super().__init__(config)
-        self.encoder = ResNet2d3d(
-            config.depth, config.width, config.norm, checkpointed=config.gradient_checkpointing
-        )
+        recomputed = config.gradient_checkpointing
+        if config.network in RESNETS:
+            depth = RESNETS[config.network]
+            self.encoder = ResNet2d3d(depth, config.width, config.norm, checkpointed=recomputed)
+        else:
+            self.encoder = backbones.build(
+                config.network, config.frames, config.size, config.width, checkpointed=recomputed
+            )
         self.pred_steps = config.pred_steps
         self.encoder.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
 
@@ -128,8 +139,10 @@ class BlockObjective(Objective):
         )
 
     def encode(self, views_BVCTHW: Tensor) -> Tensor:
-        """Blocks → z (B, V, D, h, w), before the ReLU: what predictions are compared with."""
-        return self.encoder(views_BVCTHW.flatten(0, 1)).unflatten(0, views_BVCTHW.shape[:2])
+        """Blocks → z (B, V, D, h, w), of 2D3D-ResNets before the ReLU: what predictions are compared with."""
+        z = self.encoder(views_BVCTHW.flatten(0, 1))
+        z_NDhw = z.mean(2) if isinstance(self.encoder, Stages) else z
+        return z_NDhw.unflatten(0, views_BVCTHW.shape[:2])
 
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, 3, T, H, W) → z averaged over space, (B, V, D): a block's own feature (DPC section 5.1)."""

@@ -146,6 +146,11 @@ class MemDPC(BlockObjective):
         predicted = self.predict(z_BVDhw[:, :-1])[0][:, 0]
         return torch.cat([z_BVDhw[:, -1], predicted], 1).mean((-2, -1))
 
+    def addresses(self, views: Tensor) -> Tensor:
+        """p after the last block (Eq. 3), averaged over space: (B, k), how far each slot makes up the next prediction."""
+        log_p_B1Khw = self.predict(self.encode(views))[1][:, :1]
+        return log_p_B1Khw[:, 0].exp().mean((-2, -1))
+
 
 @torch.no_grad()
 def memory_usage(log_p_BNKhw: Tensor) -> dict[str, Tensor]:

@@ -15,132 +15,22 @@ parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReL
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from models import backbones
 from models.stages import Stages
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
-from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
+from objectives.pace_config import PaceConfig
+from objectives.pace_terms import confusion, contrast
 from pipelines.plan import Jitter, ViewPlan, plain
-from shards import InputError, at_least
-
-PaceOption = Annotated[
-    float,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PACE",
-        instance_from_str=lambda words: float(Fraction(words[0])),  # "1/3" as well as "2" and "0.5"
-        is_instance=lambda value: isinstance(value, int | float),
-        str_from_instance=lambda value: [pace_name(value)],
-    ),
-]
-
-
-def pace_name(pace: float) -> str:
-    """ "2", "1/3": a pace as people write it."""
-    return str(Fraction(pace).limit_denominator(1000))
-
-
-@dataclass(frozen=True)
-class PaceConfig:
-    """The defaults are the paper's best R(2+)1D: paces 1 to 4, jitter, same context with the extra layer (Table 2)."""
-
-    backbone: str = "r2plus1d"
-    """c3d, r3d, r2plus1d, s3dg; or torchvision's r3d_18, r2plus1d_18, mc3_18, s3d."""
-    width: float = 1.0
-    """Multiplies every channel count of the backbone (not of torchvision's)."""
-    frames: int = 0
-    """Frames a clip; 0 takes the backbone's: 16, and 64 for S3D-G."""
-    size: int = 0
-    """Side of a clip in pixels; 0 takes the backbone's: 112, and 224 for S3D-G."""
-    paces: tuple[PaceOption, ...] = (1.0, 2.0, 3.0, 4.0)
-    """The paces to tell apart: every p-th frame; below 1, frames are repeated. 1/3 1/2 1 2 3 is the paper's other set."""
-    clips: int = 2
-    """Clips a video, each with its own pace and start."""
-    wrap: bool = False
-    """Start anywhere and run on at the video's beginning, as the released code does; else only clips that are longer
-    than their video run over its end."""
-    short: Literal["loop", "edge", "reject"] = "loop"
-    """A video shorter than a clip starts over, repeats its last frame, or is left out."""
-    jitter: Literal["frame", "clip", "none"] = "frame"
-    """Colour jitter drawn for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
-    pulse of key frames, which otherwise tells the pace of a still video."""
-    jitter_strength: float = 0.8
-    """Brightness, contrast and saturation change by up to this share, hue by a quarter of it (of the circle)."""
-    levels: Literal["imagenet", "bgr-255"] = "imagenet"
-    """What the network is fed: normalised RGB, or BGR from 0 to 255 as the released checkpoints want it."""
-    contrast: Literal["context", "pace", "none"] = "context"
-    """Positives: the clips of the same video (Eq. 2), those of the same pace (Eq. 3), or no contrastive term."""
-    projection: int = 8
-    """Width of the non-linear layer between p5 and the contrast; 0 contrasts p5 itself."""
-    positives: Literal["sum", "mean"] = "sum"
-    """Over an anchor's positives: the sum (Eq. 3), or the mean, whose weight does not grow with the batch."""
-    negatives: Literal["local", "gathered"] = "local"
-    """Contrast with the clips of this process, or of all of them (with gradient)."""
-    lambda_cls: float = 1.0
-    """λ_cls, weight of the pace's cross-entropy; 0 trains by contrast alone, without a pace head."""
-    lambda_ctr: float = 0.1
-    """λ_ctr, weight of the contrastive term."""
-    lr: float = 1e-3
-    """SGD's learning rate."""
-    momentum: float = 0.9
-    """SGD's momentum (released code)."""
-    weight_decay: float = 5e-3
-    """SGD's weight decay (released code)."""
-    drop_every: int = 18_000
-    """Steps after which the learning rate falls to a tenth, again and again; 6 epochs of 90,000 clips at batch 30.
-    0 keeps it."""
-    warmup_steps: int = 0
-    """Optimizer steps of linear warm-up; the paper names none."""
-
-    def __post_init__(self) -> None:
-        if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
-            raise InputError(
-                f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"
-            )
-        if self.clips < 1 or (self.contrast == "context" and self.clips < 2):
-            raise InputError(
-                f"--clips {self.clips}: must be at least 1, and 2 with --contrast context, whose positives are "
-                "clips of the same video"
-            )
-        at_least(
-            self, 0, "frames", "size", "projection", "drop_every", "warmup_steps", "momentum", "weight_decay"
-        )
-        if self.size % 2:
-            raise InputError(f"--size {self.size}: must be even")
-        if self.width <= 0 or self.lr <= 0:
-            raise InputError(f"--width {self.width:g} and --lr {self.lr:g} must be above 0")
-        if min(self.lambda_cls, self.lambda_ctr) < 0 or not (self.lambda_cls or self.contrast != "none"):
-            raise InputError(
-                f"--lambda-cls {self.lambda_cls:g} with --contrast {self.contrast}: nothing is left to train on, or a "
-                "weight is below 0"
-            )
-        if self.contrast != "none" and self.lambda_ctr == 0:
-            raise InputError(f"--lambda-ctr 0 with --contrast {self.contrast}: use --contrast none")
-        check_choices(self)
-        try:
-            backbones.check(self.backbone, *self.clip_shape, self.width)
-        except ValueError as error:
-            raise InputError(f"--backbone {self.backbone}: {error}") from None
-
-    @property
-    def clip_shape(self) -> tuple[int, int]:
-        """Frames of a clip and its side in pixels."""
-        known = backbones.BACKBONES.get(self.backbone, backbones.BACKBONES["r2plus1d"])
-        return self.frames or known.frames, self.size or known.size
-
-    @property
-    def named(self) -> str:
-        return " ".join(map(pace_name, self.paces))
+from shards import InputError
 
 
 class Pace(Objective):
@@ -211,47 +101,22 @@ class Pace(Objective):
         if self.projection is not None:
             videos_A = torch.arange(B, device=features_AD.device).repeat_interleave(V) + nce.rank_offset(B)
             ids_A = videos_A if self.config.contrast == "context" else paces_A
-            ctr, metrics = self._contrast(self.projection(features_AD), ids_A)
+            gathered = self.config.negatives == "gathered"
+            ctr, metrics = contrast(
+                self.projection(features_AD), ids_A, self.config.positives, gathered=gathered
+            )
             loss = loss + self.config.lambda_ctr * ctr
         if self.head is not None:
             logits_AM = self.head(features_AD)
             cls = F.cross_entropy(logits_AM, paces_A)
             loss = loss + self.config.lambda_cls * cls
-            metrics |= {"loss_cls": cls.detach(), **self._confusion(logits_AM.argmax(-1), paces_A)}
+            metrics |= {
+                "loss_cls": cls.detach(),
+                **confusion(logits_AM.argmax(-1), paces_A, self.config.paces),
+            }
         else:
             metrics |= {"top1": metrics["ctr_top1"], "chance": metrics["ctr_chance"]}
         return Output(loss, metrics)
-
-    def _contrast(self, z_AD: Tensor, ids_A: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. 2 and 3, by what the positives share; with gathered negatives, rows are this process's clips."""
-        others_BD, ids_B, own = z_AD, ids_A, 0
-        if self.config.negatives == "gathered":
-            own = nce.rank_offset(len(z_AD))
-            others_BD, ids_B = nce.gather(z_AD), nce.gather(ids_A)
-        positive_AB, itself_AB = pairs(ids_A, ids_B, own)
-        scores_AB = nce.scores(z_AD[:, None], others_BD[:, None], scale=False)[:, 0, :, 0]
-        scores_AB = scores_AB.masked_fill(itself_AB, torch.finfo(scores_AB.dtype).min)
-        loss = positive_pair_nce(scores_AB, positive_AB, self.config.positives)
-        hits_A = positive_AB.gather(1, scores_AB.detach().argmax(1, keepdim=True))
-        chance = positive_AB.sum() / (~itself_AB).sum().clamp(min=1)
-        return loss, {"loss_ctr": loss.detach(), "ctr_top1": hits_A.float().mean(), "ctr_chance": chance}
-
-    @torch.no_grad()
-    def _confusion(self, guesses_A: Tensor, paces_A: Tensor) -> dict[str, Tensor]:
-        """top1; for each pace its accuracy, and confusion_TRUE_GUESSED, the share of its clips taken for another.
-
-        Shares are counted as if the batch held each pace equally often, which it does on average: so the means
-        over batches and processes are right, where a pace missing from a batch would have no share at all.
-        """
-        M = len(self.config.paces)
-        counts_MM = torch.bincount(paces_A * M + guesses_A, minlength=M * M).view(M, M)
-        shares_MM = counts_MM * (M / len(paces_A))
-        names = [pace_name(pace) for pace in self.config.paces]
-        metrics = {f"accuracy_{names[i]}": shares_MM[i, i] for i in range(M)}
-        metrics |= {
-            f"confusion_{names[i]}_{names[j]}": shares_MM[i, j] for i in range(M) for j in range(M) if i != j
-        }
-        return {"top1": shares_MM.diagonal().sum() / M, "chance": shares_MM.new_tensor(1 / M), **metrics}
 
     def embed(self, views: Tensor, stage: int = 5) -> Tensor:
         """views (B, V, C, T, H, W) → p5, or p4 with stage=4, (B, V, D): the features of section 4.4."""
@@ -288,23 +153,3 @@ class Pace(Objective):
         """A tenth after every `drop_every` steps (section 4.1: every 6 epochs)."""
         drops = step // self.config.drop_every if self.config.drop_every else 0
         return super().learning_rate(step) * 0.1**drops
-
-
-def pairs(ids_A: Tensor, ids_B: Tensor, own: int = 0) -> tuple[Tensor, Tensor]:
-    """Which of the clips B are positives of the clips A, those of the same id, and which are A's clips themselves.
-
-    Clip a of A is clip own + a of B. Returns two bool tensors (A, B).
-    """
-    itself_AB = torch.eye(len(ids_A), len(ids_B), dtype=torch.bool, device=ids_A.device).roll(own, 1)
-    return (ids_A[:, None] == ids_B) & ~itself_AB, itself_AB
-
-
-def positive_pair_nce(scores_AB: Tensor, positive_AB: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
-    """−1/A Σ over anchors and their positives of log(exp(score) / Σ over all of exp(score)): Eq. 2 and 3.
-
-    scores (A, B), the least float where anchor and column are the same clip; positive (A, B) bool. An anchor without positives
-    adds nothing. mean: the mean over an anchor's positives instead of their sum. Returns a scalar.
-    """
-    log_p_AB = (scores_AB - scores_AB.logsumexp(1, keepdim=True)).masked_fill(~positive_AB, 0.0)
-    sums_A = log_p_AB.sum(1)
-    return -(sums_A / positive_AB.sum(1).clamp(min=1) if reduction == "mean" else sums_A).mean()

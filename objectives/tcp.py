@@ -2,6 +2,7 @@
 
     views        T segments of F frames, half overlapping, each cropped on its own (sections 3.1, 4.2.2)
     encoder      h_t, ResNet18 over a segment's frames stacked in the channels; z_t is its spatial mean
+                 (or a 3D network, whose map is averaged over a segment's time)
     context      c_t of h_1 … h_t: three temporally masked 3D convolutions, or a sibling (Table 3)
     loss         ẑ_{t,t+k} = W_k·mean(c_t) must find z_{t+k} among all segments of all videos, Eq. 1 and 2
 
@@ -19,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import backbones
 from models.lstm import ConvLSTM, PooledLSTM
 from models.masked_conv3d import masked_conv2plus1d, masked_conv3d
 from models.resnet2d import StackedResNet18
+from models.stages import Stages
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
-from objectives.choices import check_choices
+from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.plan import ViewPlan, plain
 from pipelines.windows import Layout
@@ -57,6 +60,10 @@ class TCPConfig:
     """Replace two of a segment's colours by noise (RGB only)."""
     short: Literal["edge", "loop", "reject"] = "edge"
     """A video shorter than the clip repeats its last frame, starts over, or is left out."""
+    backbone: str = "resnet18"
+    """The paper's 2D resnet18, a segment's frames stacked in its channels. Or a 3D network, whose last map is averaged
+    over time: r3d, r2plus1d, s3dg, resnet2d3d_18, _34, _50; c3d from 8 frames on; torchvision's r3d_18, r2plus1d_18,
+    mc3_18, s3d at width 1 for RGB."""
     width: float = 1.0
     """Multiplies every channel count."""
     context: Literal["conv3d", "conv2plus1d", "convlstm", "lstm"] = "conv3d"
@@ -90,27 +97,34 @@ class TCPConfig:
             )
         if self.size < 32 or self.size % 2 or self.width <= 0:
             raise InputError(f"--size {self.size} must be even and at least 32, --width {self.width} above 0")
+        channels = CHANNELS[self.modality]
+        check_backbone(
+            "--backbone", self.backbone, self.frames, self.size, self.width, channels, own=("resnet18",)
+        )
         if self.lr <= 0 or self.warmup_steps < 0:
             raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
 
 
 class TCP(Objective):
-    """Temporal Contrastive Pretraining. encoder: models.resnet2d; context: one of models; predict: all W_k."""
+    """Temporal Contrastive Pretraining. encoder: models.resnet2d or models.stages; context: one of models; predict: all W_k."""
 
     name = "tcp"
     Config = TCPConfig
     recipe = Recipe(steps=150_000, batch_size=25)
     small_recipe = Recipe(steps=300, batch_size=16)
+    encoder: StackedResNet18 | Stages
     present: Tensor  # (P,) t of each prediction, counted from 0
     gap: Tensor  # (P,) its k; predictions are in the order of their k
 
     def __init__(self, config: TCPConfig) -> None:
         super().__init__(config)
-        self.encoder = StackedResNet18(
-            config.frames * CHANNELS[config.modality],
-            config.width,
-            checkpointed=config.gradient_checkpointing,
-        )
+        channels, recomputed = CHANNELS[config.modality], config.gradient_checkpointing
+        if config.backbone == "resnet18":
+            self.encoder = StackedResNet18(config.frames * channels, config.width, checkpointed=recomputed)
+        else:
+            self.encoder = backbones.build(
+                config.backbone, config.frames, config.size, config.width, channels, checkpointed=recomputed
+            )
         dim = self.encoder.dim
         self.context = CONTEXTS[config.context](dim)
         self.predict = nn.Linear(dim, config.predict_steps * dim, bias=False)
@@ -118,7 +132,8 @@ class TCP(Objective):
         present, gap = torch.tensor(pairs_P2).T
         self.register_buffer("present", present, persistent=False)
         self.register_buffer("gap", gap, persistent=False)
-        self.encoder.to(memory_format=torch.channels_last)
+        flat = isinstance(self.encoder, StackedResNet18)
+        self.encoder.to(memory_format=torch.channels_last if flat else torch.channels_last_3d)
 
     @staticmethod
     def small() -> TCPConfig:
@@ -147,19 +162,21 @@ class TCP(Objective):
         """views (B, V, C, T, H, W); C is 3, for flow u, v and a channel that is left, for difference 1."""
         views: Tensor = batch["views"]
         B, V = views.shape[:2]
-        h_BDVhw = self.encoder(self._stack(views)).unflatten(0, (B, V)).transpose(1, 2)
+        h_BDVhw = self.encode(views).unflatten(0, (B, V)).transpose(1, 2)
         z_BVD = h_BDVhw.mean((-2, -1)).transpose(1, 2)
         c_BVD = self.context(h_BDVhw).mean((-2, -1)).transpose(1, 2)
         predicted_BVKD = self.predict(c_BVD).unflatten(-1, (self.config.predict_steps, -1))
         return self.contrast(z_BVD, predicted_BVKD)
 
-    def _stack(self, views_BVCTHW: Tensor) -> Tensor:
-        """(B·V, C·T, H, W): a segment's frames in the channels; of flow u and v without their spatial means."""
+    def encode(self, views_BVCTHW: Tensor) -> Tensor:
+        """Segments → h (B·V, D, h, w); of flow u and v are read, without their spatial means."""
         x = views_BVCTHW
         if self.config.modality == "flow":
             x = x[:, :, :2] - x[:, :, :2].mean((-2, -1), keepdim=True)
+        if isinstance(self.encoder, Stages):
+            return self.encoder(x.flatten(0, 1)).mean(2)
         x_BVHWF = x.permute(0, 1, 4, 5, 2, 3).flatten(4)
-        return x_BVHWF.flatten(0, 1).permute(0, 3, 1, 2)  # channels last, as the encoder is
+        return self.encoder(x_BVHWF.flatten(0, 1).permute(0, 3, 1, 2))  # channels last, as the encoder is
 
     def contrast(self, z_BVD: Tensor, predicted_BVKD: Tensor) -> Output:
         """Eq. 1 and 2 over every t and k; z: the segments, predicted: ẑ_{t,t+k} at (t, k − 1), used where t + k exists."""
@@ -180,7 +197,7 @@ class TCP(Objective):
 
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W) → z, (B, V, D): what downstream averages over segments (section 3.2)."""
-        return self.encoder(self._stack(views)).mean((-2, -1)).unflatten(0, views.shape[:2])
+        return self.encode(views).mean((-2, -1)).unflatten(0, views.shape[:2])
 
     def downstream(self) -> Downstream:
         """The mean of z over 8 segments in training and 15 in tests; decay towards the pretrained weights (section 4.2.4).

@@ -35,6 +35,8 @@ FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
 class VDIMConfig:
     """The defaults are the paper's best model (section 4.2) at the width of Table 1."""
 
+    backbone: str = "vdim"
+    """Table 1's encoder and no other: "local" features must see a patch of the clip only."""
     width: float = 1.0
     """Multiplies every channel count of the encoder; 0.125 trains on a CPU."""
     downsample: Literal[1, 2, 3] = 2
@@ -69,6 +71,11 @@ class VDIMConfig:
     """Optimizer steps of linear warm-up; the paper names none."""
 
     def __post_init__(self) -> None:
+        if self.backbone != "vdim":
+            raise InputError(
+                f"--backbone {self.backbone}: VDIM contrasts features of patches of the clip, and only vdim, its own "
+                "encoder, has them; the padded layers of others see nearly all of it. Leave the flag out"
+            )
         for flag, layers in (("--antecedents", self.antecedents), ("--consequents", self.consequents)):
             if not layers or not set(layers) <= {3, 4, 5, 6, 7, 8}:
                 raise InputError(

@@ -144,7 +144,9 @@ def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
 def refuse_changes(resumed: Path, now: dict[str, Any]) -> None:
     """Raise InputError that names what differs from the run that wrote the checkpoint."""
     saved = json.loads((resumed / "config.json").read_text())
-    then = {"objective": saved["objective"]} | saved["config"] | saved["settings"]
+    defaults = asdict(objectives.get(saved["objective"]).Config())  # of flags younger than the run
+    then = {"objective": saved["objective"]} | defaults | saved["config"] | saved["settings"]
+    then = json.loads(json.dumps(then))
     now = json.loads(json.dumps(now))  # tuples become lists
     changed = [key for key in now | then if now.get(key) != then.get(key)]
     if changed:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from models.resnet2d3d import DEPTHS, WIDTHS, ResNet2d3d
+from objectives.blocks import RESNETS
 from objectives.dpc import DPCConfig
 from objectives.imports.family import Family
 from objectives.memdpc import MemDPCConfig
@@ -70,6 +71,8 @@ def _remark(config: DPCConfig | MemDPCConfig) -> str:
 
 
 def _no_export(config: DPCConfig | MemDPCConfig) -> str:
+    if config.network not in RESNETS:
+        return f"it was trained with --backbone {config.network}, and the authors' networks are 2D3D-ResNets"
     if config.norm == "instance":
         return "it was trained with --norm instance, the authors' network has batch norm"
     if isinstance(config, DPCConfig) and (config.prediction, config.features) != ("sequential", "dense"):

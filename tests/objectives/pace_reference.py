@@ -32,7 +32,7 @@ def eq_1(logits: list[list[float]], labels: list[int]) -> float:
     )
 
 
-def contrast(z: list[list[float]], positives: list[list[int]], reduction: str = "sum") -> float:
+def eq_2_or_3(z: list[list[float]], positives: list[list[int]], reduction: str = "sum") -> float:
     """Eq. 2 and 3: for each clip i and each of its positives j, −log of exp(z_i·z_j) over the sum over all clips but i."""
     total = 0.0
     for i, of_i in enumerate(positives):

@@ -7,6 +7,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from objectives.pace_terms import contrast
+
 WORLD, VIDEOS, CLIPS, D = 2, 3, 2, 4
 HALF = VIDEOS * CLIPS
 
@@ -27,7 +29,7 @@ def rank_main(rank: int, folder: str) -> None:
     objective = tiny(negatives="gathered")
     for name, ids in (("context", videos), ("pace", paces)):
         own = z[mine].clone().requires_grad_()
-        loss, metrics = objective._contrast(own, ids[mine])
+        loss, metrics = contrast(own, ids[mine], "sum", gathered=True)
         loss.backward()
         found |= {
             f"{name}.loss": loss.detach(),

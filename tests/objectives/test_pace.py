@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pace_reference import SIZE, T, batch, contrast, eq_1, tiny
+from pace_reference import SIZE, T, batch, eq_1, eq_2_or_3, tiny
 
 import objectives
 from models.backbones import BACKBONES
 from objectives import checkpoint
 from objectives.command import parse
-from objectives.pace import Pace, PaceConfig, pairs, positive_pair_nce
+from objectives.pace import Pace, PaceConfig
+from objectives.pace_terms import confusion, contrast, pairs, positive_pair_nce
 from pipelines.draw import draw
 from shards import InputError
 from training.settings import Settings
@@ -106,7 +107,7 @@ def test_losses_are_the_papers_equations(contrast_: str, projection: int, clips:
     videos = [i // clips for i in range(B * clips)]
     ids = videos if contrast_ == "context" else labels
     same = [[j for j in range(B * clips) if j != i and ids[i] == ids[j]] for i in range(B * clips)]
-    cls, ctr = eq_1(logits.tolist(), labels), contrast(features.tolist(), same, positives)
+    cls, ctr = eq_1(logits.tolist(), labels), eq_2_or_3(features.tolist(), same, positives)
     assert output.metrics["loss_cls"] == pytest.approx(cls, rel=1e-5)
     assert output.metrics["loss_ctr"] == pytest.approx(ctr, rel=1e-4)
     assert output.loss == pytest.approx(0.7 * cls + 0.3 * ctr, rel=1e-4)  # Eq. 4
@@ -114,9 +115,8 @@ def test_losses_are_the_papers_equations(contrast_: str, projection: int, clips:
 
 def test_eq_2_of_two_videos_worked_by_hand() -> None:
     """z: video a at (1, 0) twice, b at (0, 1) twice: each clip's positive scores 1 against two negatives of 0."""
-    objective = tiny(projection=0)
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    loss, metrics = objective._contrast(z, torch.tensor([0, 0, 1, 1]))
+    loss, metrics = contrast(z, torch.tensor([0, 0, 1, 1]), "sum")
     assert loss == pytest.approx(0.5514447, abs=1e-6)  # log((e + 2) / e)
     assert (metrics["ctr_top1"], metrics["ctr_chance"]) == (1, pytest.approx(1 / 3))
 
@@ -139,13 +139,12 @@ def test_same_context_positives_are_the_other_clips_of_the_video_and_of_no_other
 @torch.no_grad()
 def test_what_happens_in_another_video_is_only_ever_a_negative() -> None:
     """Drawing a clip of another video nearer raises the same-context loss, whatever the two clips' paces."""
-    objective = tiny(projection=0)
     generator = torch.Generator().manual_seed(1)
     ids = torch.arange(3).repeat_interleave(2)
     for _ in range(20):
         z = torch.randn(6, 4, generator=generator)
         z[2] -= z[0] * (z[0] @ z[2] + 1) / z[0].square().sum()  # z₀·z₂ = −1
-        far = objective._contrast(z, ids)[0]
+        far = contrast(z, ids, "sum")[0]
         positive, itself = pairs(ids, ids)
         scores = z @ z.T
         assert not positive[0, 2] and scores[0, 2] == pytest.approx(-1, abs=1e-5)
@@ -156,14 +155,13 @@ def test_what_happens_in_another_video_is_only_ever_a_negative() -> None:
 
 @torch.no_grad()
 def test_accuracies_and_confusion_are_counted() -> None:
-    objective = tiny(contrast="none", clips=1)
     truth, guesses = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), torch.tensor([0, 1, 1, 1, 3, 2, 3, 0])
-    metrics = objective._confusion(guesses, truth)
+    metrics = confusion(guesses, truth, (1, 2, 3, 4))
     assert metrics["top1"] == 5 / 8 and metrics["chance"] == 1 / 4
     assert [float(metrics[f"accuracy_{p}"]) for p in (1, 2, 3, 4)] == [0.5, 1.0, 0.5, 0.5]
     off = {name: float(value) for name, value in metrics.items() if name.startswith("confusion") and value}
     assert off == {"confusion_1_2": 0.5, "confusion_3_4": 0.5, "confusion_4_1": 0.5}
-    named = tiny(contrast="none", clips=1, paces=THIRDS)._confusion(torch.tensor([0]), torch.tensor([0]))
+    named = confusion(torch.tensor([0]), torch.tensor([0]), THIRDS)
     assert {"accuracy_1/3", "accuracy_1/2", "confusion_1/3_3"} <= set(named)
 
 
