@@ -78,6 +78,16 @@ def normalise(mean: ArrayLike = IMAGENET_MEAN, std: ArrayLike = IMAGENET_STD) ->
     return _homogeneous(np.diag(1 / (255 * std)), -mean / std)
 
 
+def rgb_from_yuv(*, full: bool) -> NDArray[np.float32]:
+    """(Y, Cb, Cr) of 8 bits, BT.601, limited range or full → RGB 0–255; (3, 4) float32."""
+    red, _, blue = LUMA
+    chroma = np.array([[0, 2 * (1 - red)], [0, 0], [2 * (1 - blue), 0]])
+    chroma[1] = -(LUMA @ chroma) / LUMA[1]  # luma stays what it is
+    scale = np.array([1, 1, 1]) if full else 255 / np.array([219, 224, 224])
+    linear = np.column_stack([np.ones(3), chroma]) * scale
+    return np.column_stack([linear, -linear @ [0 if full else 16, 128, 128]]).astype(np.float32)
+
+
 def bgr() -> Matrix:
     """Red and blue change places; returns (4, 4)."""
     return _homogeneous(np.eye(3)[::-1])

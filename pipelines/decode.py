@@ -93,6 +93,15 @@ def cut_views(
     return out
 
 
+def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (number, frame) for each of the ascending frame numbers; raises DecodeError as decode_views does."""
+    try:
+        with _opened(video) as container:
+            yield from _decode_frames(container, container.streams.video[0], numbers)
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
 def check_whole(video: bytes) -> None:
     """Decode the whole file; raises DecodeError if FFmpeg finds anything wrong with it."""
     try:

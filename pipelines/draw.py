@@ -47,6 +47,41 @@ class Draw:
             drawn[name] = None if values is None else values[index]
         return Draw(**drawn)
 
+    def clips(self, count: int) -> "list[Draw]":
+        """The draws of `count` clips of one video, each without an axis of its own: see draw_clips."""
+        drawn: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = {
+            name: [None] * count if values is None else np.split(values, count)
+            for name, values in drawn.items()
+        }
+        return [Draw(**{name: values[clip] for name, values in parts.items()}) for clip in range(count)]
+
+
+def draw_clips(
+    plan: ViewPlan,
+    rows: NDArray[np.int64],
+    num_frames: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    clips: int,
+) -> Draw:
+    """Draw `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
+
+    An epoch is that many passes at once: clip c is what `draw` gives in epoch `epoch · clips + c`.
+    """
+    passes = [
+        draw(plan, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
+        for clip in range(clips)
+    ]
+    drawn: dict[str, Any] = {}
+    for field in fields(Draw):
+        parts = [getattr(one, field.name) for one in passes]
+        drawn[field.name] = None if parts[0] is None else np.concatenate(parts, axis=1)
+    return Draw(**drawn)
+
 
 def draw(
     plan: ViewPlan,

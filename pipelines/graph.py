@@ -4,11 +4,15 @@
     hybrid  PyAV decodes, cuts and scales on the CPU; rotation and colour on the GPU
     cpu     PyAV decodes, cuts and scales; rotation and colour on the CPU
 
-The graph has no random operator and no state: its inputs are a batch's plan and the videos' bytes (gpu) or the
-views' pixels (hybrid, cpu).
+    memory  decoded frames that lie in GPU memory (--cache gpu) → the same as gpu, without its decoder
+
+The graph has no random operator and no state: its inputs are a batch's plan and the videos' bytes (gpu), the views'
+pixels (hybrid, cpu), or the videos' frames (memory).
 """
 
 import ctypes
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -16,12 +20,15 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
-from pipelines import augment
+from pipelines import augment, colour
 from pipelines.draw import NOISE_FRAMES, Draw
 from pipelines.plan import ViewPlan
 from shards import InputError
 
 Placement = Literal["gpu", "hybrid", "cpu"]
+Way = Literal[
+    "gpu", "hybrid", "cpu", "memory"
+]  # of a sample through the graph: the placement's, or the cache's
 
 
 def choose_placement(name: str) -> Placement:
@@ -53,80 +60,120 @@ def _has_nvdec() -> bool:
     return True
 
 
-def define(plan: ViewPlan, placement: Placement, decoder: str = "mixed") -> Any:
-    """The graph's output node, float32 FHWC with F = V·T; to be called inside a DALI pipeline scope.
+def define(plan: ViewPlan, way: Way, decoder: str = "mixed", clips: int = 1) -> Any:
+    """The graph's output node, float32 FHWC with F = clips·V·T; to be called inside a DALI pipeline scope.
 
-    decoder: the device of decoders.video; "mixed" is NVDEC, "cpu" serves tests (VP9 and MJPEG only).
+    decoder: the device of decoders.video; "mixed" is NVDEC, "cpu" serves tests (VP9 and MJPEG only; and frames that
+    lie in the computer's own memory). clips: how many clips of the plan a sample has: see draw.draw_clips.
     """
+    if clips > 1:
+        plan = replace(plan, offsets=plan.offsets * clips, groups=())
     colours = fn.external_source(name="colours", dtype=types.FLOAT, ndim=3)
     angles = fn.external_source(name="angles", dtype=types.FLOAT, ndim=1) if plan.rotation else None
-    cut = _cut_views_gpu(plan, decoder) if placement == "gpu" else _cut_views_cpu(plan, placement, angles)
+    from_frames = way in ("gpu", "memory")
+    cut = _cut_views_gpu(plan, way, decoder) if from_frames else _cut_views_cpu(plan, way, angles)
     if isinstance(cut, list):
         turned = cut if angles is None else [augment.rotate(view, angles[v]) for v, view in enumerate(cut)]
         cut = fn.cat(*turned, axis=0) if len(turned) > 1 else turned[0]
     if plan.modality == "difference":
-        grey = augment.luma(cut) if placement == "gpu" else cut
+        grey = augment.luma(cut) if from_frames else cut
         cut = augment.difference(grey, plan.views, plan.size)
     coloured = augment.recolour(augment.cube_root_xyz(cut) if plan.lab else cut, colours)
-    return _fill_dropped(plan, coloured) if plan.channel_drop else coloured
+    return _fill_dropped(plan, coloured, clips) if plan.channel_drop else coloured
 
 
-def _cut_views_cpu(plan: ViewPlan, placement: Placement, angles: Any) -> Any:
+def _cut_views_cpu(plan: ViewPlan, way: Way, angles: Any) -> Any:
     """The frames that PyAV has cut: all in one node, or a list of views where each has to be turned."""
     frames = fn.external_source(name="pixels", dtype=types.UINT8, layout="FHWC")
-    frames = frames.gpu() if placement == "hybrid" else frames
+    frames = frames.gpu() if way == "hybrid" else frames
     if angles is None:
         return frames
     return [frames[v * plan.decoded : (v + 1) * plan.decoded] for v in range(plan.views)]
 
 
-def _cut_views_gpu(plan: ViewPlan, decoder: str) -> list[Any]:
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)  # ascending, each once
-    order = fn.external_source(name="order", dtype=types.INT32, ndim=2)  # (V, T) places in numbers
+def _cut_views_gpu(plan: ViewPlan, way: Way, decoder: str) -> list[Any]:
+    order = fn.external_source(name="order", dtype=types.INT32, ndim=2)  # (V, T) places in the frames
     boxes = fn.external_source(name="boxes", dtype=types.FLOAT, ndim=2)
     flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1)
-    video = fn.decoders.video(encoded, device=decoder, frames=numbers)
-    if plan.modality == "flow":  # a frame of u above v becomes two frames, places 2n and 2n + 1
-        video = fn.reshape(video, rel_shape=[2.0, 0.5, 1.0, 1.0], layout="FHWC")
-    views = [
-        augment.box_and_flip(fn.sequence_rearrange(video, new_order=order[v]), boxes[v], flips[v], plan.size)
-        for v in range(plan.views)
-    ]
+    cut = _from_memory(plan, decoder) if way == "memory" else _from_video(plan, decoder)
+    views = [cut(order[v], boxes[v], flips[v]) for v in range(plan.views)]
     return [augment.u_and_v(view, plan.decoded) for view in views] if plan.modality == "flow" else views
 
 
-def _fill_dropped(plan: ViewPlan, frames: Any) -> Any:
+def _from_video(plan: ViewPlan, decoder: str) -> Callable[[Any, Any, Any], Any]:
+    """(order, box, flip) of a view → its pixels, RGB, of what NVDEC decodes."""
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)  # ascending, each once
+    video = _pictures(plan, fn.decoders.video(encoded, device=decoder, frames=numbers))
+    return lambda order, box, flip: augment.box_and_flip(
+        fn.sequence_rearrange(video, new_order=order), box, flip, plan.size
+    )
+
+
+def _from_memory(plan: ViewPlan, decoder: str) -> Callable[[Any, Any, Any], Any]:
+    """(order, box, flip) of a view → its pixels, RGB, of 4:2:0 frames; boxes are even, so chroma's are whole pixels."""
+    device = "cpu" if decoder == "cpu" else "gpu"
+    luma, chroma = (
+        _pictures(plan, fn.external_source(name=name, device=device, dtype=types.UINT8, layout="FHWC"))
+        for name in ("luma", "chroma")
+    )
+    to_rgb = fn.external_source(name="to_rgb", dtype=types.FLOAT, ndim=2)
+
+    def cut(order: Any, box: Any, flip: Any) -> Any:
+        yuv = [
+            augment.box_and_flip(fn.sequence_rearrange(plane, new_order=order), part, flip, plan.size)
+            for plane, part in ((luma, box), (chroma, box * 0.5))
+        ]
+        return fn.coord_transform(fn.cat(*yuv, axis=3), MT=to_rgb, dtype=types.UINT8)
+
+    return cut
+
+
+def _pictures(plan: ViewPlan, video: Any) -> Any:
+    """A video's frames; of flow, a frame of u above v becomes two, at places 2n and 2n + 1."""
+    if plan.modality != "flow":
+        return video
+    return fn.reshape(video, rel_shape=[2.0, 0.5, 1.0, 1.0], layout="FHWC")
+
+
+def _fill_dropped(plan: ViewPlan, frames: Any, clips: int) -> Any:
     dropped = fn.external_source(name="dropped", dtype=types.FLOAT, ndim=2)
     order = fn.external_source(name="noise_order", dtype=types.INT32, ndim=1)
     bank = fn.external_source(name="noise_bank", dtype=types.INT8, layout="FHWC")
     if frames.device == "gpu":
         dropped, bank = dropped.gpu(), bank.gpu()
-    parts = {"frame": plan.views * plan.frames, "view": plan.views, "clip": 1}[plan.colour_scope]
+    parts = {"frame": plan.views * plan.frames, "view": plan.views, "clip": clips}[plan.colour_scope]
     noise = fn.sequence_rearrange(bank, new_order=order)
     return augment.fill_dropped(frames, dropped, noise, parts)
 
 
 class Graph:
-    """A built graph: run it on the draws and the material of up to `batch_size` samples."""
+    """A built graph: run it on the draws and the material of up to `batch_size` samples of `clips` clips each."""
 
     def __init__(
-        self, plan: ViewPlan, batch_size: int, placement: Placement, *, threads: int, decoder: str = "mixed"
+        self,
+        plan: ViewPlan,
+        batch_size: int,
+        way: Way,
+        *,
+        threads: int,
+        decoder: str = "mixed",
+        clips: int = 1,
     ) -> None:
-        self._plan, self._placement = plan, placement
+        self._plan, self._way, self._clips = plan, way, clips
         self._noise = augment.noise_bank(NOISE_FRAMES, plan.size) if plan.channel_drop else None
-        device_id = None if placement == "cpu" or decoder == "cpu" else torch.cuda.current_device()
+        device_id = None if way == "cpu" or decoder == "cpu" else torch.cuda.current_device()
         self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=1)
         with self._pipeline:
-            self._pipeline.set_outputs(define(plan, placement, decoder))
+            self._pipeline.set_outputs(define(plan, way, decoder, clips))
         self._pipeline.build()
 
-    def run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
-        """Views (B, V, C, T, H, W) float32, in channels-last-3d strides, on the placement's device.
+    def run(self, draws: list[Draw], material: list[Any]) -> torch.Tensor:
+        """Views (B, V, C, T, H, W) float32, in channels-last-3d strides, on the way's device; B counts clips.
 
-        draws: one per sample. material: per sample the encoded video (bytes,) for the placement gpu, else the
-        pixels (V·T, size, size, P), uint8, of decode.decode_views. Raises RuntimeError if DALI cannot decode a video; the graph is
-        unusable then.
+        draws: one per sample, of its clips' views. material: per sample, for the way gpu the encoded video (bytes,),
+        for memory its frames (cache.Resident), else the pixels (V·T, size, size, P), uint8, of decode.decode_views.
+        Raises RuntimeError if DALI cannot decode a video; the graph is unusable then.
         """
         plan, feed = self._plan, self._pipeline.feed_input
         feed("colours", [d.colours.reshape(-1, *d.colours.shape[2:]) for d in draws])
@@ -138,18 +185,28 @@ class Graph:
             feed("dropped", [(rows == 0).all(-1).astype(np.float32) for rows in maps])
             feed("noise_order", [d.noise.ravel() for d in draws if d.noise is not None])
             feed("noise_bank", [self._noise] * len(draws), layout="FHWC")
-        if self._placement == "gpu":
-            feed("encoded", material)
-            numbers, order = zip(*(_places(plan, d) for d in draws), strict=True)
-            feed("numbers", list(numbers))
-            feed("order", list(order))
-            feed("boxes", [d.boxes.astype(np.float32) for d in draws])
-            feed("flips", [d.flips.astype(np.int32) for d in draws])
+        if self._way in ("gpu", "memory"):
+            self._feed_frames(draws, material)
         else:
             feed("pixels", material, layout="FHWC")
         frames = torch.from_dlpack(self._pipeline.run()[0].as_tensor())
-        shape = (len(draws), plan.views, plan.frames, plan.size, plan.size, plan.channels)
+        shape = (len(draws) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
         return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
+
+    def _feed_frames(self, draws: list[Draw], material: list[Any]) -> None:
+        feed = self._pipeline.feed_input
+        numbers, order = zip(*(_places(self._plan, d) for d in draws), strict=True)
+        feed("order", list(order))
+        feed("boxes", [d.boxes.astype(np.float32) for d in draws])
+        feed("flips", [d.flips.astype(np.int32) for d in draws])
+        if self._way == "gpu":
+            feed("encoded", material)
+            feed("numbers", list(numbers))
+            return
+        planes = [video.take(wanted) for video, wanted in zip(material, numbers, strict=True)]
+        feed("luma", [luma for luma, _ in planes], layout="FHWC")
+        feed("chroma", [chroma for _, chroma in planes], layout="FHWC")
+        feed("to_rgb", [colour.rgb_from_yuv(full=video.full_range) for video in material])
 
 
 def _places(plan: ViewPlan, draw: Draw) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

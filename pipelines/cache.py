@@ -1,0 +1,182 @@
+"""Decoded videos kept in memory, so that a later clip of one costs no decoding (--cache host, --cache gpu).
+
+Videos are kept whole, as their decoder gave them (4:2:0, 1.5 bytes a pixel), and each draw's boxes are cut from them
+anew: a cached video gives any view that its file gives. Which videos are kept is fixed before the first is read: those
+with the fewest bytes, as many as fit, because that serves the most clips. None ever makes room for another.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.decode import DecodeError, cut_views, decode_frames
+from pipelines.draw import Draw
+from shards import Dataset, InputError
+
+Where = Literal["host", "gpu"]
+_FORMATS = ("yuv420p", "yuvj420p")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A whole video in host memory: planes (F, 3H/2, W) uint8, of each frame Y above U above V, as FFmpeg packs them."""
+
+    planes: NDArray[np.uint8]
+    format: av.VideoFormat
+    colorspace: int
+    color_range: int
+
+    @classmethod
+    def of(cls, video: bytes, num_frames: int) -> "Decoded":
+        """Decode a video of `num_frames` frames; raises DecodeError where it cannot be kept as such."""
+        first, planes = None, np.empty(0, np.uint8)
+        for number, frame in decode_frames(video, list(range(num_frames))):
+            if first is None:
+                first = frame
+                if frame.format.name not in _FORMATS or frame.width % 2 or frame.height % 2:
+                    raise DecodeError(
+                        f"frames are {frame.format.name}, {frame.width}×{frame.height}, not even 4:2:0"
+                    )
+                planes = np.empty((num_frames, frame.height * 3 // 2, frame.width), np.uint8)
+            planes[number] = frame.to_ndarray()
+        if first is None:
+            raise DecodeError("no frames")
+        return cls(planes, first.format, int(first.colorspace), int(first.color_range))
+
+    @property
+    def width(self) -> int:
+        return int(self.planes.shape[2])
+
+    @property
+    def height(self) -> int:
+        return int(self.planes.shape[1] * 2 // 3)
+
+    @property
+    def time_base(self) -> Fraction:
+        return Fraction(1, 1000)  # filter graphs ask for one; cutting and scaling do not depend on it
+
+    def cut(self, draw: Draw, size: int, modality: str) -> NDArray[np.uint8]:
+        """What decode.decode_views gives of the file, pixel for pixel."""
+        try:
+            return cut_views(self, self._frames, draw, size, modality)
+        except (av.FFmpegError, ValueError, IndexError) as error:
+            raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+    def _frames(self, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for number in numbers:
+            frame = av.VideoFrame.from_ndarray(self.planes[number], self.format.name)
+            frame.colorspace, frame.color_range = self.colorspace, self.color_range
+            yield number, frame
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8; full_range: of its levels."""
+
+    luma: Tensor
+    chroma: Tensor
+    full_range: bool
+
+    @classmethod
+    def of(cls, video: Decoded, device: torch.device) -> "Resident":
+        frames, height, width = len(video.planes), video.height, video.width
+        luma = video.planes[:, :height, :, None]
+        chroma = video.planes[:, height:].reshape(frames, 2, height // 2, width // 2).transpose(0, 2, 3, 1)
+        on_device = (torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma))
+        full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
+        return cls(*on_device, full_range=full)
+
+    def take(self, numbers: NDArray[np.int32]) -> tuple[Any, Any]:
+        """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer."""
+        index = torch.from_numpy(numbers.astype(np.int64)).to(self.luma.device)
+        taken = self.luma.index_select(0, index), self.chroma.index_select(0, index)
+        return taken if self.luma.is_cuda else (taken[0].numpy(), taken[1].numpy())
+
+
+class Cache:
+    """Decoded videos of a fixed part of a run's rows, kept from the first time one is looked at.
+
+    rows: (N,) of the data set. component: mp4 or flow.mp4. gib: most memory that the videos may take, in this process.
+    where: in the computer's memory, or on `device`. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: NDArray[np.int64],
+        component: str,
+        *,
+        where: Where,
+        gib: float,
+        device: torch.device | None = None,
+    ) -> None:
+        self.where, self._device = where, device or torch.device("cpu")
+        _check_room(where, gib, self._device)
+        frames, width, height = (
+            dataset.column(name)[rows].astype(np.int64) for name in ("num_frames", "width", "height")
+        )
+        halves = 2 if component == "flow.mp4" else 1  # u above v
+        self._num_frames, self.sizes = frames, frames * width * height * halves * 3 // 2
+        self.chosen = chosen(self.sizes, int(gib * _GIB))
+        self._gib, self._kept = gib, {}  # type: tuple[float, dict[int, Decoded | Resident | None]]
+        on_gpu = where == "gpu" and self._device.type == "cuda"
+        self.stream = torch.cuda.Stream(self._device) if on_gpu else None  # beside the model's
+
+    def get(self, index: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
+        """The video of rows[index], whose bytes `read` reads; None if it is not kept, be it that it cannot be."""
+        if not self.chosen[index]:
+            return None
+        if index not in self._kept:
+            try:
+                video = Decoded.of(read(), int(self._num_frames[index]))
+            except DecodeError:  # perhaps in a frame that no draw asks for: whoever decodes the file will see
+                self._kept[index] = None
+            else:
+                self._kept[index] = self._placed(video)
+        return self._kept[index]
+
+    def _placed(self, video: Decoded) -> Decoded | Resident:
+        if self.where == "host":
+            return video
+        with torch.cuda.stream(self.stream):
+            return Resident.of(video, self._device)
+
+    def describe(self) -> str:
+        """How much of the data set fits, in one line."""
+        count, total = int(self.chosen.sum()), len(self.chosen)
+        sizes, memory = self.sizes[self.chosen].sum() / _GIB, "GPU" if self.where == "gpu" else "host"
+        line = f"--cache {self.where}: {count} of {total} videos are kept decoded, {sizes:.3g} GiB of {memory} memory a process"
+        if count == total:
+            return line
+        return f"{line}; all of them take --cache-gib {np.ceil(self.sizes.sum() / _GIB * 10) / 10:g}"
+
+
+def chosen(sizes_N: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+    """Which videos of these sizes are kept: the smallest, the first of equals, while they fit together."""
+    order = np.argsort(sizes_N, kind="stable")
+    kept = np.zeros(len(sizes_N), dtype=bool)
+    kept[order[np.cumsum(sizes_N[order]) <= limit]] = True
+    return kept
+
+
+def _check_room(where: Where, gib: float, device: torch.device) -> None:
+    if not 0 < gib < float("inf"):
+        raise InputError(f"--cache-gib {gib:g}: must be above 0")
+    if where == "gpu" and device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if gib * _GIB > there:
+        raise InputError(
+            f"--cache-gib {gib:g}: the {'GPU' if where == 'gpu' else 'machine'} has {there / _GIB:.3g} GiB in all; "
+            "leave room for the model and for what is decoded ahead"
+        )
