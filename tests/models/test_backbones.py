@@ -8,10 +8,12 @@ from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple,
 from models import backbones
 from models.r2plus1d import FactoredConv
 from models.r3d import R3D
+from models.resnet2d3d import ResNet2d3d
 from models.s3dg import MaxPool, SelfGating
 from models.stages import Stages
 
-# With a 4-way linear head, from METHODS; torchvision's are its documented counts, which have a 400-way head.
+# With a 4-way linear head, from METHODS; torchvision's are its documented counts, which have a 400-way head; DPC's
+# encoders are counted without one.
 COUNTS = {
     "r2plus1d": (4, 14_367_355),
     "r3d": (4, 14_363_844),
@@ -21,6 +23,8 @@ COUNTS = {
     "r2plus1d_18": (400, 31_505_325),
     "mc3_18": (400, 11_695_440),
     "s3d": (400, 8_320_048),
+    "resnet2d3d_18": (0, 14_057_536),
+    "resnet2d3d_34": (0, 32_422_208),
 }
 # (stage 4, stage 5) maps: channels, time, height, width
 MAPS = {
@@ -33,6 +37,9 @@ MAPS = {
     ("r2plus1d_18", 16, 112): ((256, 4, 14, 14), (512, 2, 7, 7)),
     ("mc3_18", 16, 112): ((256, 16, 14, 14), (512, 16, 7, 7)),
     ("s3d", 64, 224): ((832, 8, 7, 7), (1024, 8, 7, 7)),
+    ("resnet2d3d_18", 5, 128): ((256, 3, 8, 8), (256, 2, 4, 4)),
+    ("resnet2d3d_34", 16, 112): ((256, 8, 7, 7), (256, 4, 4, 4)),
+    ("resnet2d3d_50", 16, 224): ((1024, 8, 14, 14), (1024, 4, 7, 7)),
 }
 
 
@@ -62,7 +69,7 @@ def test_p4_and_p5_are_the_means_of_maps_of_these_shapes(name: str, frames: int,
     assert [m.shape[1] for m in network.maps(x, (1, 2, 3, 4, 5)).values()] == list(network.dims)
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", backbones.BACKBONES)
 def test_the_least_input_that_is_named_is_the_least_there_is(name: str) -> None:
     known, network = backbones.BACKBONES[name], outline(name)
 
@@ -79,7 +86,7 @@ def test_the_least_input_that_is_named_is_the_least_there_is(name: str) -> None:
             network(torch.empty(2, 3, frames, size, size, device="meta"))
 
 
-@pytest.mark.parametrize("name", ["c3d", "r3d", "r2plus1d", "s3dg"])
+@pytest.mark.parametrize("name", ["c3d", "r3d", "r2plus1d", "s3dg", "resnet2d3d_18"])
 def test_width_and_channels_change_the_network_and_every_parameter_learns(name: str) -> None:
     torch.manual_seed(0)
     network = backbones.build(name, 8, 32, width=0.125, channels=1)
@@ -97,6 +104,32 @@ def test_what_cannot_be_had_is_said() -> None:
     for width, channels in ((0.5, 3), (1.0, 1)):
         with pytest.raises(ValueError, match="width 1 for 3 channels"):
             backbones.build("r3d_18", 16, 112, width, channels)
+
+
+def test_a_flat_network_is_no_backbone_for_clips() -> None:
+    with pytest.raises(ValueError, match="a 2-D network"):
+        backbones.check("resnet18", 16, 112)
+
+
+@torch.no_grad()
+def test_resnet2d3d_is_dpcs_encoder_before_its_mean_over_time() -> None:
+    torch.manual_seed(0)
+    theirs = ResNet2d3d(18, 0.125).eval()
+    ours = backbones.build("resnet2d3d_18", 8, 64, 0.125).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    x = torch.randn(2, 3, 8, 64, 64)
+    assert torch.equal(ours(x).mean(2), theirs(x))
+
+
+def test_recomputed_activations_change_neither_gradients_nor_statistics() -> None:
+    torch.manual_seed(0)
+    x, found = torch.randn(2, 3, 8, 32, 32), []
+    for checkpointed in (False, True):
+        torch.manual_seed(1)
+        network = backbones.build("r2plus1d", 8, 32, 0.125, checkpointed=checkpointed)
+        network.pooled(x).square().sum().backward()
+        found.append([p.grad for p in network.parameters()] + list(network.buffers()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
 
 
 @torch.no_grad()

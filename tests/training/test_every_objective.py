@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from nvidia.dali import Pipeline
 from PIL import Image
 
 import objectives
+from models.backbones import BACKBONES
 from objectives import checkpoint
+from objectives.pace import Pace, PaceConfig
 from pipelines.graph import define
 from tests.browser import chromium
 from tests.training import harness
@@ -20,6 +23,7 @@ from tools import show_batch
 
 OBJECTIVES = objectives.available()
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
 BATCH = ("--small", "--batch-size", 2, "--log-every", 1, "--prefetch", 1)
 
 
@@ -104,6 +108,48 @@ def test_its_batch_can_be_looked_at(name, data, tmp_path, capsys) -> None:
                 opened.size == (plan.size, plan.size) and 1 <= getattr(opened, "n_frames", 1) <= plan.frames
             )
     look_at(tmp_path / "batch.html", len(clips))
+
+
+# Pace with each of its networks, as small as they come
+
+
+def networks(backbone: str) -> tuple[object, ...]:
+    width = 1 if BACKBONES[backbone].fixed else 1 / 16
+    least = ("--clips", 1, "--frames", 8, "--size", 32, "--width", width)
+    return ("--objective", "pace", "--small", "--backbone", backbone, *least)
+
+
+@every_backbone
+def test_pace_trains_in_two_processes_and_resumes_with_each_backbone(backbone, data, tmp_path) -> None:
+    """DDP raises in the second step where a parameter had no gradient in the first."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    often = ("--steps", 2, "--checkpoint-every", 1, "--keep", 2)
+    common = (*BATCH, *networks(backbone), "--warmup-steps", 0, "--data", data, *often)
+    for done in harness.train_together(2, *common, "--output", whole):
+        assert done.status == 0, done.said
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    for done in harness.train_together(2, *common, "--output", run, "--resume"):
+        assert done.status == 0, done.said
+    last = "checkpoints/step-00000002/model.safetensors"
+    assert losses(run) == losses(whole) and len(set(losses(run).values())) == 2
+    assert (run / last).read_bytes() == (whole / last).read_bytes()
+
+
+@every_backbone
+@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
+def test_paces_gpu_graphs_are_defined_for_each_backbone(backbone, placement) -> None:
+    with Pipeline(4, 2, 0):
+        assert define(Pace.view_plan(PaceConfig(backbone=backbone)), placement).device == "gpu"
+
+
+@every_backbone
+def test_paces_batch_can_be_looked_at_for_each_backbone(backbone, data, tmp_path) -> None:
+    flags = [*map(str, networks(backbone)), "--data", str(data), "--device", "cpu", "--batch-size", "1"]
+    show_batch.main([*flags, "--out", str(tmp_path / "batch")])
+    assert (tmp_path / "batch.html").read_text().count("data:image/webp") == 1
+    with Image.open(tmp_path / "batch.png") as picture:
+        assert picture.size[1] >= 32
 
 
 def look_at(page: Path, clips: int) -> None:
