@@ -26,12 +26,13 @@ from tqdm import tqdm
 import objectives
 from objectives import checkpoint
 from objectives.command import parse
-from pipelines.graph import choose_placement
 from shards import InputError
 from shards.aside import written_aside
+from shards.table import QUARANTINE
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
+from training.speed import settle
 from training.trainer import Trainer
 
 
@@ -39,14 +40,14 @@ def main(argv: list[str]) -> None:
     with StopSignals() as stop:
         settings, config = parse(argv, Settings, __doc__, "train.py")
         accelerator = start(settings)
-        placement = choose_placement(settings.device)
+        speed = settle(settings, objectives.get(settings.objective).view_plan(config))
         run = open_run(settings, config, accelerator.mixed_precision)
         torch.manual_seed(settings.seed)
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
-        with Trainer(settings, run, accelerator, objective, placement, stop) as trainer:
+        with Trainer(settings, run, accelerator, objective, speed, stop) as trainer:
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
             last = trainer.run()
@@ -71,6 +72,7 @@ def start(settings: Settings) -> Accelerator:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
+    logging.getLogger("pipelines").setLevel(logging.WARNING)  # each process meets bad videos of its own
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -90,7 +92,9 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if settings.small:
         changed = differences(objective.config)
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
-    return "\n".join(lines)
+    if bad := len(run.dataset.quarantined()):
+        lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
+    return "\n".join([*lines, trainer.speed.origin])
 
 
 def differences(config: Any) -> str:

@@ -7,20 +7,39 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+LATE = 1e-3  # seconds of waiting that make a batch a late one
+
 
 class Meter:
-    """Sums over some optimizer steps; begins when it is made."""
+    """Sums over some optimizer steps; begins when it is made.
 
-    def __init__(self) -> None:
-        self._began, self._waited, self._steps, self._batches = time.perf_counter(), 0.0, 0, 0
+    device: of the model. On a GPU, waiting is what the GPU stands still for: the thread that feeds it runs ahead.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._began, self.steps, self._batches = time.perf_counter(), 0, 0
+        self._cuda = device is not None and device.type == "cuda"
+        self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._waits: list[float] = []  # seconds
         self._sums: dict[str, Tensor] = {}
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what fetches a batch."""
-        since = time.perf_counter()
+        since, before = time.perf_counter(), self._mark()
         yield
-        self._waited += time.perf_counter() - since
+        after = self._mark()
+        if before and after:
+            self._gaps.append((before, after))
+        else:
+            self._waits.append(time.perf_counter() - since)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if not self._cuda:
+            return None
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Scalars of one batch, on any device; nothing is synchronised here."""
@@ -32,7 +51,7 @@ class Meter:
 
     def step(self) -> None:
         """An optimizer step is done."""
-        self._steps += 1
+        self.steps += 1
 
     def names(self) -> list[str]:
         return list(self._sums)
@@ -41,12 +60,24 @@ class Meter:
         """Means over the batches, in the order of `names`, as one tensor."""
         return torch.stack([value.to(device) for value in self._sums.values()]) / self._batches
 
+    def waits(self) -> list[float]:
+        """Seconds that each batch was waited for."""
+        if self._gaps:
+            self._gaps[-1][1].synchronize()
+        return [before.elapsed_time(after) / 1000 for before, after in self._gaps] or self._waits
+
+    def late(self) -> float:
+        """Share of the batches, 0–1, that were waited for."""
+        waits = self.waits()
+        return sum(wait > LATE for wait in waits) / len(waits)
+
     def speed(self, clips: int) -> dict[str, float]:
         """data_ms and step_ms, milliseconds a step; clips_per_s for `clips` a step; wait_share, 0–1."""
+        waited = sum(self.waits())
         seconds = time.perf_counter() - self._began
         return {
-            "data_ms": 1000 * self._waited / self._steps,
-            "step_ms": 1000 * seconds / self._steps,
-            "clips_per_s": clips * self._steps / seconds,
-            "wait_share": self._waited / seconds,
+            "data_ms": 1000 * waited / self.steps,
+            "step_ms": 1000 * seconds / self.steps,
+            "clips_per_s": clips * self.steps / seconds,
+            "wait_share": waited / seconds,
         }

@@ -7,11 +7,11 @@ from accelerate.utils import broadcast, gather_object
 
 from evaluation.retrieval import neighbours
 from objectives import Objective
-from pipelines.graph import Placement
 from pipelines.windows import Layout, WindowLoader, Windows
 from shards import InputError
 from training.run import Run
 from training.settings import Settings
+from training.speed import Speed
 
 NEIGHBOURS = 20
 
@@ -29,10 +29,10 @@ class Knn:
         run: Run,
         accelerator: Accelerator,
         objective: Objective,
-        placement: Placement,
+        speed: Speed,
     ) -> None:
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
-        self.dataset, self.placement = run.dataset, placement
+        self.dataset, self.speed = run.dataset, speed
         if not settings.knn_every:
             return
         rows = run.dataset.select(split=settings.knn_split or settings.trained_split)
@@ -61,8 +61,8 @@ class Knn:
             self.plan,
             batch_size=size,
             batches=batches,
-            placement=self.placement,
-            threads=self.settings.threads,
+            placement=self.speed.placement,
+            threads=self.speed.threads,
             prefetch=1,
             device=accelerator.device,
         )

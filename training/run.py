@@ -36,7 +36,7 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
     output = on_main(lambda: choose_output(settings))
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
-    dataset = open_data(settings)
+    dataset = open_data(settings, damaged=resumed is not None)
     identity = {
         "data": f"{dataset.name} {dataset.fingerprint[:12]}",
         "seed": settings.seed,
@@ -89,11 +89,12 @@ def choose_output(settings: Settings) -> Path:
     return output
 
 
-def open_data(settings: Settings) -> Dataset:
+def open_data(settings: Settings, *, damaged: bool = False) -> Dataset:
+    """damaged: go on with what is left of its tars, as a run does that was under way when they were damaged."""
     if settings.data is not None:
-        return Dataset(settings.data, cache_gb=settings.cache_gb)
+        return Dataset(settings.data, cache_gb=settings.cache_gb, damaged=damaged)
     with PartialState().local_main_process_first():
-        return Dataset(demo.ensure())
+        return Dataset(demo.ensure(), damaged=damaged)
 
 
 def select_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The flags of train.py that do not belong to an objective."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +46,8 @@ class Settings:
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
-    """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU."""
+    """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU.
+    auto is what tools/bench_loader.py --autotune found for this machine and method, else the first that it has."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Precision of the model's arithmetic; accelerate launch's by default."""
     channels_last: bool = True
@@ -68,10 +68,10 @@ class Settings:
     """Newest checkpoints to keep."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl; each holds means since the last."""
-    threads: int = os.cpu_count() or 2
-    """Decoding threads of this process."""
-    prefetch: int = 2
-    """Batches made ahead."""
+    threads: int | None = None
+    """Decoding threads of this process; what --autotune found, else its share of the cores, by default."""
+    prefetch: int | None = None
+    """Batches made ahead; what --autotune found, else 2, by default."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -84,13 +84,13 @@ class Settings:
             "checkpoint_every",
             "keep",
             "log_every",
-            "threads",
+            *(["threads"] if self.threads is not None else []),
         )
         if self.val_split is not None and self.trained_split in (None, self.val_split):
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
             )
-        if min(self.clip_norm, self.prefetch, self.knn_every) < 0:
+        if min(self.clip_norm, self.prefetch or 0, self.knn_every) < 0:
             raise InputError("--clip-norm, --prefetch and --knn-every must be at least 0")
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")

@@ -1,5 +1,6 @@
 """The loop, counted in optimizer steps."""
 
+import logging
 import math
 from typing import Any, NoReturn, Self
 
@@ -8,9 +9,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from objectives import Objective, checkpoint
-from pipelines.graph import Placement
 from pipelines.loader import Loader
 from pipelines.meter import Meter
 from pipelines.picture import save_views
@@ -21,8 +22,11 @@ from training.log import Log
 from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
 from training.settings import Settings
+from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step
 from training.validation import Validation
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -37,10 +41,11 @@ class Trainer:
         run: Run,
         accelerator: Accelerator,
         objective: Objective,
-        placement: Placement,
+        speed: Speed,
         stop: StopSignals,
     ) -> None:
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
+        self.speed = speed
         self.step = 0
         self.log: Log | None = None
         self.plan = objective.view_plan(objective.config)
@@ -66,13 +71,14 @@ class Trainer:
             seed=settings.seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            placement=placement,
-            threads=settings.threads,
-            prefetch=settings.prefetch,
+            placement=speed.placement,
+            threads=speed.threads,
+            prefetch=speed.prefetch,
             device=accelerator.device,
         )
-        self.validation = Validation(settings, run, accelerator, objective, placement)
-        self.knn = Knn(settings, run, accelerator, objective, placement)
+        self.validation = Validation(settings, run, accelerator, objective, speed)
+        self.knn = Knn(settings, run, accelerator, objective, speed)
+        self.waiting = Waiting()
         self.found: dict[str, float] = {}  # by the last validation and neighbours, not logged yet
         if run.resumed:
             progress = self.state.load(run.resumed)
@@ -88,10 +94,11 @@ class Trainer:
         """
         settings, main = self.settings, self.accelerator.is_main_process
         on_main(self._open_log)
-        line, meter = None, Meter()
+        device = self.accelerator.device
+        line, meter = None, Meter(device)
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.stop.begin()
-        with bar:
+        with bar, logging_redirect_tqdm():
             self.validate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
                 self.train_step(meter)
@@ -104,7 +111,9 @@ class Trainer:
                         self.found |= self.knn.run(self.step)
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
-                    meter = Meter()
+                    if self.waiting.judge(line["wait_share"], meter.steps):
+                        log.warning("%s", self.word(line["wait_share"], meter.late()))
+                    meter = Meter(device)
                     on_main(lambda line=line: self._write(line))  # type: ignore[misc]
                     bar.set_postfix_str(
                         f"loss {line['loss']:.3f}, top-1 {line['top1']:.3f}, "
@@ -180,6 +189,12 @@ class Trainer:
             **metrics,
             **found,
         }
+
+    def word(self, wait_share: float, late: float) -> str:
+        """What to say of too long a wait."""
+        ways = advice(self.settings, self.speed, self.run_.dataset, self.plan, late)[:3]
+        waits = f"step {self.step}: {wait_share:.0%} of the time is spent waiting for data"
+        return "; ".join([waits, *(f"try {way}" for way in ways)])
 
     def save(self) -> None:
         """Write OUTPUT/checkpoints/step-…; all processes call it together."""

@@ -8,7 +8,6 @@ from accelerate.utils import broadcast
 
 from objectives import Objective
 from objectives.base import Plateau
-from pipelines.graph import Placement
 from pipelines.loader import Loader
 from pipelines.meter import Meter
 from pipelines.plan import plain
@@ -17,6 +16,7 @@ from training.feed import tensors
 from training.processes import OwnError
 from training.run import Run
 from training.settings import Settings
+from training.speed import Speed
 
 
 class Decay:
@@ -65,7 +65,7 @@ class Validation:
         run: Run,
         accelerator: Accelerator,
         objective: Objective,
-        placement: Placement,
+        speed: Speed,
     ) -> None:
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.decay = Decay(objective.plateau())
@@ -88,9 +88,9 @@ class Validation:
             seed=settings.seed,
             rank=accelerator.process_index,
             world=world,
-            placement=placement,
-            threads=settings.threads,
-            prefetch=min(settings.prefetch, 1),
+            placement=speed.placement,
+            threads=speed.threads,
+            prefetch=min(speed.prefetch, 1),
             device=accelerator.device,
         )
 

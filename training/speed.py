@@ -1,0 +1,117 @@
+"""The loader's settings for this machine, and what to change where the loop waits for data all the same."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines import tuned
+from pipelines.graph import Placement, choose_placement
+from pipelines.plan import ViewPlan
+from shards import Dataset, InputError
+from training.settings import Settings
+
+TOO_LONG = 0.05  # share of the time spent waiting from which a word is due
+PATIENCE = 50  # steps that it has to last
+_PREFETCH = 2
+_LARGE = 1.5  # videos whose short side is more than so many times the views' are larger than they need to be
+
+
+@dataclass(frozen=True)
+class Speed:
+    """placement: see pipelines.graph. threads: decoding threads of this process. prefetch: batches made ahead.
+
+    origin: a line that says where each is from.
+    """
+
+    placement: Placement
+    threads: int
+    prefetch: int
+    origin: str = ""
+
+
+def settle(settings: Settings, plan: ViewPlan) -> Speed:
+    """How this process's loaders go to work.
+
+    What is given counts, then what --autotune found for this machine and plan, then a default; threads are divided
+    among the processes of this machine. Raises InputError for a device that cannot be had.
+    """
+    found = tuned.lookup(settings.objective, plan)
+    if found and not (settings.device in ("auto", found["device"]) and _can(found["device"])):
+        found = None
+    placement = choose_placement(found["device"] if found else settings.device)
+    prefetch = settings.prefetch
+    if prefetch is None:
+        prefetch = found["prefetch"] if found else _PREFETCH
+    threads = settings.threads or share(found["threads"] if found else cores())
+    otherwise = "found by --autotune" if found else "default"
+    given = {
+        f"--device {placement}": settings.device != "auto",
+        f"--threads {threads}": settings.threads is not None,
+        f"--prefetch {prefetch}": settings.prefetch is not None,
+    }
+    flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
+    return Speed(placement, threads, prefetch, f"loader: {flags}")
+
+
+class Waiting:
+    """Says when a word about waiting is due: where it stays too long for 50 steps, then for 500, 5,000, …"""
+
+    def __init__(self) -> None:
+        self._steps = self._lines = 0
+        self._due = PATIENCE
+
+    def judge(self, wait_share: float, steps: int) -> bool:
+        """The share of the time spent waiting, 0–1, in the steps since this was last asked."""
+        if wait_share <= TOO_LONG:
+            self._steps = self._lines = 0
+            return False
+        self._steps, self._lines = self._steps + steps, self._lines + 1
+        # a single line says nothing: a run's first one has the wait for its first batch in it
+        if self._steps < self._due or self._lines < 2:
+            return False
+        self._steps, self._lines, self._due = 0, 0, 10 * self._due
+        return True
+
+
+def advice(settings: Settings, speed: Speed, dataset: Dataset, plan: ViewPlan, late: float) -> list[str]:
+    """What would shorten the waiting, likeliest first, in the words of a command line.
+
+    late: share of the batches, 0–1, that were not there when they were asked for.
+    """
+    found = []
+    if late < 0.5:
+        found.append(f"--prefetch {2 * speed.prefetch or 1}: the loader is fast enough, but not evenly")
+    better = {"cpu": ("gpu", "hybrid"), "hybrid": ("gpu",), "gpu": ("hybrid",)}[speed.placement]
+    found += [f"--device {device}" for device in better if _can(device)][:1]
+    if speed.placement != "gpu" and speed.threads < share(cores()):
+        found.append(f"--threads {share(cores())}, as many as there are cores for this process")
+    side = float(np.median(np.minimum(dataset.column("width"), dataset.column("height"))))
+    if side > _LARGE * plan.size:
+        found.append(
+            f"smaller shards: the videos' short side is {side:.0f} and the views are {plan.size}² "
+            f"(tools/make_shards.py --for {settings.objective})"
+        )
+    if tuned.lookup(settings.objective, plan) is None:
+        found.append(
+            f"tools/bench_loader.py --autotune --objective {settings.objective} --data {dataset.source}"
+        )
+    return found
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def share(number: int) -> int:
+    """Of so many threads or cores of this machine, those of one of its processes; at least 1."""
+    return max(1, number // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _can(device: str) -> bool:
+    try:
+        choose_placement(device)
+    except InputError:
+        return False
+    return True
