@@ -5,8 +5,9 @@
     tools/freeze_shards.py data/ucf101 --out data/ucf101-still
     train.py --objective pace --small --data data/demo-still --split train --val-split test
 
-Each video becomes its own middle frame, as often and encoded as before: lengths, splits, labels, codec and groups
-of pictures stay, motion goes. Pace prediction must then stay at chance; if it does not, it reads something else.
+Each video becomes its own middle frame, as often and encoded as before: lengths, splits, labels, codec and the places
+of key frames stay, and so do the traces that an encoder leaves; motion goes. Pace prediction must then stay at chance;
+if it does not, it reads something else. The same run on the moving videos is its counterpart.
 """
 
 import io
@@ -15,7 +16,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from itertools import repeat
 from pathlib import Path
@@ -80,13 +81,22 @@ def freeze(dataset: Dataset, row: int, encoding: Encoding) -> Sample:
     count = facts["num_frames"]
     try:
         with av.open(io.BytesIO(dataset.read(row)), "r", metadata_errors="ignore") as container:
-            container.streams.video[0].thread_count = 1
-            frames = container.decode(video=0)
-            picture = next(frame for number, frame in enumerate(frames) if number == count // 2)
-    except (av.FFmpegError, StopIteration, IndexError) as error:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            keys, picture = [], None
+            for number, frame in enumerate(container.decode(stream)):
+                if frame.key_frame:
+                    keys.append(number)
+                if number == count // 2:
+                    picture = frame
+        if picture is None:
+            raise IndexError(f"it has no frame {count // 2}")
+    except (av.FFmpegError, IndexError) as error:
         raise InputError(
             f"{dataset.path}: {key} cannot be decoded ({error}); run tools/check_shards.py"
         ) from error
+    if len(keys) > 1:  # of a copied video, its own
+        encoding = replace(encoding, gop=keys[1] - keys[0])
     still = house_frame(picture, picture.width, picture.height, encoding.codec, VideoReformatter())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "still.mp4"
