@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,29 @@ class Cache:
                 path.unlink()
                 used -= status.st_size
         return used + size <= self._limit
+
+
+def made_once(done: Path, make: Callable[[Path], None]) -> Path:
+    """The folder `done`; when it is not there yet, `make` fills an empty one that then takes its name.
+
+    Safe from several processes at once: one makes it, the others wait.
+    """
+    if done.is_dir():
+        return done
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with locked(_lock_of(done)):
+        if done.is_dir():
+            return done
+        for stale in done.parent.glob(f".{done.name}-*"):
+            shutil.rmtree(stale)
+        aside = Path(tempfile.mkdtemp(dir=done.parent, prefix=f".{done.name}-"))
+        try:
+            make(aside)
+            os.chmod(aside, 0o755)
+            os.rename(aside, done)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return done
 
 
 @contextmanager

@@ -1,8 +1,6 @@
 """The demo set: rendered on first use, so that everything can be tried without a download."""
 
-import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from shards.cache import cache_folder
+from shards.cache import cache_folder, made_once
 from shards.encode import Encoding, house_frame, write_mp4
 from shards.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.pool import Crashed, in_order
@@ -89,26 +87,7 @@ def ensure(cache: Path | None = None) -> Path:
     cache: parent folder; by default $SLIPSTREAM_CACHE, else ~/.cache/slipstream. Draws a progress bar on
     standard error while it renders.
     """
-    if cache is None:
-        cache = cache_folder()
-    done = cache / VERSION
-    if (done / "dataset.json").is_file():
-        return done
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / f".{VERSION}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if (done / "dataset.json").is_file():
-            return done
-        for stale in cache.glob(f".{VERSION}-*"):
-            shutil.rmtree(stale)
-        aside = Path(tempfile.mkdtemp(dir=cache, prefix=f".{VERSION}-"))
-        try:
-            _render_in_a_process(aside)
-            os.chmod(aside, 0o755)
-            os.rename(aside, done)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return done
+    return made_once((cache or cache_folder()) / VERSION, _render_in_a_process)
 
 
 def _render_in_a_process(out: Path) -> None:
