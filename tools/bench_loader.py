@@ -1,37 +1,39 @@
 #!/usr/bin/env python3
-"""Does the loader keep up with the model? Times the loader alone, the model alone, and both together.
+"""Does the loader keep up with the model, what holds it back, and what do people use instead?
 
-    tools/bench_loader.py --data data/k400 --objective vdim --json benchmarks/DATE-MACHINE.json
     tools/bench_loader.py                                the demo set, CPU-sized model on a machine without GPU
+    tools/bench_loader.py --data data/k400 --objective dpc --against dataloader --json FILE --chart FILE.png
+    tools/bench_loader.py --data rendered --objective all --no-model --batch-size 8 --against dataloader
+    tools/bench_loader.py --data data/k400 --objective dpc --sweep threads=1,2,4 prefetch=1,2 device=cpu,hybrid
+    tools/bench_loader.py --data data/k400 --objective dpc --autotune        train.py then uses what it found
 
-loader: batches taken as fast as they come. model: training steps on one cached batch (the headspace: no loader
-can make training faster than this). together: training steps on fresh batches; wait_share is the part of the
-time that the loop spends waiting for them. All three in one run, on one machine: compare them with each other.
+loader: batches taken as fast as they come; decode and augmentation: its parts alone; libavcodec: the ceiling of any
+CPU decoder on these frames. model: training steps on one cached batch (no loader can make training faster).
+training: steps on fresh batches, and the share of the time they wait. All take turns in one run on one machine:
+compare them with each other. docs/loader-benchmark.md says what each means and what is not fair to whom.
 """
 
 import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from bench import render
+from bench.chart import draw_chart
+from bench.measure import measure
+from bench.report import table
 from machine import describe
-from tqdm import tqdm
 
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.graph import choose_placement
-from pipelines.loader import Loader
-from pipelines.meter import Meter
 from shards import Dataset, InputError, at_least, demo
-from training.feed import tensors
+
+PACKAGES = ("torch", "torchvision", "torchcodec", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy")
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,22 @@ class Settings:
     """What is timed. The objective's own flags follow further down."""
 
     objective: str = "vdim"
-    """The method whose views and model are timed."""
+    """The method whose views and model are timed; several with commas, or all."""
     data: Path | None = None
-    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    """A data set made by tools/make_shards.py; `rendered`: 48 videos of 10 s, 340×256, rendered on first use; the
+    demo set by default."""
     split: str | None = None
     """Use only the rows of this split."""
     json: Path | None = None
-    """Write the result here as well."""
+    """Write the figures here."""
+    chart: Path | None = None
+    """Draw them here (.png, .svg, .pdf)."""
     batch_size: int = 0
     """Clips a batch."""
-    batches: int = 10
-    """Batches timed in each of the three parts, after two that are not."""
+    batches: int = 5
+    """Batches timed in each round of each part, after those that are not."""
+    rounds: int = 3
+    """Rounds; the parts take turns in each, and figures are medians over them."""
     device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
     """Where videos are decoded and augmented."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -58,12 +65,26 @@ class Settings:
     """Decoding threads."""
     prefetch: int = 2
     """Batches made ahead."""
+    model: bool = True
+    """Time the model too, alone and on the loader's batches; --no-model is for the loader alone."""
+    against: tuple[Literal["dataloader", "dali-readers"], ...] = ()
+    """Peers on the same data: PyTorch's DataLoader with torchcodec and torchvision v2; DALI's own readers and random
+    operators (needs NVDEC, or VP9 or MJPEG videos)."""
+    workers: tuple[int, ...] = ()
+    """Numbers of DataLoader workers to choose the best of; 0, 1, 2, 4 … up to the cores by default."""
+    sweep: tuple[str, ...] = ()
+    """The loader alone for each combination: threads=1,2,4 prefetch=1,2,4 batch_size=8,16 device=cpu,hybrid,gpu."""
+    autotune: bool = False
+    """Find the placement, threads and prefetch that suit this machine, and note them for train.py."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "batches", "threads")
+        at_least(self, 1, "batch_size", "batches", "rounds", "threads")
+        at_least(self, 0, "prefetch")
+        if self.workers and min(self.workers) < 0:
+            raise InputError(f"--workers {min(self.workers)}: must be at least 0")
 
     @classmethod
     def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
@@ -71,115 +92,50 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    settings, config = parse(argv, Settings, __doc__, "bench_loader.py")
-    placement = choose_placement(settings.device)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = Dataset(settings.data or demo.ensure())
-    objective = objectives.get(settings.objective)(config).to(device)
-    plan = objective.view_plan(config)
-    rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
-    step = training_step(objective, settings.precision, device)
-    with Loader(
-        dataset,
-        rows,
-        plan,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        placement=placement,
-        threads=settings.threads,
-        prefetch=settings.prefetch,
-        device=device,
-    ) as loader:
-        draws: list[Any] = []
-        cached = next(loader)
-
-        def load() -> None:
-            draws.extend(next(loader)["draw"])
-
-        parts = {
-            "loader": rate("loader alone", load, settings, device),
-            "model": rate("model alone", lambda: step(cached), settings, device),
-            "together": together(loader, step, settings, device),
-        }
-    frames_used = plan.views * plan.frames
-    parts["loader"]["frames_per_s"] = parts["loader"]["clips_per_s"] * frames_used
-    parts["loader"] |= decoded_per_used(draws, int(dataset.info["settings"]["gop"]))
+    asked = [parse(flags, Settings, __doc__, "bench_loader.py") for flags in one_each(argv)]
+    machine = describe(*PACKAGES) | {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    }
+    first = asked[0][0]
+    for path in filter(None, (first.json, first.chart)):
+        if not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    dataset = open_data(first.data)
+    blocks = {}
+    for settings, config in asked:
+        blocks[settings.objective] = measure(settings, config, dataset)
+        print(table(settings.objective, blocks[settings.objective]), flush=True)
     result = {
         "date": time.strftime("%Y-%m-%d"),
         "command": "tools/bench_loader.py " + " ".join(argv),
-        "machine": describe("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy")
-        | {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None},
-        "data": {"name": dataset.name, "videos": len(rows), "settings": dataset.info["settings"]},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
-        "config": asdict(config),
-        "placement": placement,
-        "views": {"views": plan.views, "frames": plan.frames, "size": plan.size},
-        **parts,
-        "memory": {
-            "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "peak_cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-        },
+        "machine": machine,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if settings.json:
-        settings.json.write_text(text + "\n")
+    if first.chart:
+        draw_chart(result | {"objectives": blocks}, first.chart)
+    if first.json:
+        alone = len(blocks) == 1
+        result |= blocks[first.objective] if alone else {"objectives": blocks}
+        first.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def training_step(
-    objective: objectives.Objective, precision: str, device: torch.device
-) -> Callable[[dict], None]:
-    optimizer = objective.optimizer()
-
-    def step(batch: dict[str, Any]) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = objective(tensors(batch, device)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def one_each(argv: list[str]) -> list[list[str]]:
+    """The command line of each of the objectives that argv names: one, several with commas, or all."""
+    for place, word in enumerate(argv):
+        flag, equals, names = word.partition("=")
+        if flag != "--objective" or not (equals or argv[place + 1 :]):
+            continue
+        after = place + 1 if equals else place + 2
+        names = names or argv[place + 1]
+        chosen = list(objectives.available()) if names == "all" else names.split(",")
+        return [[*argv[:place], "--objective", name, *argv[after:]] for name in chosen]
+    return [argv]
 
 
-def rate(name: str, do: Callable[[], None], settings: Settings, device: torch.device) -> dict[str, float]:
-    """Clips a second of `do`, which handles one batch, after two calls that are not counted."""
-    for _ in range(2):
-        do()
-    synchronise(device)
-    began = time.perf_counter()
-    for _ in tqdm(range(settings.batches), desc=name, unit="batch", leave=False):
-        do()
-    synchronise(device)
-    return {"clips_per_s": settings.batches * settings.batch_size / (time.perf_counter() - began)}
-
-
-def together(loader: Loader, step: Callable[[dict], None], settings: Settings, device: torch.device) -> dict:
-    for _ in range(2):
-        step(next(loader))
-    synchronise(device)
-    meter = Meter()
-    for _ in tqdm(range(settings.batches), desc="together", unit="batch", leave=False):
-        with meter.waiting():
-            batch = next(loader)
-        step(batch)
-        synchronise(device)  # or waiting for the GPU would hide waiting for data
-        meter.step()
-    return meter.speed(settings.batch_size)
-
-
-def decoded_per_used(draws: list[Any], gop: int) -> dict[str, float]:
-    """Frames that must be decoded, from the key frame before the first needed one, a distinct frame needed."""
-    decoded = used = 0
-    for draw in draws:
-        numbers = np.unique(draw.frames)
-        decoded += int(numbers[-1] - numbers[0] // gop * gop + 1)
-        used += len(numbers)
-    return {"frames_decoded_per_frame_used": decoded / used}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def open_data(path: Path | None) -> Dataset:
+    if path is None:
+        return Dataset(demo.ensure())
+    rendered = str(path) == "rendered" and not path.exists()
+    return Dataset(render.ensure() if rendered else path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The ceiling of decoding on a CPU: libavcodec alone on the frames that a draw needs, nothing made of them."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import av
+import numpy as np
+import torch
+
+from pipelines.draw import Draw
+
+from .rounds import Figures, Part, rate
+from .source import Source
+
+CPU = torch.device("cpu")
+
+
+def ceiling(source: Source, threads: int, batches: int) -> Part:
+    """clips_per_s of decoding alone; frames_decoded_per_frame_used, run-up from the key frames included."""
+    gop = int(source.dataset.info["settings"].get("gop") or 1)
+
+    def part(first: int) -> Figures:
+        samples = source.samples(first, batches)
+        videos = [source.dataset.read(row, source.component) for row, _ in samples]
+        numbers = [np.unique(drawn.frames).tolist() for _, drawn in samples]
+        decoded: list[int] = []
+
+        def run() -> None:
+            with ThreadPoolExecutor(threads) as pool:
+                decoded.extend(pool.map(partial(frames_decoded, gop=gop), videos, numbers))
+
+        figures = rate(run, 1, len(samples), CPU)
+        return figures | {"frames_decoded_per_frame_used": sum(decoded) / sum(map(len, numbers))}
+
+    return part
+
+
+def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
+    """Decode what is needed for these ascending frame numbers; returns how many frames that took.
+
+    A seek goes to the key frame at or before its target; gaps longer than `gop` frames hold one to skip to.
+    """
+    decoded = 0
+    with av.open(io.BytesIO(video), metadata_errors="ignore") as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        assert stream.average_rate and stream.time_base
+        ticks, origin = float(1 / (stream.average_rate * stream.time_base)), stream.start_time or 0
+        for first, last in stretches(numbers, gop):
+            container.seek(origin + int(first * ticks), stream=stream)
+            for frame in container.decode(stream):
+                decoded += 1
+                if round((frame.pts - origin) / ticks) >= last:
+                    break
+    return decoded
+
+
+def stretches(numbers: list[int], gop: int) -> Iterator[tuple[int, int]]:
+    """First and last of the runs of ascending numbers between which a gap is longer than `gop`."""
+    first = numbers[0]
+    for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+        if following is None or following - number > gop:
+            yield first, number
+            first = following or 0
+
+
+def formula(draws: list[Draw], gop: int) -> float:
+    """Frames decoded a frame used when each video is decoded in one go from the key frame before the first one."""
+    decoded = used = 0
+    for drawn in draws:
+        numbers = np.unique(drawn.frames)
+        decoded += int(numbers[-1] - numbers[0] // gop * gop + 1)
+        used += len(numbers)
+    return decoded / used

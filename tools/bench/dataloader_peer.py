@@ -1,0 +1,154 @@
+"""The peer that a user would write: DataLoader workers, torchcodec, torchvision v2, on the same samples as ours."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shards import InputError
+
+from .rounds import Figures, rate
+from .source import Source
+from .transforms import clip
+
+AHEAD = 2  # batches a worker, DataLoader's default
+
+
+class Clips(Dataset):
+    """A run's samples by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time."""
+
+    def __init__(self, source: Source, device: str = "cpu", threads: int = 1) -> None:
+        self._source, self._device, self._threads = source, device, threads
+        self._tars: dict[str, int] = {}
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row, drawn = self._source.sample(number)
+        views = clip(self._read(row), drawn, self._source.plan, self._device)
+        return {"views": views} | ({} if drawn.pace is None else {"pace": torch.from_numpy(drawn.pace)})
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        if self._threads == 1:
+            return [self[number] for number in numbers]
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(self.__getitem__, numbers))
+
+    def _read(self, row: int) -> bytes:
+        """Unlike ours, nothing is checked: a user's own data set would not."""
+        dataset, component = self._source.dataset, self._source.component
+        tar = dataset.shards[dataset.shard_numbers[row]]
+        if tar not in self._tars:
+            self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)
+        size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
+        return os.pread(self._tars[tar], size, offset)
+
+
+class Numbers(Sampler[int]):
+    """`count` numbers from `first` on; both may change between two passes."""
+
+    first = count = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.first + self.count))
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class DataLoaderPeer:
+    """A DataLoader whose workers stay; call it for a round. cuda: torchcodec decodes on the GPU, in this process."""
+
+    def __init__(
+        self,
+        source: Source,
+        workers: int,
+        batches: int,
+        device: torch.device,
+        *,
+        cuda: bool = False,
+        threads: int = 1,
+    ) -> None:
+        check_torchcodec()
+        self.workers, self._batches, self._clips, self._device = workers, batches, source.batch_size, device
+        self._numbers = Numbers()
+        kept: dict[str, Any] = (
+            {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
+        )
+        self._loader = DataLoader(
+            Clips(source, "cuda" if cuda else "cpu", threads if cuda else 1),
+            source.batch_size,
+            sampler=self._numbers,
+            num_workers=workers,
+            prefetch_factor=AHEAD if workers else None,
+            pin_memory=device.type == "cuda" and not cuda,
+            **kept,
+        )
+
+    def __call__(self, first: int) -> Figures:
+        """The part of pipelines' own loader_alone: clips_per_s, cpu_ms_per_clip."""
+        warm, behind = (
+            max(self.workers, 1),
+            self.workers,
+        )  # all workers are at work from the first tick to the last
+        batches = self.take(first, warm + self._batches + behind)
+        for _ in range(warm):
+            next(batches)
+        figures = rate(lambda: next(batches), self._batches, self._clips, self._device, self._processes())
+        for _ in batches:
+            pass
+        return figures
+
+    def take(self, first: int, batches: int) -> Iterator[dict[str, Any]]:
+        """Batches on the device, from sample `first` on."""
+        self._numbers.first, self._numbers.count = first, batches * self._clips
+        for batch in self._loader:
+            yield {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _processes(self) -> list[int]:
+        return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
+
+
+def best_peer(
+    source: Source, counts: list[int], batches: int, device: torch.device
+) -> tuple[DataLoaderPeer, dict[str, float]]:
+    """The peer with the best of these numbers of workers, and the clips/s of each."""
+    tried: dict[str, float] = {}
+    best: DataLoaderPeer | None = None
+    for count in counts:
+        peer = DataLoaderPeer(source, count, batches, device)
+        tried[str(count)] = peer(0)["clips_per_s"]
+        loser: DataLoaderPeer | None = peer
+        if best is None or tried[str(count)] > tried[str(best.workers)]:
+            best, loser = peer, best
+        if loser is not None:
+            loser.close()
+    assert best is not None
+    return best, tried
+
+
+def worker_counts(cores: int) -> list[int]:
+    """0, 1, 2, 4, 8 … and the cores."""
+    return sorted({0, cores, *(2**n for n in range(cores.bit_length()) if 2**n <= cores)})
+
+
+def check_torchcodec() -> None:
+    """Raise InputError that says what the peer lacks."""
+    if importlib.util.find_spec("torchcodec") is None:
+        raise InputError("--against dataloader: torchcodec is not installed; pip install -e '.[bench]'")
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--against dataloader: torchcodec cannot be loaded ({reason}); it needs FFmpeg's shared libraries "
+            "from the system, such as Debian's ffmpeg"
+        ) from error

@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""The set `--data rendered`: videos of ten seconds, 340×256, 30 frames/s, as Kinetics' come out of make_shards.
+
+tools/bench/render.py OUT
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
+
+from shards.cache import cache_folder, made_once
+from shards.encode import Encoding, house_frame, write_mp4
+from shards.motion import CLASSES, FPS, draw_clip
+from shards.pool import Crashed, in_order
+from shards.table import publish
+from shards.writer import Sample, write_shard
+
+VERSION = "rendered-v1"
+VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 340, 256
+GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the videos would decode faster than real ones
+ENCODING = Encoding()
+
+
+def render(out: Path, videos: int = VIDEOS, frames: int = FRAMES, workers: int = 2) -> Path:
+    """Render the set into the new or empty folder `out`, and return it."""
+    out.mkdir(parents=True, exist_ok=True)
+    tasks = [(number, frames) for number in range(videos)]
+    with closing(in_order(_video, tasks, workers)) as results:
+        samples = list(tqdm(results, total=videos, desc="rendering ten-second videos, once", unit="video"))
+    if crashed := [result.detail for result in samples if isinstance(result, Crashed)]:
+        raise RuntimeError(f"rendering failed: {crashed[0]}")
+    shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
+    assert shard is not None
+    publish(
+        out, CLASSES, [asdict(shard)], {**asdict(ENCODING), "frames": frames, "grain": GRAIN}, name="rendered"
+    )
+    return out
+
+
+def ensure() -> Path:
+    """The set in the cache folder, rendered there on first use: about two minutes of two cores."""
+    return made_once(cache_folder() / VERSION, _render_in_a_process)
+
+
+def _render_in_a_process(out: Path) -> None:
+    """The pool's processes import the main module of the one that starts them: let it be this small one."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, __file__, str(out)], check=True, env=environment)
+
+
+def _video(task: tuple[int, int]) -> Sample:
+    number, frames = task
+    label = number % len(CLASSES)
+    rng = np.random.default_rng([2026, number])
+    clip_THWC = draw_clip(CLASSES[label], frames, rng)
+    grain = rng.normal(0, GRAIN, (16, HEIGHT + 16, WIDTH + 16, 1)).astype(np.float32)
+    scaled, coded = VideoReformatter(), VideoReformatter()
+
+    def picture(n: int) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(clip_THWC[n], "rgb24")
+        large = scaled.reformat(frame, WIDTH, HEIGHT, "rgb24", interpolation="BICUBIC").to_ndarray()
+        top, left = rng.integers(0, 16, 2)
+        noise = grain[n % 16, top : top + HEIGHT, left : left + WIDTH]
+        noisy = np.clip(large + noise, 0, 255).astype(np.uint8)
+        return house_frame(av.VideoFrame.from_ndarray(noisy, "rgb24"), WIDTH, HEIGHT, ENCODING.codec, coded)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        written = write_mp4((picture(n) for n in range(frames)), path, Fraction(FPS), ENCODING)
+        data = path.read_bytes()
+    facts = {
+        "label_name": CLASSES[label],
+        "source": f"{VERSION}/{number:03d}",
+        "num_frames": written.num_frames,
+        "fps": float(FPS),
+        "width": written.width,
+        "height": written.height,
+    }
+    return Sample(f"{CLASSES[label]}-{number:03d}", data, facts, label)
+
+
+if __name__ == "__main__":
+    render(Path(sys.argv[1]))

@@ -1,0 +1,60 @@
+"""The model alone, and the model on the loader's batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import objectives
+from pipelines.meter import Meter
+from training.feed import tensors
+
+from .parts import WARM, Way
+from .rounds import Figures, Part, rate, synchronise
+from .source import Source
+
+Step = Callable[[dict[str, Any]], None]
+
+
+def training_step(objective: objectives.Objective, precision: str, device: torch.device) -> Step:
+    """An optimizer step on a batch of the loader."""
+    optimizer = objective.optimizer()
+
+    def step(batch: dict[str, Any]) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = objective(tensors(batch, device)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def model_alone(step: Step, batch: dict[str, Any], source: Source, way: Way, batches: int) -> Part:
+    """Steps on one cached batch: no loader can make training faster than this."""
+
+    def part(_: int) -> Figures:
+        step(batch)
+        return rate(lambda: step(batch), batches, source.batch_size, way.device)
+
+    return part
+
+
+def together(step: Step, source: Source, way: Way, batches: int) -> Part:
+    """Steps on fresh batches; wait_share (0–1) is the part of the time spent waiting for them."""
+
+    def part(first: int) -> Figures:
+        with way.loader(source, first) as loader:
+            for _ in range(WARM):
+                step(next(loader))
+            synchronise(way.device)
+            meter = Meter()
+            for _ in range(batches):
+                with meter.waiting():
+                    batch = next(loader)
+                step(batch)
+                synchronise(way.device)  # or waiting for the GPU would hide waiting for data
+                meter.step()
+            return meter.speed(source.batch_size)
+
+    return part
