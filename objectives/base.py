@@ -20,7 +20,8 @@ from shards import InputError
 
 @dataclass(frozen=True)
 class Output:
-    """loss: scalar to minimise. metrics: scalars to log; "top1" is the method's headline, "chance" its floor."""
+    """loss: scalar to minimise. metrics: scalars to log, or (2,), a part and its whole, both summed before they are
+    divided; "top1" is the method's headline, "chance" its floor."""
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)

@@ -60,16 +60,18 @@ def positive_pair_nce(scores_AB: Tensor, positive_AB: Tensor, reduction: Reducti
 def confusion(guesses_A: Tensor, paces_A: Tensor, paces: Sequence[float]) -> dict[str, Tensor]:
     """top1; for each pace its accuracy, and confusion_TRUE_GUESSED, the share of its clips taken for another.
 
-    guesses, paces_A: (A,) int64, indices into `paces`. Shares are counted as if the batch held each pace equally
-    often, which it does on average: so the means over batches and processes are right, where a pace missing from a
-    batch would have no share at all.
+    guesses, paces_A: (A,) int64, indices into `paces`. Accuracy and confusion are (2,): clips, and all of that pace.
     """
     M = len(paces)
     counts_MM = torch.bincount(paces_A * M + guesses_A, minlength=M * M).view(M, M)
-    shares_MM = counts_MM * (M / len(paces_A))
+    wholes_M = counts_MM.sum(1)
+    right = counts_MM.diagonal().sum() / len(paces_A)
     names = [pace_name(pace) for pace in paces]
-    metrics = {f"accuracy_{names[i]}": shares_MM[i, i] for i in range(M)}
+    metrics = {f"accuracy_{names[i]}": torch.stack([counts_MM[i, i], wholes_M[i]]) for i in range(M)}
     metrics |= {
-        f"confusion_{names[i]}_{names[j]}": shares_MM[i, j] for i in range(M) for j in range(M) if i != j
+        f"confusion_{names[i]}_{names[j]}": torch.stack([counts_MM[i, j], wholes_M[i]])
+        for i in range(M)
+        for j in range(M)
+        if i != j
     }
-    return {"top1": shares_MM.diagonal().sum() / M, "chance": shares_MM.new_tensor(1 / M), **metrics}
+    return {"top1": right, "chance": right.new_tensor(1 / M), **metrics}

@@ -17,7 +17,7 @@ class Meter:
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self._began, self.steps, self._batches = time.perf_counter(), 0, 0
+        self._began, self.steps = time.perf_counter(), 0
         self._cuda = device is not None and device.type == "cuda"
         self._gaps: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._waits: list[float] = []  # seconds
@@ -42,23 +42,24 @@ class Meter:
         return mark
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Scalars of one batch, on any device; nothing is synchronised here."""
-        self._batches += 1
+        """Metrics of one batch, on any device: a scalar, or (2,), a part and its whole. Nothing is synchronised."""
         for name, value in metrics.items():
-            self._sums[name] = (
-                self._sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
-            )
+            value = value.detach().float()
+            pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def step(self) -> None:
         """An optimizer step is done."""
         self.steps += 1
 
-    def names(self) -> list[str]:
-        return list(self._sums)
+    def sums(self, device: torch.device) -> Tensor:
+        """(metrics, 2): of each the sum, and what to divide it by. Sums of processes may be added."""
+        return torch.stack([pair.to(device) for pair in self._sums.values()])
 
-    def means(self, device: torch.device) -> Tensor:
-        """Means over the batches, in the order of `names`, as one tensor."""
-        return torch.stack([value.to(device) for value in self._sums.values()]) / self._batches
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Of `sums`, by name; without those whose whole is 0."""
+        pairs = zip(self._sums, sums.tolist(), strict=True)
+        return {name: part / whole for name, (part, whole) in pairs if whole}
 
     def waits(self) -> list[float]:
         """Seconds that each batch was waited for."""

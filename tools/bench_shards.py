@@ -10,6 +10,8 @@ hashes, and writes tars and the table.)
 
 import json
 import os
+import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -70,9 +72,11 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout.split("\n")[0]
     seconds: dict[str, list[float]] = {"make_shards": [], "ffmpeg": []}
     info: dict[str, Any] = {}
+    peak = 0.0
     for _ in tqdm(range(settings.repeats), desc="make_shards and ffmpeg", unit="turn"):
         with tempfile.TemporaryDirectory(prefix="bench-shards-") as folder:
             seconds["make_shards"].append(timed_shards(settings, Path(folder) / "out"))
+            peak = peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # before any ffmpeg
             info = json.loads((Path(folder) / "out" / "dataset.json").read_text())
         with tempfile.TemporaryDirectory(prefix="bench-shards-") as folder:
             seconds["ffmpeg"].append(timed_ffmpeg(settings.workers, paths, Path(folder)))
@@ -85,6 +89,7 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
         "frames": info["frames"],
         "rejected": info["rejected"],
         "seconds": seconds,
+        "make_shards_peak_rss_mib": peak,  # of its largest process
         **{
             name: {"videos_per_s": info["rows"] / median, "frames_per_s": info["frames"] / median}
             for name, median in medians.items()
@@ -114,14 +119,12 @@ def one_ffmpeg(source: Path, to: Path) -> None:
     side = BASE.short_side
     smaller = f"if(gt(min(iw,ih),{side}),{side}/min(iw,ih),1)"
     size = f"w='trunc(iw*{smaller}/2)*2':h='trunc(ih*{smaller}/2)*2'"
-    command = ["ffmpeg", *"-nostdin -v quiet -threads 1 -i".split(), str(source), *"-map 0:v:0 -an".split()]
-    command += ["-vf", f"scale={size}:flags=bicubic", *"-filter_threads 1 -pix_fmt yuv420p".split()]
-    command += (
-        f"-fps_mode passthrough -c:v libx264 -threads 1 -preset {BASE.preset} -crf {BASE.quality}".split()
-    )
-    command += f"-bf 0 -g {BASE.gop} -keyint_min {BASE.gop} -sc_threshold 0 -flags +cgop".split()
-    command += ["-movflags", "+faststart", "-y", str(to)]
-    subprocess.run(command, check=False)  # broken files fail here too
+    command = f"""
+        ffmpeg -nostdin -v quiet -threads 1 -i {shlex.quote(str(source))} -map 0:v:0 -an
+        -vf "scale={size}:flags=bicubic" -filter_threads 1 -pix_fmt yuv420p -fps_mode passthrough
+        -c:v libx264 -threads 1 -preset {BASE.preset} -crf {BASE.quality} -bf 0 -g {BASE.gop} -keyint_min {BASE.gop}
+        -sc_threshold 0 -flags +cgop -movflags +faststart -y {shlex.quote(str(to))}"""
+    subprocess.run(shlex.split(command), check=False)  # broken files fail here too
 
 
 if __name__ == "__main__":

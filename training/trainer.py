@@ -174,8 +174,7 @@ class Trainer:
 
     def line(self, meter: Meter) -> dict[str, float]:
         """A line of metrics.jsonl: means over processes and over the steps since the last."""
-        means = self.accelerator.reduce(meter.means(self.accelerator.device), "mean").tolist()
-        metrics = dict(zip(meter.names(), means, strict=True))
+        metrics = meter.means(self.accelerator.reduce(meter.sums(self.accelerator.device), "sum"))
         speed = meter.speed(self.run_.identity["global_batch"] * self.settings.accumulate)
         if not math.isfinite(metrics["loss"]):
             self.refuse(f"the loss is {metrics['loss']}")

@@ -113,8 +113,7 @@ class Validation:
                 out = self.objective(given)
                 meter.add({"loss": out.loss, **out.metrics})
         self.objective.train()
-        means = self.accelerator.reduce(meter.means(self.accelerator.device), "mean").tolist()
-        metrics = dict(zip(meter.names(), means, strict=True))
+        metrics = meter.means(self.accelerator.reduce(meter.sums(self.accelerator.device), "sum"))
         self.decay.judge(metrics["loss"])
         return {"val_step": step} | {f"val_{name}": value for name, value in metrics.items()}
 

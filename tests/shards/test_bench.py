@@ -36,6 +36,7 @@ def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:
     encode = json.loads(out.read_text())["encode"]
     assert (encode["rows"], encode["frames"]) == (2, 21)
     times = encode["seconds"]
+    assert 20 < encode["make_shards_peak_rss_mib"] < 1024
     assert encode["ffmpeg"]["frames_per_s"] == pytest.approx(21 / times["ffmpeg"][0])
     assert encode["make_shards_over_ffmpeg"] == pytest.approx(times["ffmpeg"][0] / times["make_shards"][0])
 
