@@ -80,20 +80,25 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Resident:
-    """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8; full_range: of its levels."""
+    """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
+
+    full_range: of its levels. stream: on which they are copied, beside the model's; None on a CPU.
+    """
 
     luma: Tensor
     chroma: Tensor
     full_range: bool
+    stream: torch.cuda.Stream | None
 
     @classmethod
-    def of(cls, video: Decoded, device: torch.device) -> "Resident":
+    def of(cls, video: Decoded, device: torch.device, stream: torch.cuda.Stream | None = None) -> "Resident":
         frames, height, width = len(video.planes), video.height, video.width
         luma = video.planes[:, :height, :, None]
         chroma = video.planes[:, height:].reshape(frames, 2, height // 2, width // 2).transpose(0, 2, 3, 1)
-        on_device = (torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma))
+        with torch.cuda.stream(stream):
+            on_device = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma)]
         full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
-        return cls(*on_device, full_range=full)
+        return cls(*on_device, full_range=full, stream=stream)
 
     def take(self, numbers: NDArray[np.int32]) -> tuple[Any, Any]:
         """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer."""
@@ -106,7 +111,8 @@ class Cache:
     """Decoded videos of a fixed part of a run's rows, kept from the first time one is looked at.
 
     rows: (N,) of the data set. component: mp4 or flow.mp4. gib: most memory that the videos may take, in this process.
-    where: in the computer's memory, or on `device`. Threads may share it.
+    where: in the computer's memory, or in that of the GPU of this number; without one, for tests, the computer's plays
+    its part. Threads may share it.
     """
 
     def __init__(
@@ -114,41 +120,40 @@ class Cache:
         dataset: Dataset,
         rows: NDArray[np.int64],
         component: str,
-        *,
         where: Where,
         gib: float,
-        device: torch.device | None = None,
+        gpu: int | None = None,
     ) -> None:
-        self.where, self._device = where, device or torch.device("cpu")
-        _check_room(where, gib, self._device)
+        self.where = where
+        on_gpu = where == "gpu" and gpu is not None
+        self._device = torch.device("cuda", gpu) if on_gpu else torch.device("cpu")
+        _check_room(gib, self._device)
         frames, width, height = (
             dataset.column(name)[rows].astype(np.int64) for name in ("num_frames", "width", "height")
         )
-        halves = 2 if component == "flow.mp4" else 1  # u above v
-        self._num_frames, self.sizes = frames, frames * width * height * halves * 3 // 2
+        self._shapes = np.stack([frames, height * (2 if component == "flow.mp4" else 1), width], axis=1)
+        self.sizes = self._shapes.prod(1) * 3 // 2
         self.chosen = chosen(self.sizes, int(gib * _GIB))
-        self._gib, self._kept = gib, {}  # type: tuple[float, dict[int, Decoded | Resident | None]]
-        on_gpu = where == "gpu" and self._device.type == "cuda"
-        self.stream = torch.cuda.Stream(self._device) if on_gpu else None  # beside the model's
+        self._kept: dict[int, Decoded | Resident | None] = {}
+        self._stream = torch.cuda.Stream(self._device) if on_gpu else None
 
     def get(self, index: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
         """The video of rows[index], whose bytes `read` reads; None if it is not kept, be it that it cannot be."""
         if not self.chosen[index]:
             return None
         if index not in self._kept:
-            try:
-                video = Decoded.of(read(), int(self._num_frames[index]))
-            except DecodeError:  # perhaps in a frame that no draw asks for: whoever decodes the file will see
-                self._kept[index] = None
-            else:
-                self._kept[index] = self._placed(video)
+            self._kept[index] = self._decoded(index, read())
         return self._kept[index]
 
-    def _placed(self, video: Decoded) -> Decoded | Resident:
-        if self.where == "host":
-            return video
-        with torch.cuda.stream(self.stream):
-            return Resident.of(video, self._device)
+    def _decoded(self, index: int, data: bytes) -> Decoded | Resident | None:
+        frames, height, width = self._shapes[index].tolist()
+        try:
+            video = Decoded.of(data, frames)
+        except DecodeError:  # perhaps in a frame that no draw asks for: who decodes the file will see
+            return None
+        if (video.height, video.width) != (height, width):
+            return None
+        return video if self.where == "host" else Resident.of(video, self._device, self._stream)
 
     def describe(self) -> str:
         """How much of the data set fits, in one line."""
@@ -168,15 +173,15 @@ def chosen(sizes_N: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
     return kept
 
 
-def _check_room(where: Where, gib: float, device: torch.device) -> None:
+def _check_room(gib: float, device: torch.device) -> None:
     if not 0 < gib < float("inf"):
         raise InputError(f"--cache-gib {gib:g}: must be above 0")
-    if where == "gpu" and device.type == "cuda":
+    if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if gib * _GIB > there:
         raise InputError(
-            f"--cache-gib {gib:g}: the {'GPU' if where == 'gpu' else 'machine'} has {there / _GIB:.3g} GiB in all; "
+            f"--cache-gib {gib:g}: the {'GPU' if device.type == 'cuda' else 'machine'} has {there / _GIB:.3g} GiB in all; "
             "leave room for the model and for what is decoded ahead"
         )

@@ -148,7 +148,10 @@ def _fill_dropped(plan: ViewPlan, frames: Any, clips: int) -> Any:
 
 
 class Graph:
-    """A built graph: run it on the draws and the material of up to `batch_size` samples of `clips` clips each."""
+    """A built graph: run it on the draws and the material of up to `batch_size` samples of `clips` clips each.
+
+    device_id: its GPU; by default the thread's current one, which is the first in every thread but the main one.
+    """
 
     def __init__(
         self,
@@ -159,10 +162,14 @@ class Graph:
         threads: int,
         decoder: str = "mixed",
         clips: int = 1,
+        device_id: int | None = None,
     ) -> None:
         self._plan, self._way, self._clips = plan, way, clips
         self._noise = augment.noise_bank(NOISE_FRAMES, plan.size) if plan.channel_drop else None
-        device_id = None if way == "cpu" or decoder == "cpu" else torch.cuda.current_device()
+        if way == "cpu" or decoder == "cpu":
+            device_id = None
+        elif device_id is None:
+            device_id = torch.cuda.current_device()
         self._pipeline = Pipeline(batch_size, threads, device_id, prefetch_queue_depth=1)
         with self._pipeline:
             self._pipeline.set_outputs(define(plan, way, decoder, clips))
@@ -203,9 +210,10 @@ class Graph:
             feed("encoded", material)
             feed("numbers", list(numbers))
             return
-        planes = [video.take(wanted) for video, wanted in zip(material, numbers, strict=True)]
-        feed("luma", [luma for luma, _ in planes], layout="FHWC")
-        feed("chroma", [chroma for _, chroma in planes], layout="FHWC")
+        with torch.cuda.stream(material[0].stream):
+            planes = [video.take(wanted) for video, wanted in zip(material, numbers, strict=True)]
+            feed("luma", [luma for luma, _ in planes], layout="FHWC")
+            feed("chroma", [chroma for _, chroma in planes], layout="FHWC")
         feed("to_rgb", [colour.rgb_from_yuv(full=video.full_range) for video in material])
 
 
