@@ -1,4 +1,4 @@
-"""train.py and tools/bench_loader.py as a user types them, on a small rendered data set."""
+"""train.py and tools/bench_options.py as a user types them, on a small rendered data set."""
 
 import json
 import os
@@ -91,26 +91,3 @@ def test_bench_options(tmp_path):
     result = json.loads(out.read_text())
     assert result["ratio"].keys() == {"plain", "ema", "bf16"} and result["ratio"]["plain"] == 1
     assert all(milliseconds > 0 for milliseconds in result["step_ms"].values())
-
-
-def test_bench_loader(data, tmp_path):
-    out = tmp_path / "bench.json"
-    flags = [
-        "--data",
-        str(data),
-        "--json",
-        str(out),
-        "--batches",
-        "2",
-        "--batch-size",
-        "2",
-        "--width",
-        "0.03",
-    ]
-    done = command("tools/bench_loader.py", *flags)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    assert result["loader"]["clips_per_s"] > 0 and result["model"]["clips_per_s"] > 0
-    assert result["together"]["clips_per_s"] > 0 and 0 <= result["together"]["wait_share"] <= 1
-    assert 1 <= result["loader"]["frames_decoded_per_frame_used"] < 2
-    assert result["machine"]["cores"] and result["memory"]["peak_rss_gib"] > 0

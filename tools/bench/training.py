@@ -48,13 +48,13 @@ def together(step: Step, source: Source, way: Way, batches: int) -> Part:
             for _ in range(WARM):
                 step(next(loader))
             synchronise(way.device)
-            meter = Meter()
+            meter = Meter(way.device)
             for _ in range(batches):
                 with meter.waiting():
                     batch = next(loader)
                 step(batch)
-                synchronise(way.device)  # or waiting for the GPU would hide waiting for data
                 meter.step()
+            synchronise(way.device)
             return meter.speed(source.batch_size)
 
     return part
