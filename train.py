@@ -94,6 +94,8 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
+    if trainer.loader.cache:
+        lines += [trainer.loader.cache.describe()]
     return "\n".join([*lines, trainer.speed.origin])
 
 

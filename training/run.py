@@ -51,6 +51,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     }
     if dataset.window is not None:
         identity["window"] = dataset.window  # of a remote set: the order depends on it
+    if settings.clips_per_decode > 1:
+        identity["clips_per_decode"] = settings.clips_per_decode
     if resumed:
         on_main(
             lambda: refuse_changes(resumed, {"objective": settings.objective} | asdict(config) | identity)

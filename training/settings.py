@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from objectives.base import Recipe
+from pipelines.cache import Where
 from shards import InputError, at_least
 
 
@@ -72,6 +73,14 @@ class Settings:
     """Decoding threads of this process; what --autotune found, else its share of the cores, by default."""
     prefetch: int | None = None
     """Batches made ahead; what --autotune found, else 2, by default."""
+    cache: Where | None = None
+    """Keep decoded videos in the computer's (host) or in GPU memory, as many as fit; views stay what they are."""
+    cache_gib: float = 16.0
+    """Most memory that --cache takes, GiB a process. (--cache-gb is the disk that keeps a remote data set's files.)"""
+    clips_per_decode: int = 1
+    """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/speed.md."""
+    cpu_share: float = 0.0
+    """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -84,6 +93,7 @@ class Settings:
             "checkpoint_every",
             "keep",
             "log_every",
+            "clips_per_decode",
             *(["threads"] if self.threads is not None else []),
         )
         if self.val_split is not None and self.trained_split in (None, self.val_split):

@@ -75,6 +75,10 @@ class Trainer:
             threads=speed.threads,
             prefetch=speed.prefetch,
             device=accelerator.device,
+            clips_per_decode=settings.clips_per_decode,
+            cpu_share=settings.cpu_share,
+            cache=settings.cache,
+            cache_gib=settings.cache_gib,
         )
         self.validation = Validation(settings, run, accelerator, objective, speed)
         self.knn = Knn(settings, run, accelerator, objective, speed)
