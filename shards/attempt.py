@@ -18,13 +18,16 @@ class Processing:
     """What is done to every video of a data set.
 
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
-    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode, 0–1.
+    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode, 0–1. made_for,
+    stride: the method that the data set is to suit, and every which of its frames that one then takes.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
     copy: bool = False
     flow: Flow | None = None
     keep_damaged: float = WHOLE_ENOUGH
+    made_for: str | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_damaged <= 1:
@@ -36,7 +39,9 @@ class Processing:
         settings = asdict(self.encoding) | {"crf": self.encoding.quality, "copy": self.copy}
         settings["keep_damaged"] = self.keep_damaged
         settings["flow"] = self.flow.algorithm if self.flow else None
-        return settings | ({"flow_limit": self.flow.limit} if self.flow else {})
+        settings |= {"flow_limit": self.flow.limit} if self.flow else {}
+        settings |= {"for": self.made_for} if self.made_for else {}
+        return settings | ({"stride": self.stride} if self.stride else {})
 
 
 @dataclass(frozen=True)

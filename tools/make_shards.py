@@ -3,6 +3,7 @@
 
     tools/make_shards.py ~/ucf101                             # → data/ucf101, with its three splits
     tools/make_shards.py ~/kinetics400 --dry-run              # layout, counts, splits, expected size and time
+    tools/make_shards.py ~/kinetics400 --for dpc              # no larger, faster or longer to seek in than DPC needs
     tools/make_shards.py clips --codec vp9 --fps 15           # also decodable by DALI on a CPU
     tools/make_shards.py hmdb51 --flow tvl1                   # optical flow beside every video
     tools/make_shards.py k400 --part 3/16                     # a job array; then tools/merge_shards.py data/k400
@@ -12,12 +13,13 @@ GOPs, no B-frames, BT.601. What cannot be used is listed in rejected.jsonl with 
 time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/shards.md.
 """
 
+import argparse
 import os
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from shards.flow import Flow
 from shards.forecast import Forecast, forecast
 from shards.job import Job, Part
 from shards.layouts import Layout
+from shards.presets import PRESETS, Method
 from shards.reading import REASONS, WHOLE_ENOUGH
 from shards.table import REJECTED
 
@@ -51,6 +54,9 @@ class Arguments:
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
+    made_for: Annotated[Method | None, tyro.conf.arg(name="for")] = None
+    """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
+    shows them. Other methods can be trained on it too, on what it has left."""
     codec: Codec = Encoding.codec
     """h264 and hevc decode on every NVDEC; vp9 and mjpeg in DALI's CPU decoder too."""
     short_side: int = Encoding.short_side
@@ -91,7 +97,7 @@ class Arguments:
 
 def main() -> int:
     """Run the command; the exit status: 0 done, 1 disk full or the like, 2 unusable input, 130 Ctrl-C."""
-    arguments = tyro.cli(Arguments, description=__doc__)
+    arguments = tyro.cli(Arguments, description=__doc__, default=_defaults(sys.argv[1:]))
     out = arguments.out or Path("data") / _name(arguments.src)
     try:
         _run(arguments, out)
@@ -110,6 +116,16 @@ def main() -> int:
     return 0
 
 
+def _defaults(argv: list[str]) -> Arguments:
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--for", dest="made_for")
+    plain = Arguments(src=tyro.MISSING)
+    preset = PRESETS.get(early.parse_known_args(argv)[0].made_for)
+    if preset is None:
+        return plain
+    return replace(plain, fps=preset.fps, short_side=preset.short_side, gop=preset.gop)
+
+
 def _name(src: Path) -> str:
     return src.stem if src.is_file() else src.resolve().name
 
@@ -122,15 +138,19 @@ def _run(arguments: Arguments, out: Path) -> None:
     usual = TIMEOUT if flow is None else TIMEOUT_WITH_FLOW
     timeout = usual if arguments.timeout is None else arguments.timeout
     limits = Limits(arguments.workers, timeout, arguments.memory)
+    encoding, made_for = _encoding(arguments), arguments.made_for
+    stride = PRESETS[made_for].stride(encoding) if made_for else None
     job = prepare(
         arguments.src,
         out,
-        Processing(_encoding(arguments), arguments.copy, flow, arguments.keep_damaged),
+        Processing(encoding, arguments.copy, flow, arguments.keep_damaged, made_for, stride),
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
         seed=arguments.seed,
     )
+    if made_for:
+        print(_suiting(made_for, encoding, stride))
     if arguments.dry_run:
         _show(forecast(job, limits, part), limits)
         return
@@ -151,6 +171,12 @@ def _encoding(arguments: Arguments) -> Encoding:
         arguments.crf,
         arguments.preset,
     )
+
+
+def _suiting(method: Method, encoding: Encoding, stride: int | None) -> str:
+    rate = "the videos' own rate" if encoding.fps is None else f"{encoding.fps:g} frames/s"
+    line = f"for {method}: short side {encoding.short_side}, a key frame every {encoding.gop}, {rate}"
+    return line + (f"; train.py then takes --stride {stride} where none is given" if stride else "")
 
 
 def _make(job: Job, limits: Limits, part: Part | None, ray: str | None, progress: Progress) -> Summary | None:
