@@ -2,9 +2,11 @@
 
 import argparse
 import io
+import os
 import sys
 from contextlib import redirect_stderr
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,6 +14,7 @@ import tyro
 
 from objectives.base import Recipe, get
 from shards import InputError
+from shards.presets import stride_of
 
 
 class Settings(Protocol):
@@ -30,7 +33,8 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
 
     settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
     its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
-    a machine that has no GPU. Raises InputError for a value that the settings or the config refuse.
+    a machine that has no GPU; the stride is the one that the data set was made for (make_shards --for), if any.
+    Raises InputError for a value that the settings or the config refuse.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--objective", default="vdim")
@@ -41,10 +45,11 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     small = known.small if known.small is not None else known.data is None and not torch.cuda.is_available()
     recipe: Recipe = cls.small_recipe if small else cls.recipe
     defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
+    config = _strided(cls.small() if small else cls.Config(), known.data, argv)
     flat = tyro.conf.OmitArgPrefixes
     parts = [
         ("tool", flat[settings], defaults),
-        ("method", flat[cls.Config], cls.small() if small else cls.Config()),
+        ("method", flat[cls.Config], config),
     ]  # type: ignore[valid-type,name-defined]
     complaint = io.StringIO()
     try:
@@ -61,3 +66,13 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         sys.stderr.write(complaint.getvalue())
         raise
     return parsed.tool, parsed.method
+
+
+def _strided(config: Any, data: str | None, argv: list[str]) -> Any:
+    """The config with the stride that the data set was made for as its default, and a line that says so."""
+    stride = stride_of(Path(data)) if data else None
+    if stride is None or getattr(config, "stride", stride) == stride:
+        return config
+    if not any(word.startswith("--stride") for word in argv) and os.environ.get("RANK", "0") == "0":
+        print(f"--stride {stride}, as {data} was made for (its dataset.json)", file=sys.stderr)
+    return replace(config, stride=stride)
