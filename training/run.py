@@ -45,6 +45,7 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "clip_norm": settings.clip_norm,
         "val_split": settings.val_split,
         "val_every": settings.val_every,
+        "val_passes": settings.val_passes,
         "mixed_precision": mixed_precision,
         "sync_bn": settings.sync_bn,
         "ema": settings.ema,

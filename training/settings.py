@@ -26,6 +26,8 @@ class Settings:
     rate where the loss on it no longer falls."""
     val_every: int = 1000
     """Steps between validations."""
+    val_passes: int = 1
+    """Times that each video is looked at in a validation, with other draws each time; more make steadier figures."""
     knn_every: int = 0
     """Steps between reports of how well nearest neighbours tell the labelled videos of --knn-split apart; 0 is off."""
     knn_split: str | None = None
@@ -90,6 +92,7 @@ class Settings:
             "batch_size",
             "accumulate",
             "val_every",
+            "val_passes",
             "checkpoint_every",
             "keep",
             "log_every",

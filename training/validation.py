@@ -79,7 +79,7 @@ class Validation:
             raise InputError(
                 f"--val-split {settings.val_split}: has {len(run.val_rows)} videos, fewer than the {world} processes"
             )
-        self.batches = len(run.val_rows) // (batch_size * world)
+        self.batches = settings.val_passes * (len(run.val_rows) // (batch_size * world))
         self.loader = Loader(
             run.dataset,
             run.val_rows,
