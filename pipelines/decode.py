@@ -2,11 +2,13 @@
 
 FFmpeg (through PyAV's wheel) decodes each needed stretch once; for every view a filter graph crops and scales
 in YUV, and only the view's own pixels become RGB. Decoding releases the GIL: run it in a pool of threads.
+Channels lie in planes: swscale has vector code for planar RGB, and scalar code for packed.
 """
 
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from typing import Protocol
@@ -31,8 +33,13 @@ class DecodeError(Exception):
     """A video that cannot be decoded as its row of the table promises."""
 
 
-# What a look of a modality is in FFmpeg's words: pixel format, and the planes that lie below each other.
-_LOOKS: dict[str, tuple[str, int]] = {"rgb": ("rgb24", 1), "difference": ("gray", 1), "flow": ("gray", 2)}
+# What a look of a modality is in FFmpeg's words: pixel format, the channel of each of its planes, and how many
+# pictures lie below each other.
+_LOOKS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "rgb": ("gbrp", (1, 2, 0), 1),
+    "difference": ("gray", (0,), 1),
+    "flow": ("gray", (0,), 2),
+}
 
 
 class Picture(Protocol):
@@ -49,7 +56,7 @@ def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> 
 
     video: an encoded file (constant frame rate). draw: that of one sample (frames (V, T), boxes (V, 4),
     flips (V,)). size: side of a view in pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1)
-    for a difference; (u, v) for flow, whose video holds u above v.
+    for a difference; (u, v) for flow, whose video holds u above v. In memory it is (V·T, P, size, size).
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the draw asks for.
     """
@@ -70,10 +77,9 @@ def cut_views(
 ) -> NDArray[np.uint8]:
     """As decode_views, from any source of frames; frames_of: ascending frame numbers → (number, frame) of each."""
     views, frames = draw.frames.shape
-    format_, stacked = _LOOKS[modality]
+    format_, channels, stacked = _LOOKS[modality]
     _check_size(picture, draw.boxes, stacked)
-    out = np.empty((views * frames, size, size, 3 if format_ == "rgb24" else stacked), np.uint8)
-    planes = [out] if format_ == "rgb24" else [out[..., plane] for plane in range(stacked)]
+    out = np.empty((views * frames, stacked * len(channels), size, size), np.uint8)
     # Views that look at a frame through the same box share one conversion.
     wanted: dict[int, dict[tuple, list[int]]] = defaultdict(lambda: defaultdict(list))
     for view in range(views):
@@ -83,14 +89,16 @@ def cut_views(
     graphs: dict[tuple, av.filter.Graph] = {}
     for number, frame_ in frames_of(sorted(wanted)):
         for look, places in wanted[number].items():
-            for plane, target in enumerate(planes):
-                if (look, plane) not in graphs:
-                    top = look[1] + plane * picture.height // stacked
-                    graphs[look, plane] = _view_graph(picture, look, top, size, format_)
-                graph = graphs[look, plane]
-                graph.push(frame_)
-                target[places] = graph.pull().to_ndarray()
-    return out
+            for part in range(stacked):
+                if (look, part) not in graphs:
+                    top = look[1] + part * picture.height // stacked
+                    graphs[look, part] = _view_graph(picture, look, top, size, format_)
+                graphs[look, part].push(frame_)
+                cut = graphs[look, part].pull()
+                for channel, plane in zip(channels, cut.planes, strict=True):
+                    lines = np.frombuffer(plane, np.uint8).reshape(size, plane.line_size)
+                    out[places, part + channel] = lines[:, :size]
+    return out.transpose(0, 2, 3, 1)
 
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -139,6 +147,8 @@ def _check_size(picture: Picture, boxes_V4: NDArray[np.int32], stacked: int) -> 
 def _view_graph(picture: Picture, look: tuple, top: int, size: int, format_: str) -> av.filter.Graph:
     left, _, width, height, flip = look
     graph = av.filter.Graph()
+    with suppress(AttributeError):  # PyAV before 18: each graph has a thread for every core
+        graph.threads = 1
     node = graph.add_buffer(template=picture)
     filters = [("crop", f"{width}:{height}:{left}:{top}"), ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}")]
     filters += [("format", format_), *([("hflip", "")] if flip else []), ("buffersink", "")]

@@ -2,7 +2,7 @@
 
     gpu     bytes → NVDEC → box, flip, rotation, colour on the GPU
     hybrid  PyAV decodes, cuts and scales on the CPU; rotation and colour on the GPU
-    cpu     PyAV decodes, cuts and scales; rotation and colour on the CPU
+    cpu     PyAV decodes, cuts and scales; rotation and colour in NumPy (pipelines.painter), without DALI
 
     memory  decoded frames that lie in GPU memory (--cache gpu) → the same as gpu, without its decoder
 
@@ -22,6 +22,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipelines import augment, colour
 from pipelines.draw import NOISE_FRAMES, Draw
+from pipelines.painter import Painter
 from pipelines.plan import ViewPlan
 from shards import InputError
 
@@ -71,7 +72,7 @@ def define(plan: ViewPlan, way: Way, decoder: str = "mixed", clips: int = 1) -> 
     colours = fn.external_source(name="colours", dtype=types.FLOAT, ndim=3)
     angles = fn.external_source(name="angles", dtype=types.FLOAT, ndim=1) if plan.rotation else None
     from_frames = way in ("gpu", "memory")
-    cut = _cut_views_gpu(plan, way, decoder) if from_frames else _cut_views_cpu(plan, way, angles)
+    cut = _cut_views_gpu(plan, way, decoder) if from_frames else _cut_views_cpu(plan, decoder, angles)
     if isinstance(cut, list):
         turned = cut if angles is None else [augment.rotate(view, angles[v]) for v, view in enumerate(cut)]
         cut = fn.cat(*turned, axis=0) if len(turned) > 1 else turned[0]
@@ -82,10 +83,10 @@ def define(plan: ViewPlan, way: Way, decoder: str = "mixed", clips: int = 1) -> 
     return _fill_dropped(plan, coloured, clips) if plan.channel_drop else coloured
 
 
-def _cut_views_cpu(plan: ViewPlan, way: Way, angles: Any) -> Any:
+def _cut_views_cpu(plan: ViewPlan, decoder: str, angles: Any) -> Any:
     """The frames that PyAV has cut: all in one node, or a list of views where each has to be turned."""
-    frames = fn.external_source(name="pixels", dtype=types.UINT8, layout="FHWC")
-    frames = frames.gpu() if way == "hybrid" else frames
+    planes = fn.external_source(name="pixels", dtype=types.UINT8, layout="FCHW")
+    frames = fn.transpose(planes if decoder == "cpu" else planes.gpu(), perm=[0, 2, 3, 1])
     if angles is None:
         return frames
     return [frames[v * plan.decoded : (v + 1) * plan.decoded] for v in range(plan.views)]
@@ -165,8 +166,11 @@ class Graph:
         device_id: int | None = None,
     ) -> None:
         self._plan, self._way, self._clips = plan, way, clips
+        self._painter = Painter(plan, batch_size, threads=threads, clips=clips) if way == "cpu" else None
+        if self._painter:
+            return
         self._noise = augment.noise_bank(NOISE_FRAMES, plan.size) if plan.channel_drop else None
-        if way == "cpu" or decoder == "cpu":
+        if decoder == "cpu":
             device_id = None
         elif device_id is None:
             device_id = torch.cuda.current_device()
@@ -182,6 +186,8 @@ class Graph:
         for memory its frames (cache.Resident), else the pixels (V·T, size, size, P), uint8, of decode.decode_views.
         Raises RuntimeError if DALI cannot decode a video; the graph is unusable then.
         """
+        if self._painter:
+            return self._painter.run(draws, material)
         plan, feed = self._plan, self._pipeline.feed_input
         feed("colours", [d.colours.reshape(-1, *d.colours.shape[2:]) for d in draws])
         if plan.rotation:
@@ -195,7 +201,7 @@ class Graph:
         if self._way in ("gpu", "memory"):
             self._feed_frames(draws, material)
         else:
-            feed("pixels", material, layout="FHWC")
+            feed("pixels", [np.ascontiguousarray(p.transpose(0, 3, 1, 2)) for p in material], layout="FCHW")
         frames = torch.from_dlpack(self._pipeline.run()[0].as_tensor())
         shape = (len(draws) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
         return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
