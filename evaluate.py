@@ -6,7 +6,8 @@
     evaluate.py retrieval --checkpoint runs/pace --layer p4
     evaluate.py linear    --checkpoint random:dpc                            the baseline alone
 
-Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, embed; over results: fuse, curve, report. `evaluate.py PROTOCOL --help` shows the flags.
+Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, oops-finetune, embed; over results: fuse, curve,
+table, report. `evaluate.py PROTOCOL --help` shows the flags.
 Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
 weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
 processes share the work: accelerate launch evaluate.py …
@@ -20,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from evaluation import finetune, fuse, oops, protocols, report, settings
+from evaluation import embed, finetune, fuse, oops, protocols, report, settings, table
 from shards import InputError
 from training.processes import StopSignals, ended
 
@@ -31,10 +32,12 @@ PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "fraction": (settings.Fraction, protocols.fraction),
     "finetune": (settings.Finetune, finetune.finetune),
     "oops": (settings.Oops, oops.oops),
+    "oops-finetune": (settings.OopsFinetune, oops.oops_finetune),
     "fuse": (settings.Fuse, fuse.fuse),
     "curve": (settings.Curve, fuse.curve),
+    "table": (settings.Table, table.table),
     "report": (settings.Report, report.report),
-    "embed": (settings.Embed, protocols.embed),
+    "embed": (settings.Embed, embed.embed),
 }
 
 

@@ -55,11 +55,14 @@ class Bench:
         )
         return found.by_video() if self.downstream.average == "features" else found
 
-    def random(self) -> "Bench":
-        """The same with fresh weights in the same network."""
+    def random(self) -> "Bench | None":
+        """The same with fresh weights in the same network; None where no baselines are wanted, or these are tested
+        anyway."""
         spec = self.settings.checkpoint
-        spec = spec if spec.startswith(RANDOM) else f"{RANDOM}{spec}"
-        return replace(self, model=open_model(spec, small=_small(self.settings), seed=self.settings.seed + 1))
+        if not self.settings.baselines or spec.startswith(RANDOM):
+            return None
+        model = open_model(f"{RANDOM}{spec}", small=_small(self.settings), seed=self.settings.seed + 1)
+        return replace(self, model=model)
 
     def trivial(self, rows: NDArray[np.int64]) -> Features:
         """What needs no network: a video's width, height, number of frames and frame rate."""

@@ -29,9 +29,9 @@ CHUNK = 8  # batches a file
 
 @dataclass(frozen=True)
 class Features:
-    """x: (N, D) float32, a window each. row, start: (N,) int64, its video and first frame. failed: key → why unread."""
+    """x: (N, D), a window each, of features float32. row, start: (N,) int64, its video and first frame. failed: key → why unread."""
 
-    x: NDArray[np.float32]
+    x: NDArray
     row: NDArray[np.int64]
     start: NDArray[np.int64]
     failed: dict[str, str]
@@ -44,7 +44,7 @@ class Features:
     def by_video(self) -> "Features":
         """One feature a video, the mean of its windows'; rows ascend, starts are 0."""
         rows, x = video_means(self.row, self.x)
-        return replace(self, x=x.astype(np.float32), row=rows, start=np.zeros_like(rows))
+        return replace(self, x=x.astype(self.x.dtype), row=rows, start=np.zeros_like(rows))
 
 
 def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

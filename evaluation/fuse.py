@@ -29,12 +29,17 @@ def fuse(settings: Fuse) -> None:
     # seeds of different networks are no pairs: each network's are averaged
     streams = [one["probabilities"].mean(0) for one in found]
     together = np.mean(streams, axis=0)
+    given = results[0].get("baselines", {})
+    baselines = {name: given[name] for name in ("trivial", "most_frequent") if name in given}
     names = sorted(set(first["split"].tolist()))
 
     def scored(p_MC: np.ndarray, k: int) -> dict[str, Any]:
         hit_M = metrics.hits(p_MC, first["label"], k)
         return metrics.score([hit_M[first["split"] == name][None] for name in names]).as_dict()
 
+    if all("random" in one for one in found):
+        random = np.mean([one["random"].mean(0) for one in found], axis=0)
+        baselines["random"] = {"top1": scored(random, 1)}
     ks = {"top1": 1} | ({"top5": 5} if together.shape[1] > 5 else {})
     result = {
         "protocol": f"two streams, {results[0]['protocol']}",
@@ -48,7 +53,7 @@ def fuse(settings: Fuse) -> None:
         "scores": {name: scored(together, k) for name, k in ks.items()}
         | {"confusion": metrics.confusion(together, first["label"]).tolist()},
         "streams": {one["model"]: scored(p, 1) for one, p in zip(results, streams, strict=True)},
-        "baselines": {},
+        "baselines": baselines,
     }
     settings.output.mkdir(parents=True, exist_ok=True)
     save(settings.output, result)
@@ -60,7 +65,8 @@ def fuse(settings: Fuse) -> None:
 def _predictions(folder: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(folder / "predictions.npz") as found:
-            return {name: found[name] for name in ("key", "label", "split", "probabilities")}
+            names = ("key", "label", "split", "probabilities")
+            return {name: found[name] for name in (*names, *({"random"} & set(found.files)))}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"{folder}: has no predictions (linear, nonlinear and finetune leave them): {error}"
@@ -76,16 +82,20 @@ def curve(settings: Curve) -> None:
             f"--checkpoint {run}: is no run with checkpoints (train.py --keep says how many stay)"
         )
     folder = settings.output or Path("runs/evaluation") / f"curve-{run.resolve().name}"
-    points = []
+    points, random = [], None
     for path in kept:
         flags = {name: getattr(settings, name) for name in Linear.__dataclass_fields__}
-        flags |= {"checkpoint": str(path), "output": folder / path.name, "baselines": False}
+        baselines = settings.baselines and path == kept[-1]
+        flags |= {"checkpoint": str(path), "output": folder / path.name, "baselines": baselines}
         if settings.protocol == "linear":
             linear(Linear(**flags))
-            downstream = load(folder / path.name)["scores"]["top1"]
+            said = load(folder / path.name)
+            downstream, random = said["scores"]["top1"], said["baselines"].get("random", {}).get("top1")
         else:
             retrieve(replace(Retrieval(str(path)), **flags))
-            downstream = load(folder / path.name)["recall"]["video"]["1"]
+            said = load(folder / path.name)
+            downstream = said["recall"]["video"]["1"]
+            random = said["baselines"]["random"]["video"]["1"] if "random" in said["baselines"] else None
         step = int(path.name.removeprefix("step-"))
         points.append({"step": step, "downstream": downstream} | _pretraining(run, step))
     last = load(folder / kept[-1].name)
@@ -96,12 +106,14 @@ def curve(settings: Curve) -> None:
         "checkpoint": str(run),
         "model": run.resolve().name,
     }
-    save(folder, result | {"points": points})
+    save(folder, result | {"points": points, "random": random})
     lines = [
         f"step {p['step']:8}  pretraining top-1 {p['pretraining_top1']:.3f}  "
         f"downstream {metrics.Score(**p['downstream'])} %"
         for p in points
     ]
+    if random:
+        lines.append(f"random weights {'':31}{metrics.Score(**random)} %")
     tqdm.write("\n".join([*lines, str(folder / "result.json")]))
 
 

@@ -16,6 +16,7 @@ from objectives import Objective, checkpoint
 from shards import InputError
 
 SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
+ADDRESSES = "addresses"  # how far each slot of a memory makes up the prediction, for MemDPC
 RANDOM, TORCHVISION = "random:", "torchvision:"
 
 
@@ -114,13 +115,18 @@ def _stages_of(network: nn.Module, name: str) -> nn.Module:
 
 
 class Representation:
-    """What a model says of a window. layer: a module's name in the objective (print them with --layers) instead of
-    the objective's own feature; p4 and p5 are the fourth and fifth stage of Pace's networks."""
+    """What a model says of a window. layer: a module's name in the objective instead of the objective's own feature;
+    p4 and p5 are the fourth and fifth stage of Pace's networks; SURPRISE and ADDRESSES are what some methods say besides."""
 
     def __init__(self, objective: Objective, layer: str = "") -> None:
         self.objective, self.layer = objective, layer
         self.path = {"p4": "encoder.stages.3", "p5": "encoder.stages.4"}.get(layer, layer)
-        if layer and layer != SURPRISE and self.path not in dict(objective.named_modules()):
+        self.said = (
+            getattr(objective, layer)
+            if layer in (SURPRISE, ADDRESSES) and hasattr(objective, layer)
+            else None
+        )
+        if layer and not self.said and self.path not in dict(objective.named_modules()):
             near = ", ".join(name for name, _ in objective.encoder.named_children())
             raise InputError(
                 f"--layer {layer}: there is no such module; in the encoder there are {near} (encoder.NAME)"
@@ -128,8 +134,8 @@ class Representation:
 
     def __call__(self, views_BVCTHW: Tensor) -> Tensor:
         """Views of B windows → features (B, D); of a layer its output's mean over space, time and views."""
-        if self.layer == SURPRISE:
-            said: Tensor = self.objective.surprise(views_BVCTHW)  # type: ignore[operator]
+        if self.said:
+            said: Tensor = self.said(views_BVCTHW)
             return said
         if not self.layer:
             return self.objective.represent(views_BVCTHW)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.decode import DecodeError, decode_views
 from pipelines.plan import ViewPlan
-from pipelines.windows import Layout, Windows, draw_windows
+from pipelines.windows import Windows, draw_windows
 from shards import Dataset
 
 matplotlib.use("Agg")
@@ -97,18 +97,33 @@ def t_sne(x_MD: NDArray, labels_M: NDArray, classes: Sequence[str]) -> str:
     return _drawn(figure)
 
 
-def clip(dataset: Dataset, row: int) -> str | None:
-    """A video's frames from its beginning to its end as a looping WebP; None where it cannot be decoded."""
+def memory(usage_K: NDArray, norm_K: NDArray, marked: NDArray) -> str:
+    """How much each slot is used, and how long it is, with some of them marked (MemDPC, Fig. 8)."""
+    figure = Figure(figsize=(5, 3.2))
+    above, below = figure.subplots(2, sharex=True)
+    for axes, values, name in ((above, 100 * usage_K, "use, %"), (below, norm_K, "‖M‖")):
+        axes.bar(range(len(values)), values, width=1, color="#94a3b8")
+        axes.bar(marked, values[marked], width=max(1, len(values) / 150), color="#ea580c")
+        axes.set_ylabel(name)
+    below.set_xlabel("slot")
+    return _drawn(figure)
+
+
+def clip(dataset: Dataset, row: int, window: tuple[int, int] | None = None) -> str | None:
+    """A video's frames from its beginning to its end, or of a window (first frame, frames), as a looping WebP; None
+    where it cannot be decoded."""
     length = int(dataset.column("num_frames")[row])
-    offsets = tuple(np.unique(np.linspace(0, length - 1, FRAMES).round().astype(int)).tolist())
+    first, frames = window or (0, length)
+    last = min(first + frames, length) - 1
+    offsets = tuple(np.unique(np.linspace(first, last, FRAMES).round().astype(int)).tolist())
     plan = ViewPlan(offsets=(offsets,), size=SIDE)
-    drawn = draw_windows(plan, dataset, Windows.of(dataset, [row], plan, Layout(count=1))).sample(0)
+    drawn = draw_windows(plan, dataset, Windows(*np.array([[row], [0], [0]]))).sample(0)
     try:
         pixels = decode_views(dataset.read(row), drawn, SIDE)
     except DecodeError:
         return None
-    first, *rest = (Image.fromarray(frame) for frame in pixels)
+    still, *rest = (Image.fromarray(frame) for frame in pixels)
     out = io.BytesIO()
     options: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": MILLISECONDS, "loop": 0}
-    first.save(out, "WEBP", quality=70, **options)
+    still.save(out, "WEBP", quality=70, **options)
     return _uri("webp", out.getvalue())

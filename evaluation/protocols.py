@@ -1,7 +1,6 @@
-"""The protocols on frozen features: linear, nonlinear, fraction, retrieval, embed."""
+"""The protocols on frozen features: linear, nonlinear, fraction, retrieval."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,10 @@ from tqdm import tqdm
 from evaluation import metrics, retrieval
 from evaluation.bench import Bench, open_bench, output_folder
 from evaluation.features import Features
+from evaluation.memory import addresses, save_memory
 from evaluation.probe import Head, train_and_test
 from evaluation.result import Outcome, counted, describe, save, save_predictions, scores
-from evaluation.settings import Embed, Fraction, Linear, Nonlinear, Retrieval
+from evaluation.settings import Fraction, Linear, Nonlinear, Retrieval
 from evaluation.splits import Labelled, Split, with_fraction
 from shards import InputError
 from shards.aside import written_aside
@@ -30,26 +30,35 @@ def _probe(settings: Linear | Nonlinear, protocol: str) -> None:
     bench = open_bench(settings)
     labelled, splits = bench.labelled()
     both = bench.features(splits)
-    fresh = bench.random().features(splits) if settings.baselines else None
+    fresh = random.features(splits) if (random := bench.random()) else None
     if not bench.main:
         return
     folder = output_folder(settings, protocol, bench.model, bench.dataset)
     head = head_of(bench, protocol)
     outcomes = run_probes(bench, labelled, splits, both, head, bench.model.name)
-    failed = both[0].failed | both[1].failed
-    evaluated = sum(len(o.rows) for o in outcomes)
+    evaluated, failed = _seen(both, splits)
     truth = tested_labels(settings.permute_labels, labelled, splits)
     result = describe(bench, protocol, splits, evaluated, failed) | {"scores": scores(outcomes, truth)}
-    result["baselines"] = {"most_frequent": _most_frequent(splits, labelled, truth)}
+    baselines: dict[str, Any] = {"most_frequent": most_frequent(splits, labelled, truth)}
+    random_outcomes = None
     if fresh:
-        random = run_probes(bench, labelled, splits, fresh, head, "random weights")
-        sizes = (bench.trivial(both[0].by_video().row), bench.trivial(both[1].by_video().row))
-        trivial = run_probes(bench, labelled, splits, sizes, head, "size and length")
-        result["baselines"] |= {"random": scores(random, truth), "trivial": scores(trivial, truth)}
-    save_predictions(folder, outcomes, bench, labelled)
+        random_outcomes = run_probes(bench, labelled, splits, fresh, head, "random weights")
+        baselines["random"] = scores(random_outcomes, truth)
+    if settings.baselines:
+        baselines["trivial"] = scores(trivial_outcomes(bench, labelled, splits, head), truth)
+    result["baselines"] = baselines
+    save_predictions(folder, outcomes, bench, labelled, random_outcomes)
     save(folder, result)
     tqdm.write("\n".join([bench.model.origin, counted(bench, splits, evaluated, failed), *told(result)]))
     tqdm.write(str(folder / "result.json"))
+
+
+def trivial_outcomes(
+    bench: Bench, labelled: Labelled, splits: list[Split], head: Head | None = None
+) -> list[Outcome]:
+    """Probes of the videos' size and length alone."""
+    sizes = bench.trivial(np.unique(np.concatenate([rows for s in splits for rows in (s.train, s.test)])))
+    return run_probes(bench, labelled, splits, (sizes, sizes), head or Head(), "size and length")
 
 
 def head_of(bench: Bench, protocol: str) -> Head:
@@ -100,17 +109,9 @@ def replace_labels(labels: np.ndarray, split: Split, seed: int) -> np.ndarray:
     return shuffled
 
 
-def _most_frequent(splits: list[Split], labelled: Labelled, truth: np.ndarray) -> float:
+def most_frequent(splits: list[Split], labelled: Labelled, truth: np.ndarray) -> float:
+    """Accuracy of always naming the training part's most frequent class."""
     return float(np.mean([metrics.expected_chance(labelled.labels[s.train], truth[s.test]) for s in splits]))
-
-
-def told_of(result: dict[str, Any]) -> list[str]:
-    """Lines to print of a classification without baselines."""
-    lines = [f"{'top-1':24}{metrics.Score(**result['scores']['top1'])} %"]
-    by_split = result["scores"]["by_split"]
-    return lines + [
-        f"  {name:22}{100 * value:.1f} %" for name, value in by_split.items() if len(by_split) > 1
-    ]
 
 
 def told(result: dict[str, Any]) -> list[str]:
@@ -118,7 +119,9 @@ def told(result: dict[str, Any]) -> list[str]:
     rows = {"": result["scores"]} | {k: v for k, v in result["baselines"].items() if isinstance(v, dict)}
     names = {"": "top-1", "random": "  random weights", "trivial": "  size and length alone"}
     lines = [f"{names[name]:24}{metrics.Score(**row['top1'])} %" for name, row in rows.items()]
-    return [*lines, f"{'  most frequent class':24}{100 * result['baselines']['most_frequent']:.1f} %"]
+    lines.append(f"{'  most frequent class':24}{100 * result['baselines']['most_frequent']:.1f} %")
+    by_split = result["scores"]["by_split"] if len(result["scores"]["by_split"]) > 1 else {}
+    return lines + [f"  {name:22}{100 * value:.1f} %" for name, value in by_split.items()]
 
 
 def fraction(settings: Fraction) -> None:
@@ -128,14 +131,18 @@ def fraction(settings: Fraction) -> None:
     bench = open_bench(settings)
     labelled, splits = bench.labelled()
     both = bench.features(splits)
-    fresh = bench.random().features(splits) if settings.baselines else None
+    fresh = random.features(splits) if (random := bench.random()) else None
     if not bench.main:
         return
     folder = output_folder(settings, "fraction", bench.model, bench.dataset)
     head = head_of(bench, settings.probe)
     truth = tested_labels(settings.permute_labels, labelled, splits)
     curves: dict[str, dict[str, Any]] = {}
-    for name, features in {"model": both, "random": fresh}.items():
+    sizes = (
+        bench.trivial(np.unique(np.concatenate([both[0].row, both[1].row]))) if settings.baselines else None
+    )
+    trivial = (sizes, sizes) if sizes else None
+    for name, features in {"model": both, "random weights": fresh, "size and length": trivial}.items():
         if features is None:
             continue
         curves[name] = {}
@@ -166,13 +173,13 @@ def retrieve(settings: Retrieval) -> None:
     bench = open_bench(settings)
     labelled, splits = bench.labelled()
     both = bench.features(splits)
-    fresh = bench.random().features(splits) if settings.baselines else None
+    fresh = random.features(splits) if (random := bench.random()) else None
+    p = addresses(bench, splits[0])
     if not bench.main:
         return
     folder = output_folder(settings, "retrieval", bench.model, bench.dataset)
     truth = tested_labels(settings.permute_labels, labelled, splits)
     recalls = _recalls(settings, labelled, truth, splits, both)
-    trivial = (bench.trivial(both[0].by_video().row), bench.trivial(both[1].by_video().row))
     baselines: dict[str, Any] = {
         "chance": {
             f"{k}": float(
@@ -183,12 +190,16 @@ def retrieve(settings: Retrieval) -> None:
     }
     if fresh:
         baselines["random"] = _recalls(settings, labelled, truth, splits, fresh)
+    if settings.baselines:
+        trivial = (bench.trivial(np.unique(both[0].row)), bench.trivial(np.unique(both[1].row)))
         baselines["trivial"] = _recalls(replace(settings, centre=True), labelled, truth, splits, trivial)
     evaluated, failed = _seen(both, splits)
     nearest = _nearest(bench, splits[0], both, settings.centre)
     result = describe(bench, "retrieval", splits, evaluated, failed)
     save(folder, result | {"recall": recalls, "baselines": baselines, "nearest": nearest})
     tested = both[1].of(splits[0].test).by_video()
+    if p:
+        save_memory(folder, bench, p, labelled.labels)
     with written_aside(folder / "features.npz") as aside, aside.open("wb") as handle:
         np.savez(handle, x=tested.x, label=labelled.labels[tested.row])
     lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
@@ -236,46 +247,3 @@ def _nearest(
     places = retrieval.neighbours(query.x, gallery.x, 3, centre=centre)
     keys = np.array(bench.dataset.keys(gallery.row), dtype=object)
     return dict(zip(bench.dataset.keys(query.row), keys[places].tolist(), strict=True))
-
-
-def embed(settings: Embed) -> None:
-    if settings.to.suffix not in (".parquet", ".npy"):
-        raise InputError(f"--to {settings.to}: name a .parquet or a .npy file")
-    bench = open_bench(settings)
-    rows = bench.dataset.select(split=settings.part)
-    features = bench.extract(rows, bench.downstream.test)
-    if not bench.main:
-        return
-    features = features.by_video() if settings.per == "video" else features
-    try:
-        settings.to.parent.mkdir(parents=True, exist_ok=True)
-        _write(bench, features, settings.to)
-    except OSError as error:
-        raise InputError(
-            f"--to {settings.to}: {error.strerror}; choose a place that can be written to"
-        ) from error
-    tqdm.write(
-        f"{bench.model.origin}\n{len(features.x)} features of {features.x.shape[1]} numbers: {settings.to}"
-    )
-
-
-def _write(bench: Bench, features: Features, to: Path) -> None:
-    keys = bench.dataset.keys(features.row)
-    if to.suffix == ".npy":
-        with written_aside(to) as aside, aside.open("wb") as handle:
-            np.save(handle, features.x)
-        with written_aside(to.with_suffix(".txt")) as aside:
-            aside.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
-        return
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    D = features.x.shape[1]
-    columns = {
-        "key": pa.array(keys),
-        "label": pa.array(bench.dataset.column("label")[features.row]),
-        "start": pa.array(features.start),
-        "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.x.ravel()), D),
-    }
-    with written_aside(to) as aside:
-        pq.write_table(pa.table(columns), aside)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import pictures
+from evaluation import gallery, pictures
 from evaluation.metrics import Score
 from evaluation.published import PUBLISHED
-from evaluation.result import load
+from evaluation.result import load, results_below
 from evaluation.settings import Report
-from shards import Dataset, InputError, demo
+from evaluation.table import row
+from shards import InputError
 from shards.aside import written_aside
 
 STYLE = """
@@ -31,14 +32,13 @@ figure { margin: 0 } figure img { width: 100%; display: block; border-radius: 3p
 figcaption { font-size: 11px; overflow-wrap: anywhere; line-height: 1.25 }
 .query { outline: 3px solid #3b82f6 } .right { outline: 3px solid #16a34a } .wrong { outline: 3px solid #dc2626 }
 """
-QUERIES = 6
 
 
 def report(settings: Report) -> None:
     """Write the page."""
     if not settings.results:
         raise InputError("report: name the folders of results that evaluate.py wrote")
-    folders = [found for folder in settings.results for found in _results_in(folder)]
+    folders = results_below(settings.results)
     results = [load(folder) for folder in folders]
     body = "".join(
         [
@@ -65,54 +65,22 @@ def report(settings: Report) -> None:
     print(f"{len(results)} results: {settings.html} ({len(page) / 1e6:.1f} MB)")
 
 
-def _results_in(folder: Path) -> list[Path]:
-    """The folder itself, or every result below it."""
-    if (folder / "result.json").exists():
-        return [folder]
-    below = sorted(path.parent for path in folder.glob("*/result.json"))
-    if not below:
-        raise InputError(f"{folder}: has no result of evaluate.py")
-    return below
-
-
-def _headline(result: dict[str, Any]) -> tuple[str, dict[str, float], dict[str, Any]] | None:
-    """What is measured, its score, and the baselines' of the same measure."""
-    given = result.get("baselines", {})
-    if "recall" in result:
-        k = next(iter(result["recall"]["video"]))
-        beside = {n: given[n]["video"][k] for n in ("random", "trivial") if n in given}
-        return f"R@{k}", result["recall"]["video"][k], beside
-    if "curves" in result:
-        return None
-    if "scores" in result:
-        name = next(iter(result["scores"]))
-        beside = {n: given[n].get("scores", given[n])[name] for n in ("random", "trivial") if n in given}
-        return ("top-1" if name == "top1" else name), result["scores"][name], beside
-    return None
-
-
 def _summary(results: list[dict[str, Any]]) -> str:
     rows = []
-    for result in results:
-        if not (headline := _headline(result)):
-            continue
-        name, score, beside = headline
-        counted = result["evaluated"]
-        of = f"{counted['videos']} of {counted['of']}"
+    for one in filter(None, map(row, results)):
         cells = [
-            f"{html.escape(result['model'])}<br><small>{html.escape(result['objective'])}</small>",
-            f"{html.escape(result['protocol'])}<br><small>{name}</small>",
-            f"{html.escape(result['data']['name'])}<br><small>{', '.join(result['splits'])}</small>",
-            _cell(score),
-            *(_cell(beside.get(baseline)) for baseline in ("random", "trivial")),
-            of,
+            f"{html.escape(one.model)}<br><small>{html.escape(one.objective)}</small>",
+            f"{html.escape(one.protocol)}<br><small>{one.measure}</small>",
+            f"{html.escape(one.data)}<br><small>{', '.join(one.splits)}</small>",
+            *(_cell(score) for score in (one.score, one.random, one.trivial)),
+            f"{one.evaluated} of {one.of}",
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     there = {(result["objective"], result["protocol"]) for result in results}
-    for one in PUBLISHED:
-        if (one.objective, one.protocol) in there:
-            cells = [one.objective, one.protocol, one.data, f"{one.value:.1f}", "", "", ""]
-            note = f"<br><small>the paper's own, {html.escape(one.where)}: {html.escape(one.setting)}</small>"
+    for theirs in PUBLISHED:
+        if (theirs.objective, theirs.protocol) in there:
+            cells = [theirs.objective, theirs.protocol, theirs.data, f"{theirs.value:.1f}", "", "", ""]
+            note = f"<br><small>the paper's own, {theirs.where}: {html.escape(theirs.setting)}</small>"
             cells[0] += note
             rows.append('<tr class="theirs">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
@@ -126,12 +94,11 @@ def _summary(results: list[dict[str, Any]]) -> str:
     )
 
 
-def _cell(score: dict[str, float] | None) -> str:
+def _cell(score: Score | None) -> str:
     if score is None:
         return "–"
-    found = Score(**score)
-    spread = f" ± {100 * found.spread:.1f}" if found.spread else ""
-    return f"{100 * found.value:.1f}{spread}<br><small>{100 * found.low:.1f} – {100 * found.high:.1f}</small>"
+    spread = f" ± {100 * score.spread:.1f}" if score.spread else ""
+    return f"{100 * score.value:.1f}{spread}<br><small>{100 * score.low:.1f} – {100 * score.high:.1f}</small>"
 
 
 def _section(folder: Path, result: dict[str, Any]) -> str:
@@ -160,9 +127,13 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
         )
     if "points" in result:
         points = [(100 * p["pretraining_top1"], p["downstream"]) for p in result["points"]]
+        drawn = {result["model"]: points}
+        if result.get("random"):
+            xs = [x for x, _ in points]
+            drawn["random weights"] = [(x, result["random"]) for x in (min(xs), max(xs))]
         yield _plot(
             "Self-supervised against downstream accuracy",
-            pictures.curves({result["model"]: points}, "pretraining top-1, %"),
+            pictures.curves(drawn, "pretraining top-1, %"),
             f"{len(points)} checkpoints of a run, downstream accuracy over pretraining accuracy",
         )
     counts = result.get("confusion") or result.get("scores", {}).get("confusion")
@@ -184,41 +155,17 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
                 f"Scatter plot of {len(x)} test videos, coloured by class",
             )
     if "nearest" in result:
-        yield _neighbours(result)
-
-
-def _neighbours(result: dict[str, Any]) -> str:
-    """Queries and their nearest three, spread over the classes."""
-    where = result["settings"]["data"]
-    try:
-        dataset = Dataset(where if where and where != "None" else demo.ensure())
-    except InputError as error:
-        return f"<p>No clips of neighbours: {html.escape(str(error))}</p>"
-    number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
-    label = dataset.column("label")
-    queries = list(result["nearest"])
-    chosen = queries[:: max(1, len(queries) // QUERIES)][:QUERIES]
-    shown = []
-    for query in chosen:
-        figures = []
-        for place, key in enumerate([query, *result["nearest"][query]]):
-            name = dataset.classes[label[number[key]]]
-            same = label[number[key]] == label[number[query]]
-            kind, what = ("query", "query") if place == 0 else (("right" if same else "wrong"), f"{place}.")
-            uri = pictures.clip(dataset, number[key])
-            if uri:
-                said = html.escape(f"{what} {name}")
-                alt = html.escape(
-                    f"Clip {key}, {name}: {'the query' if place == 0 else f'neighbour {place}'}"
-                )
-                figures.append(
-                    f'<figure><img class="{kind}" alt="{alt}" src="{uri}"><figcaption>{said}</figcaption></figure>'
-                )
-        shown.append(f'<div class="row">{"".join(figures)}</div>')
-    return (
-        "<h3>Nearest neighbours</h3><p class=soft>A test video (blue) and its three nearest training videos: green of "
-        f'the same class, red of another.</p><div class="neighbours">{"".join(shown)}</div>'
-    )
+        yield gallery.neighbours(result)
+    if (folder / "memory.npz").exists():
+        yield gallery.slots(folder, result)
+        with np.load(folder / "memory.npz") as found:
+            p, labels = found["p"], found["label"]
+        if len(p) > 3:
+            yield _plot(
+                "Training videos by the slots they address (t-SNE of p)",
+                pictures.t_sne(p, labels, classes),
+                f"Scatter plot of {len(p)} training videos by their addressing of the memory, coloured by class",
+            )
 
 
 def _pretraining(run: str) -> str:

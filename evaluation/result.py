@@ -1,11 +1,12 @@
 """A result on disk: result.json, to be read by people and by the report, and predictions.npz, to be fused.
 
 result.json       protocol, checkpoint, data, counts, scores with their intervals, baselines, confusion
-predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C)
+predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C); random, the same of random weights
 """
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def describe(
     dataset, model = bench.dataset, bench.model
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(bench.settings).items()}
     down = bench.downstream
+    windows = {"train": asdict(down.train), "test": asdict(down.test), "span": down.plan.span}
     return {
         "protocol": protocol,
         "checkpoint": bench.settings.checkpoint,
@@ -75,7 +77,7 @@ def describe(
         "data": {"name": dataset.name, "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)},
         "splits": {s.name: {"train": len(s.train), "test": len(s.test)} for s in splits},
         "evaluated": {"videos": evaluated, "of": sum(len(s.test) for s in splits), "unreadable": failed},
-        "windows": {"train": asdict(down.train), "test": asdict(down.test), "average": down.average},
+        "windows": windows | {"average": down.average},
         "settings": settings,
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -86,15 +88,21 @@ def save(folder: Path, result: dict[str, Any]) -> None:
         aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_predictions(folder: Path, outcomes: list[Outcome], bench: Bench, labelled: Labelled) -> None:
+def save_predictions(
+    folder: Path, outcomes: list[Outcome], bench: Bench, labelled: Labelled, random: list[Outcome] | None
+) -> None:
     rows = np.concatenate([o.rows for o in outcomes])
+    of = {"probabilities": outcomes} | ({"random": random} if random else {})
+    found: dict[str, Any] = {
+        name: np.concatenate([o.probabilities for o in some], axis=1) for name, some in of.items()
+    }
     with written_aside(folder / "predictions.npz") as aside, aside.open("wb") as handle:
         np.savez_compressed(
             handle,
             key=np.array(bench.dataset.keys(rows)),
             label=labelled.labels[rows],
             split=np.concatenate([[o.split.name] * len(o.rows) for o in outcomes]),
-            probabilities=np.concatenate([o.probabilities for o in outcomes], axis=1),
+            **found,
         )
 
 
@@ -104,6 +112,18 @@ def load(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: has no result of evaluate.py ({error})") from error
+
+
+def results_below(folders: Iterable[Path]) -> list[Path]:
+    """The folders that hold a result: each of these, or those inside it. Raises InputError where there is none."""
+    found = []
+    for folder in folders:
+        here = [folder] if (folder / "result.json").exists() else []
+        below = here or sorted(path.parent for path in folder.glob("*/result.json"))
+        if not below:
+            raise InputError(f"{folder}: has no result of evaluate.py")
+        found += below
+    return found
 
 
 def counted(bench: Bench, splits: list[Split], evaluated: int, failed: dict[str, str]) -> str:

@@ -29,7 +29,7 @@ class Settings:
     seeds: int = 3
     """Repetitions of what is random in the protocol; the encoder's weights stay."""
     baselines: bool = True
-    """Evaluate random weights of the same network, and videos' size and length alone, beside it."""
+    """Evaluate random weights of the same network, and the videos' size and length alone, beside it."""
     layer: str = ""
     """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature."""
     windows: int = 0
@@ -118,12 +118,8 @@ class Embed(Settings):
 
 
 @dataclass(frozen=True)
-class Finetune(Settings):
-    """Supervised training of the whole network, as the method's paper does it.
-
-    Steps at which the learning rate falls move with --steps. The best step is chosen on a fifth of the training
-    videos, held out; the test part is looked at once.
-    """
+class Tuned(Settings):
+    """Supervised training of the whole network."""
 
     steps: int = 0
     """Optimizer steps; 0 takes the paper's, or 200 on the demo set."""
@@ -135,8 +131,6 @@ class Finetune(Settings):
     """Before the last layer; the paper's by default."""
     hidden: int | None = None
     """Width of a layer before the last, 0 for none; the paper's by default."""
-    label_fraction: float = 1.0
-    """Train on this share of each class's videos."""
     validate_every: int = 0
     """Steps between validations, each of which is a checkpoint too; 0 makes 20 of them."""
     patience: int = 0
@@ -145,10 +139,27 @@ class Finetune(Settings):
     """Go on where the fine-tuning in --output stopped."""
     seeds: int = 1
     """Repetitions, each with its own head, order and held-out part."""
+    baselines: bool = True
+    """Train the same network from random weights too, which takes as long again, and a classifier of size and length."""
 
     def check(self) -> None:
         super().check()
         at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience")
+
+
+@dataclass(frozen=True)
+class Finetune(Tuned):
+    """Supervised training of the whole network, as the method's paper does it.
+
+    Steps at which the learning rate falls move with --steps. The best step is chosen on a fifth of the training
+    videos, held out; the test part is looked at once.
+    """
+
+    label_fraction: float = 1.0
+    """Train on this share of each class's videos."""
+
+    def check(self) -> None:
+        super().check()
         if not 0 < self.label_fraction <= 1:
             raise InputError(f"--label-fraction {self.label_fraction}: give a share above 0, at most 1")
 
@@ -159,8 +170,8 @@ class Curve(Settings):
 
     protocol: Literal["linear", "retrieval"] = "linear"
     """What is asked of each checkpoint; retrieval reports R@1."""
-    baselines: bool = False
-    """Not used: ask for them once, of one checkpoint."""
+    baselines: bool = True
+    """Evaluate random weights too, once, beside the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,30 @@ class Oops(Settings):
 
     The data set has failure times (tools/make_shards.py --layout oops) and the splits train and val.
     """
+
+
+@dataclass(frozen=True)
+class OopsFinetune(Tuned):
+    """Unintentional action, the whole network trained: three classes from [z_t, ẑ_t] (MemDPC, Table 4).
+
+    The data set is that of oops. Transitions are oversampled; a fifth of the training videos chooses the best step.
+    """
+
+
+@dataclass(frozen=True)
+class Table:
+    """Results as rows of a table, each beside its baselines; recipes/evaluate.sh makes the results of several runs."""
+
+    results: tuple[Path, ...]
+    """Folders of results, or folders that hold such folders."""
+    markdown: Path | None = None
+    """Write it as Markdown."""
+    json: Path | None = None
+    """Write it as JSON, with the weights' and the data's sha256 and all settings."""
+
+    def check(self) -> None:
+        if not self.results:
+            raise InputError("--results: name the folders of results that evaluate.py wrote")
 
 
 @dataclass(frozen=True)

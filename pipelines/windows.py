@@ -5,7 +5,7 @@ Letters: W windows of a video, N windows of all videos, V views, T frames a view
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -19,7 +19,7 @@ from pipelines.decode import DecodeError, check_whole, decode_views
 from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
 from pipelines.plan import ViewPlan, plain
-from shards import Dataset
+from shards import DamagedError, Dataset
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,10 @@ class Windows:
     def __len__(self) -> int:
         return len(self.row)
 
+    def at(self, places: NDArray) -> "Windows":
+        """Those at some places, or where a mask is true."""
+        return Windows(self.row[places], self.start[places], self.crop[places])
+
     @classmethod
     def of(cls, dataset: Dataset, rows: Sequence[int] | NDArray, plan: ViewPlan, layout: Layout) -> "Windows":
         """All windows of the rows, in their order; a video's windows in ascending order, each with all its crops."""
@@ -96,11 +100,16 @@ def draw_windows(plan: ViewPlan, dataset: Dataset, windows: Windows) -> Draw:
     boxes = _placed(straight.boxes, windows.crop % 5, *facts[1:])
     flips = np.repeat(turned[:, None], plan.views, axis=1)
     return replace(
-        straight, frames=_frames(still, windows.start, facts[0]), boxes=boxes, flips=flips, colours=colours
+        straight,
+        frames=frames_from(still, windows.start, facts[0]),
+        boxes=boxes,
+        flips=flips,
+        colours=colours,
     )
 
 
-def _frames(plan: ViewPlan, start_N: NDArray[np.int64], num_frames_N: NDArray[np.int64]) -> NDArray[np.int32]:
+def frames_from(plan: ViewPlan, start_N: NDArray[np.int64], num_frames_N: NDArray) -> NDArray[np.int32]:
+    """The frames (N, V, T), one more of a difference, of windows that begin at these frames."""
     offsets_VT = np.asarray(plan.offsets)
     if plan.modality == "difference":
         offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
@@ -138,7 +147,7 @@ class WindowLoader:
     Iterating gives dicts: views (n, V, C, T, H, W) float32 on `device`; index (n,) int64, which of the windows they
     are; batch, the batch's number. n is below batch_size in the last batch and where videos are left out, perhaps 0. batches: which batches of `batch_size` windows to make, all by default: what a batch holds does not
     depend on how the batches are divided among processes.
-    failed: row → reason, of videos that could not be decoded where a batch wanted them; of these the batch's windows
+    failed: row → reason, of videos that could not be read or decoded where a batch wanted them; of these the batch's windows
     are left out.
     """
 
@@ -155,8 +164,10 @@ class WindowLoader:
         prefetch: int = 2,
         device: torch.device | None = None,
         decoder: str = "mixed",
+        drawn: Callable[[NDArray[np.int64]], Draw] | None = None,
     ) -> None:
         self.failed: dict[int, str] = {}
+        self._drawn = drawn or (lambda places: draw_windows(plan, dataset, windows.at(places)))
         self._dataset, self._windows, self._plan = dataset, windows, plan
         self._batch_size, self._prefetch, self._device = batch_size, prefetch, device
         self._batches = range(self.count(windows, batch_size)) if batches is None else batches
@@ -189,11 +200,8 @@ class WindowLoader:
         tasks = []
         for _, group in groupby(index.tolist(), key=lambda i: int(self._windows.row[i])):
             places = np.array(list(group))
-            w = self._windows
-            drawn = draw_windows(
-                self._plan, self._dataset, Windows(w.row[places], w.start[places], w.crop[places])
-            )
-            row = int(w.row[places[0]])
+            drawn = self._drawn(places)
+            row = int(self._windows.row[places[0]])
             tasks.append(_Task(row, places, drawn, pool.submit(self._read, row, drawn)))
         return tasks
 
@@ -233,7 +241,7 @@ class WindowLoader:
         """Of a task's windows, or none where its video cannot be decoded."""
         try:
             return task.material.result()
-        except DecodeError as error:
+        except (DecodeError, DamagedError) as error:
             self._fail(task.row, str(error))
             return []
 
@@ -252,7 +260,7 @@ class WindowLoader:
         for row in sorted({task.row for task in tasks}) if self._placement == "gpu" else ():
             try:
                 check_whole(self._dataset.read(row, self._component))
-            except DecodeError as error:
+            except (DecodeError, DamagedError) as error:
                 self._fail(row, str(error))
                 found.add(row)
         return found

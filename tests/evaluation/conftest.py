@@ -37,3 +37,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DPC with a hair of a network: 3 blocks of 2 frames, 34²."""
     config = objectives.get("dpc").Config(width=0.05, size=34, blocks=3, frames=2, stride=2, pred_steps=1)
     return save("dpc", config, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def memory_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MemDPC with 8 slots, as small."""
+    config = objectives.get("memdpc").Config(
+        width=0.05, size=34, blocks=3, frames=2, stride=2, pred_steps=1, memory_size=8
+    )
+    return save("memdpc", config, tmp_path_factory.mktemp("runs") / "slots")

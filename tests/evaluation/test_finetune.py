@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 import evaluate
 import objectives
 from evaluation import finetune
-from evaluation.finetune import Tuning, still_plan
+from evaluation.classifier import still_plan
+from evaluation.tuning import Tuning, rate
 from pipelines.plan import plain
 from shards import InputError
+from tests.evaluation.rendered import Video, write_set
 from training.processes import Stopped
 
 
@@ -35,6 +37,7 @@ def test_it_resumes_exactly(ask, tmp_path, monkeypatch) -> None:
     whole = ask("whole")
     assert whole["evaluated"]["videos"] == whole["evaluated"]["of"] == 9
     assert whole["scores"]["chosen"][0][0]["step"] in (2, 4, 6)
+    assert set(whole["baselines"]) == {"random", "trivial", "most_frequent"}
     step = Tuning.train_step
 
     def stopping(self: Tuning) -> float:
@@ -51,7 +54,7 @@ def test_it_resumes_exactly(ask, tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="tuning"):
         ask("stopped", "--resume", "--lr", 0.5)
     again = ask("stopped", "--resume")
-    assert again["scores"] == whole["scores"]
+    assert again["scores"] == whole["scores"] and again["baselines"] == whole["baselines"]
     for file in ("best.safetensors", "checkpoints/step-00000006/model.safetensors"):
         a, b = (load_file(tmp_path / run / "split-seed0" / file) for run in ("whole", "stopped"))
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -70,7 +73,7 @@ def test_the_pull_keeps_weights_near_the_pretrained_ones(ask, tmp_path, run, mon
                 made(*given), pull=pull, optimizer="sgd", lr=1e-4, weight_decay=0.0
             ),
         )
-        ask(f"pull{pull:g}")
+        ask(f"pull{pull:g}", "--no-baselines")
         last = load_file(
             tmp_path / f"pull{pull:g}" / "split-seed0/checkpoints/step-00000006/model.safetensors"
         )
@@ -90,7 +93,7 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
         with torch.device("meta"):
             objective = objectives.get(name)(config)
         tuning = objective.downstream().finetuning
-        tested = still_plan(tuning)
+        tested = still_plan(tuning.plan)
         assert (tested.size, tested.frames, tested.modality, tested.lab) == (
             tuning.plan.size,
             tuning.plan.frames,
@@ -98,18 +101,24 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
             tuning.plan.lab,
         )
         assert tested == plain(tested) and not tested.paces
-        rate = [finetune.Tuning.rate(_At(tuning), step) for step in range(0, tuning.steps, 100)]
-        assert rate[0] == tuning.lr and np.all(np.diff(rate) <= 0) and rate[-1] < tuning.lr
-
-
-class _At(Tuning):
-    """A fine-tuning of which only the schedule is asked."""
-
-    def __init__(self, tuning) -> None:
-        self.tuning = tuning
+        rates = [rate(tuning, step) for step in range(0, tuning.steps, 100)]
+        assert rates[0] == tuning.lr and np.all(np.diff(rates) <= 0) and rates[-1] < tuning.lr
 
 
 def test_label_fractions_and_permuted_labels(ask, tmp_path: Path) -> None:
-    result = ask("part", "--label-fraction", 0.5, "--permute-labels", "--seeds", 2)
+    result = ask("part", "--label-fraction", 0.5, "--permute-labels", "--seeds", 2, "--no-baselines")
     assert np.array(np.load(tmp_path / "part/predictions.npz")["probabilities"]).shape == (2, 9, 3)
     assert result["scores"]["top1"]["value"] < 0.9
+
+
+def test_a_damaged_video_is_named_and_one_clip_is_no_batch(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    videos = [Video(n % 3, "train") for n in range(9)] + [Video(n % 3, "test") for n in range(3)]
+    videos.append(Video(0, "test", 40, damaged=True))
+    data = write_set(tmp_path / "set", videos)
+    common = ["--checkpoint", run, "--data", data, "--device", "cpu", "--steps", 2, "--no-baselines"]
+    with pytest.raises(InputError, match="--train-batch-size"):
+        evaluate.main(["finetune", *map(str, [*common, "--output", tmp_path / "a", "--train-batch-size", 1])])
+    evaluate.main(["finetune", *map(str, [*common, "--output", tmp_path / "b", "--train-batch-size", 3])])
+    result = json.loads((tmp_path / "b/result.json").read_text())
+    assert list(result["evaluated"]["unreadable"]) == ["v012"] and result["evaluated"]["of"] == 4

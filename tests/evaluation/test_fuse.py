@@ -19,7 +19,7 @@ def common(data, tmp_path, monkeypatch) -> list[str]:
 
 def test_two_streams_are_the_mean_of_their_probabilities(common, run, tmp_path) -> None:
     for name, layer in (("a", ""), ("b", "encoder.layer2")):
-        out = ["--output", str(tmp_path / name), "--no-baselines"]
+        out = ["--output", str(tmp_path / name)]
         evaluate.main(
             ["linear", "--checkpoint", str(run), *common, *out, *(["--layer", layer] if layer else [])]
         )
@@ -30,6 +30,9 @@ def test_two_streams_are_the_mean_of_their_probabilities(common, run, tmp_path) 
     a, b = (np.load(tmp_path / name / "predictions.npz") for name in "ab")
     p = a["probabilities"][0] + b["probabilities"][0]
     assert result["scores"]["top1"]["value"] == (p.argmax(1) == a["label"]).mean()
+    random = a["random"][0] + b["random"][0]
+    assert result["baselines"]["random"]["top1"]["value"] == (random.argmax(1) == a["label"]).mean()
+    assert "trivial" in result["baselines"]
     wrong = tmp_path / "wrong"
     shutil.copytree(tmp_path / "b", wrong)
     np.savez(wrong / "predictions.npz", **{**b, "key": b["key"][::-1]})
@@ -44,6 +47,8 @@ def test_the_curve_has_a_point_for_each_checkpoint(common, run, tmp_path) -> Non
     (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out = ["--output", str(tmp_path / "curve"), "--protocol", "retrieval"]
     evaluate.main(["curve", "--checkpoint", str(copied), *common, *out])
-    points = json.loads((tmp_path / "curve/result.json").read_text())["points"]
+    result = json.loads((tmp_path / "curve/result.json").read_text())
+    points = result["points"]
     assert [(p["step"], p["pretraining_top1"]) for p in points] == [(1, 0.1), (3, 0.3)]
     assert points[0]["downstream"]["value"] == points[1]["downstream"]["value"] == 1.0
+    assert result["random"]["value"] == 1.0  # colours

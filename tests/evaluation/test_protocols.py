@@ -59,6 +59,7 @@ def test_linear_probe_counts_every_test_video_and_permuted_labels_are_chance(ask
 
 def test_features_are_computed_once(ask, monkeypatch) -> None:
     first = ask("nonlinear", "--hidden", 8, "--seeds", 1, "--no-baselines")
+    assert first["evaluated"]["videos"] == first["evaluated"]["of"] == 9
 
     def unreadable(*_: object) -> None:
         raise DecodeError("no more")
@@ -78,10 +79,17 @@ def test_retrieval_and_fractions(ask) -> None:
     label = dict(zip(Dataset(result["settings"]["data"]).column("key"), names, strict=True))
     assert len(result["nearest"]) == 9
     assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
+    permuted = ask("retrieval", "--permute-labels", "--no-baselines")
+    assert permuted["recall"]["video"]["1"]["value"] < 0.8
     parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)
     curves = parts["curves"]
+    permuted = ask("fraction", "--fractions", 1, "--seeds", 1, "--no-baselines", "--permute-labels")
+    assert permuted["curves"]["model"]["1"]["top1"]["value"] < 0.8
     assert parts["evaluated"]["videos"] == result["evaluated"]["videos"] == 9
-    assert set(curves) == {"model", "random"} and set(curves["model"]) == {"0.25", "1"}
+    assert set(curves) == {"model", "random weights", "size and length"} and set(curves["model"]) == {
+        "0.25",
+        "1",
+    }
     assert curves["model"]["1"]["top1"]["value"] == 1.0
 
 

@@ -14,23 +14,21 @@ from tests.browser import chromium
 
 
 @pytest.fixture(scope="module")
-def page(run, data, tmp_path_factory) -> Iterator[Path]:
+def page(run, memory_run, data, tmp_path_factory) -> Iterator[Path]:
     tmp_path = tmp_path_factory.mktemp("report")
     patched = pytest.MonkeyPatch()
     patched.setenv("ACCELERATE_USE_CPU", "true")
-    common = [
-        "--checkpoint",
-        str(run),
-        "--data",
-        str(data),
-        "--cache",
-        str(tmp_path / "cache"),
-        "--device",
-        "cpu",
+    few = ["--fractions", "0.5", "1"]
+    asked = [
+        (run, "retrieval", []),
+        (run, "fraction", few),
+        (run, "linear", []),
+        (memory_run, "retrieval", []),
     ]
-    for protocol, flags in {"retrieval": [], "fraction": ["--fractions", "0.5", "1"], "linear": []}.items():
-        out = ["--output", str(tmp_path / "results" / protocol), "--seeds", "1"]
-        evaluate.main([protocol, *common, *out, *flags])
+    for checkpoint, protocol, flags in asked:
+        out = tmp_path / "results" / f"{protocol}-{checkpoint.name}"
+        common = ["--checkpoint", checkpoint, "--data", data, "--cache", tmp_path / "cache", "--output", out]
+        evaluate.main([protocol, *map(str, [*common, "--device", "cpu", "--seeds", 1, *flags])])
     evaluate.main(["report", "--results", str(tmp_path / "results"), "--html", str(tmp_path / "report.html")])
     yield tmp_path / "report.html"
     patched.undo()
@@ -42,11 +40,22 @@ def test_a_page_of_its_own(page) -> None:
         not re.search(r"""(src|href)=(?!["']?data:)""", text) and "<script" not in text and "http" not in text
     )
     images = re.findall(r"<img [^>]*>", text)
-    assert len(images) >= 3 + 6 * 4  # plots, and six queries with three neighbours each
+    # plots; six queries with three neighbours each, of two networks; six slots with three clips each
+    assert len(images) >= 6 + 2 * 6 * 4 + 6 * 3
     assert all(re.search(r'alt="[^"]{8,}"', image) for image in images)
-    for wanted in ("9 of 9", "random weights", "100.0", "Data efficiency", "t-SNE", "Nearest neighbours"):
+    for wanted in (
+        "9 of 9",
+        "random weights",
+        "100.0",
+        "Data efficiency",
+        "t-SNE",
+        "Nearest neighbours",
+        "slot ",
+        "t-SNE of p",
+    ):
         assert wanted in text, wanted
     assert "60.6" not in text  # DPC published no linear probe: nothing to show beside it
+    assert "the paper's own, Table 3: R@1" in text and "40.2" in text  # MemDPC did publish retrieval
 
 
 def test_a_browser_shows_it_without_complaint_on_a_phone_too(page, tmp_path) -> None:

@@ -1,0 +1,84 @@
+"""Results as a table, and the recipe that makes the results of several runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import evaluate
+from evaluation.table import row
+
+ROOT = Path(__file__).parents[2]
+
+
+def score(value: float, half: float = 0.1) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half, "spread": 0.0}
+
+
+def result(value: float, random: float) -> dict:
+    return {
+        "protocol": "linear",
+        "objective": "dpc",
+        "model": "mine",
+        "data": {"name": "set"},
+        "splits": {"split1": {}},
+        "evaluated": {"videos": 9, "of": 9},
+        "scores": {"top1": score(value)},
+        "baselines": {
+            "random": {"top1": score(random)},
+            "trivial": {"top1": score(0.2)},
+            "most_frequent": 0.1,
+        },
+    }
+
+
+def test_a_model_beats_random_weights_where_the_intervals_are_apart() -> None:
+    for random, beats in ((0.5, True), (0.7, False), (0.9, False)):
+        found = row(result(0.8, random))
+        assert found and found.beats_random is beats and found.trivial and found.trivial.value == 0.2
+    alone = result(0.8, 0.5) | {"baselines": {}}
+    assert (found := row(alone)) and found.beats_random is None
+    assert row({"protocol": "fraction", "curves": {}}) is None
+
+
+def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:
+    flags = ["--data", data, "--cache", tmp_path / "cache", "--device", "cpu", "--folds", 3, "--seeds", 1]
+    done = subprocess.run(
+        ["bash", ROOT / "recipes/evaluate.sh", tmp_path / "tables/mine", run, "--", *map(str, flags)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "ACCELERATE_USE_CPU": "true",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "tables/mine.json").read_text())
+    assert [(one["protocol"], one["evaluated"], one["of"]) for one in rows] == [
+        ("linear", 21, 21),
+        ("retrieval", 21, 21),
+    ]
+    assert all(one["beats_random"] is False and len(one["from"]["weights"]) == 64 for one in rows)
+    lines = (tmp_path / "tables/mine.md").read_text().splitlines()
+    assert len(lines) == 4 and lines[2].startswith(
+        "| tiny (dpc) | linear, top-1 | colours, fold1, fold2, fold3 |"
+    )
+    assert "21 of 21" in lines[3] and "R@1" in lines[3]
+
+
+def test_the_recipe_says_how_it_is_used(tmp_path) -> None:
+    done = subprocess.run(["bash", ROOT / "recipes/evaluate.sh", "x"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage:")
+
+
+def test_what_is_no_result_is_refused(tmp_path, capsys) -> None:
+    assert evaluate.ended(evaluate.main, ["table", "--results", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    (tmp_path / "result.json").write_text(json.dumps({"protocol": "fraction", "curves": {}}))
+    with pytest.raises(evaluate.InputError, match="curves only"):
+        evaluate.main(["table", "--results", str(tmp_path)])
