@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from models.c3d import C3D
@@ -111,3 +112,11 @@ def build(
     network = BACKBONES[name].make(width, channels)
     network.checkpointed = checkpointed
     return network
+
+
+def map_shape(name: str, frames: int, size: int) -> tuple[int, int, int]:
+    """(t, h, w) of the last stage's map for clips of `frames` frames of size², found without computing it."""
+    with torch.device("meta"):
+        network = build(name, frames, size).eval()
+        t, h, w = network(torch.empty(1, 3, frames, size, size)).shape[2:]
+    return t, h, w

@@ -76,12 +76,14 @@ class BlocksConfig:
             raise InputError(
                 f"--width {self.width} must be above 0, --stride {self.stride} and --frames {self.frames} at least 1"
             )
-        if self.size < MIN_SIZE or self.size % 2:
-            raise InputError(
-                f"--size {self.size} must be even and at least {MIN_SIZE}, or the feature map is a single point"
-            )
+        own = self.network in RESNETS
         check_backbone("--network", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
-        if self.norm != "batch" and self.network not in RESNETS:
+        if self.size % 2 or self._has_one_location():
+            least = f"at least {MIN_SIZE}" if own else "larger"
+            raise InputError(
+                f"--size {self.size} must be even and {least}, or the feature map is a single point"
+            )
+        if self.norm != "batch" and not own:
             raise InputError(
                 f"--norm {self.norm}: {self.network} has batch norm only; the choice is {', '.join(RESNETS)}'s"
             )
@@ -97,6 +99,11 @@ class BlocksConfig:
             raise InputError(f"--grey {self.grey} must be from 0 to 1")
         if self.lr <= 0 or min(self.weight_decay, self.warmup_steps, self.patience) < 0:
             raise InputError("--lr must be above 0; --weight-decay, --warmup-steps and --patience at least 0")
+
+    def _has_one_location(self) -> bool:
+        if self.network in RESNETS:
+            return self.size < MIN_SIZE
+        return max(backbones.map_shape(self.network, self.frames, self.size)[1:]) == 1
 
 
 class BlockObjective(Objective):

@@ -6,7 +6,7 @@
 
 A clip of every pace starts at the same frame; its map is the mean of conv5's squared activations over channels and
 time (Zagoruyko & Komodakis 2017), laid over the clip's last frame, from its least value (blue) to its greatest (red).
-Writes attention.png and attention.html; the page plays the clips and needs nothing beside itself.
+Small clips have few locations in conv5, 3×3 at 40²: --stage 4 shows the stage before, 5×5. Writes attention.png and attention.html; the page plays the clips and needs nothing beside itself.
 """
 
 import base64
@@ -60,15 +60,20 @@ class Arguments:
     """Which videos, and where their clips begin."""
     out: Path = Path("attention")
     """Name of the two files, without .png and .html."""
+    stage: Literal[1, 2, 3, 4, 5] = 5
+    """Whose map: 5 is conv5, as in the paper; stages before it have more locations."""
     size: int = 160
-    """Side of a cell of the picture in pixels."""
+    """Side of a cell of the picture in pixels, even; the network sees clips of its own size."""
     device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
     """Where videos are decoded."""
     threads: int = os.cpu_count() or 2
     """Decoding threads."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "videos", "size", "threads")
+        at_least(self, 1, "videos", "threads")
+        at_least(self, 2, "size")
+        if self.size % 2:
+            raise InputError(f"--size {self.size}: must be even")
 
 
 def main(arguments: Arguments) -> None:
@@ -78,22 +83,12 @@ def main(arguments: Arguments) -> None:
             f"{arguments.checkpoint} is a checkpoint of {objective.name}: attention is shown for pace"
         )
     plan = column_plan(objective.config)
+    for_eyes = replace(plan, size=arguments.size, levels="imagenet")
     dataset = Dataset(arguments.data or demo.ensure())
-    split = arguments.split or (None if arguments.data else "test")
-    with Loader(
-        dataset,
-        dataset.select(split=split),
-        plan,
-        batch_size=arguments.videos,
-        seed=arguments.seed,
-        placement=choose_placement(arguments.device),
-        threads=arguments.threads,
-        prefetch=0,
-    ) as loader:
-        batch = next(loader)
+    batch, shown = (first_batch(arguments, dataset, wanted) for wanted in (plan, for_eyes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    maps_BVhw, shares_BVM = look(objective.to(device), batch["views"].to(device))
-    clips_BVTHW3 = visible(batch["views"], plan).numpy()
+    maps_BVhw, shares_BVM = look(objective.to(device), batch["views"].to(device), arguments.stage)
+    clips_BVTHW3 = visible(shown["views"], for_eyes).numpy()
     laid_BVHW3 = overlay(clips_BVTHW3[:, :, -1], maps_BVhw)
     names = [f"p = {pace_name(pace)}" for pace in objective.config.paces]
     picture, page = (arguments.out.with_name(arguments.out.name + end) for end in (".png", ".html"))
@@ -109,6 +104,22 @@ def main(arguments: Arguments) -> None:
     print(f"{picture}\n{page}")
 
 
+def first_batch(arguments: Arguments, dataset: Dataset, plan: ViewPlan) -> dict[str, Any]:
+    """The clips of as many videos as the picture has rows: the same for every size of a view."""
+    split = arguments.split or (None if arguments.data else "test")
+    with Loader(
+        dataset,
+        dataset.select(split=split),
+        plan,
+        batch_size=arguments.videos,
+        seed=arguments.seed,
+        placement=choose_placement(arguments.device),
+        threads=arguments.threads,
+        prefetch=0,
+    ) as loader:
+        return next(loader)
+
+
 def column_plan(config: PaceConfig) -> ViewPlan:
     """One view a pace, all from one start, in the middle of the picture, without augmentation."""
     plan = plain(Pace.view_plan(config))
@@ -117,11 +128,13 @@ def column_plan(config: PaceConfig) -> ViewPlan:
 
 
 @torch.no_grad()
-def look(objective: Pace, views_BVCTHW: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Attention (B, V, h, w) from 0 to 1 in each map, on the CPU, and the paces' probabilities (B, V, M), None without a head."""
+def look(objective: Pace, views_BVCTHW: Tensor, stage: int = 5) -> tuple[Tensor, Tensor | None]:
+    """Attention (B, V, h, w) of a stage, from 0 to 1 in each map, on the CPU, and the paces' probabilities (B, V, M),
+    None without a head."""
     B, V = views_BVCTHW.shape[:2]
-    conv5 = objective.encoder(views_BVCTHW.flatten(0, 1)).float()
-    maps = conv5.square().mean((1, 2))
+    found = objective.encoder.maps(views_BVCTHW.flatten(0, 1), (stage, 5))
+    conv5 = found[5].float()
+    maps = found[stage].float().square().mean((1, 2))
     least, greatest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     maps = (maps - least) / (greatest - least).clamp(min=1e-12)
     if objective.head is None:
@@ -131,12 +144,14 @@ def look(objective: Pace, views_BVCTHW: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def overlay(frames_BVHW3: np.ndarray, maps_BVhw: Tensor) -> np.ndarray:
-    """Maps as heat over the frames' luma, half and half; uint8 RGB (B, V, H, W, 3)."""
+    """Maps as heat over paled frames, thicker where it is hot; uint8 RGB (B, V, H, W, 3)."""
     large = F.interpolate(maps_BVhw, frames_BVHW3.shape[2:4], mode="bilinear", align_corners=False).numpy()
     places, colours = [place for place, _ in HEAT], np.array([colour for _, colour in HEAT])
     heat = np.stack([np.interp(large, places, colours[:, channel]) for channel in range(3)], -1)
     luma = frames_BVHW3 @ np.array([0.299, 0.587, 0.114])
-    return (0.5 * luma[..., None] + 0.5 * heat).round().astype(np.uint8)
+    paled = (luma[..., None] + frames_BVHW3) / 2
+    share = 0.3 + 0.3 * large[..., None]
+    return ((1 - share) * paled + share * heat).round().astype(np.uint8)
 
 
 def draw_grid(laid_BVHW3: np.ndarray, names: list[str], side: int) -> Image.Image:

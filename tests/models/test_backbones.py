@@ -66,6 +66,7 @@ def test_p4_and_p5_are_the_means_of_maps_of_these_shapes(name: str, frames: int,
     known = backbones.BACKBONES[name]
     assert network.pooled(x).shape == (2, known.dim) and network.dim == known.dim
     assert network.pooled(x, 4).shape == (2, network.dims[3])
+    assert backbones.map_shape(name, frames, size) == maps[5].shape[2:]
     assert [m.shape[1] for m in network.maps(x, (1, 2, 3, 4, 5)).values()] == list(network.dims)
 
 

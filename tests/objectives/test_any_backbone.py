@@ -42,9 +42,10 @@ def every_parameter_learns(objective: Objective, x: Tensor) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_dpc_with_every_backbone(backbone: str) -> None:
-    size = dict(frames=T, size=48, blocks=3, pred_steps=1)
+    side = 50 if backbone == "s3d" else 34  # torchvision's s3d rounds down
+    size = dict(frames=T, size=side, blocks=3, pred_steps=1)
     objective = DPC(DPCConfig(network=backbone, width=width(backbone), **size))
-    x = views(3, 48)
+    x = views(3, side)
     every_parameter_learns(objective, x)
     with torch.no_grad():
         z = objective.eval().encode(x)
@@ -119,7 +120,8 @@ def test_the_flag_builds_it_and_a_checkpoint_brings_it_back(flag: str, tmp_path:
             {"network": "s3d", "width": 0.5},
             "--network s3d: torchvision's networks come at width 1",
         ),
-        (MemDPCConfig, {"network": "s3d", "size": 32}, "--size 32"),
+        (MemDPCConfig, {"network": "s3d", "size": 48, "frames": 8}, "--size 48 must be even and larger"),
+        (MemDPCConfig, {"network": "c3d", "size": 30, "frames": 8}, "--size 30 must be even and larger"),
         (TCPConfig, {"backbone": "c3d", "frames": 6}, "--backbone c3d: clips of 6 frames of 224²"),
         (
             TCPConfig,
