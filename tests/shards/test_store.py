@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import make_shards
 
-from shards import Dataset, InputError
+from shards import DamagedError, Dataset, InputError
 
 
 @pytest.fixture
@@ -121,6 +122,29 @@ def test_quarantined_rows_are_left_out_of_new_selections(
     with open(copied / "quarantine.jsonl", "a") as handle:
         handle.write('{"key": "cut o')
     assert len(dataset.select()) == len(dataset) - 1 and "line 2" in caplog.text
+    dataset.quarantine(5, "noted after a line that was cut off")
+    assert dataset.quarantined().tolist() == [3, 5]
+    with open(copied / "quarantine.jsonl", "ab") as handle:
+        handle.write(b"\xff\x00 a broken disk's\n")
+    assert dataset.quarantined().tolist() == [3, 5]
+
+
+def _note_all(folder: Path, name: int) -> None:
+    dataset = Dataset(folder)
+    for n in range(200):
+        dataset.quarantine(n % len(dataset), f"{name}-{n} " + "long " * 50)
+
+
+def test_processes_that_quarantine_at_once_do_not_mix_their_lines(copied: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_note_all, args=(copied, name)) for name in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    lines = (copied / "quarantine.jsonl").read_text().splitlines()
+    found = {json.loads(line)["reason"].split()[0] for line in lines}
+    assert found == {f"{name}-{n}" for name in range(4) for n in range(200)}
 
 
 def test_quarantine_in_a_folder_that_cannot_be_written_warns(
@@ -168,8 +192,53 @@ def test_what_is_missing_is_named_with_its_fix(copied: Path, tmp_path: Path) -> 
     dataset = Dataset(copied)
     tar.write_bytes(whole[:1500])  # cut off after it was opened
     row = int(np.flatnonzero(dataset.column("shard") == tar.name)[-1])
-    with pytest.raises(OSError, match=rf"{tar.name}: ends \d+ bytes before"):
+    with pytest.raises(DamagedError, match=rf"{tar.name}: ends \d+ bytes before the end of the video"):
         dataset.read(row)
+
+
+def test_a_damaged_tar_may_be_opened_and_is_read_again_when_it_is_put_back(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tar = sorted(copied.glob("*.tar"))[1]
+    whole = tar.read_bytes()
+    tar.unlink()
+    dataset = Dataset(copied, damaged=True)
+    assert f"{tar.name}: no such file" in caplog.text
+    row = int(np.flatnonzero(dataset.column("shard") == tar.name)[0])
+    with pytest.raises(DamagedError, match=rf"{tar.name}: No such file"):
+        pickle.loads(pickle.dumps(dataset)).read(row)
+    tar.write_bytes(whole[:600])
+    with pytest.raises(DamagedError, match="ends"):
+        dataset.read(row)
+    tar.with_suffix(".new").write_bytes(whole)
+    tar.with_suffix(".new").rename(tar)  # another file of that name
+    assert hashlib.sha256(dataset.read(row)).hexdigest() == dataset.column("sha256")[row]
+
+
+def test_other_bytes_than_were_written_are_told(copied: Path) -> None:
+    dataset = Dataset(copied)
+    tar = copied / dataset.column("shard")[2]
+    with tar.open("r+b") as handle:
+        handle.seek(int(dataset.column("mp4_offset")[2] + dataset.column("mp4_size")[2]) - 1)
+        last = handle.read(1)
+        handle.seek(-1, 1)
+        handle.write(bytes([last[0] ^ 1]))
+    with pytest.raises(DamagedError, match=r"not the bytes that were written \(sha256\)"):
+        dataset.read(2)
+    assert dataset.read(1) and dataset.read(2, "json")
+
+
+def test_a_table_without_sums_is_read_unchecked(copied: Path) -> None:
+    table = pq.read_table(copied / "samples.parquet")
+    place = table.column_names.index("sha256")
+    half = table.column("sha256").to_pylist()[:5] + [None] * (len(table) - 5)
+    for changed in (
+        table.drop_columns(["sha256"]),
+        table.set_column(place, "sha256", pa.array(half, pa.string())),
+    ):
+        pq.write_table(changed, copied / "samples.parquet")
+        dataset = Dataset(copied)
+        assert all(dataset.read(row) for row in range(len(dataset)))
 
 
 def test_wrong_questions_list_the_answers(dataset: Dataset, large: Dataset) -> None:
