@@ -93,10 +93,10 @@ def cut_views(
                 if (look, part) not in graphs:
                     top = look[1] + part * picture.height // stacked
                     graphs[look, part] = _view_graph(picture, look, top, size, format_)
-                graphs[look, part].push(frame_)
-                cut = graphs[look, part].pull()
+                graphs[look, part].vpush(frame_)
+                cut = graphs[look, part].vpull()
                 for channel, plane in zip(channels, cut.planes, strict=True):
-                    lines = np.frombuffer(plane, np.uint8).reshape(size, plane.line_size)
+                    lines = np.asarray(memoryview(plane)).reshape(size, plane.line_size)  # type: ignore[arg-type]
                     out[places, part + channel] = lines[:, :size]
     return out.transpose(0, 2, 3, 1)
 
@@ -149,7 +149,7 @@ def _view_graph(picture: Picture, look: tuple, top: int, size: int, format_: str
     graph = av.filter.Graph()
     with suppress(AttributeError):  # PyAV before 18: each graph has a thread for every core
         graph.threads = 1
-    node = graph.add_buffer(template=picture)
+    node = graph.add_buffer(None, picture.width, picture.height, picture.format, None, picture.time_base)
     filters = [("crop", f"{width}:{height}:{left}:{top}"), ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}")]
     filters += [("format", format_), *([("hflip", "")] if flip else []), ("buffersink", "")]
     for name, arguments in filters:
