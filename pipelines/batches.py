@@ -56,6 +56,8 @@ class Batches:
 
     def close(self) -> None:
         """Let go of the graphs."""
+        for graph in self._graphs.values():
+            graph.close()
         self._graphs.clear()
 
     def _views(self, samples: list[Sample]) -> torch.Tensor:

@@ -206,6 +206,11 @@ class Graph:
         shape = (len(draws) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
         return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
 
+    def close(self) -> None:
+        """End its threads, as far as they do not end with it."""
+        if self._painter:
+            self._painter.close()
+
     def _feed_frames(self, draws: list[Draw], material: list[Any]) -> None:
         feed = self._pipeline.feed_input
         numbers, order = zip(*(_places(self._plan, d) for d in draws), strict=True)

@@ -192,6 +192,8 @@ class WindowLoader:
                     yield self._finish(*ahead.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+                if self._graph:
+                    self._graph.close()
                 self._graph = None
 
     def _start(self, pool: ThreadPoolExecutor, batch: int) -> "list[_Task]":
