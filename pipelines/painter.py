@@ -55,13 +55,10 @@ class Painter:
         if plan.modality == "difference":
             planes_FPn = _differences(planes_FPn, len(drawn.frames))
         maps_FCK = drawn.colours.reshape(len(out_FnC), plan.channels, -1)
+        noisy = 0  # rows of noise, above the planes and a row of ones
         if drawn.noise is not None:
-            maps_FCK = np.concatenate(
-                [self._noise_shares(planes_FPn, maps_FCK, len(drawn.frames)), maps_FCK], -1
-            )
-        above = (
-            maps_FCK.shape[-1] - drawn.colours.shape[-1]
-        )  # rows of noise, above the planes and a row of ones
+            shares_FC3 = self._noise_shares(planes_FPn, maps_FCK, len(drawn.frames))
+            maps_FCK, noisy = np.concatenate([shares_FC3, maps_FCK], -1), 3
         chunk = -(-n // -(-n // _CHUNK))
         rows_Kn = np.ones((maps_FCK.shape[-1], chunk), np.float32)
         for frame, (planes_Pn, map_CK, out_nC) in enumerate(zip(planes_FPn, maps_FCK, out_FnC, strict=True)):
@@ -69,9 +66,9 @@ class Painter:
                 span = slice(first, min(first + chunk, n))
                 rows = rows_Kn[:, : span.stop - span.start]
                 if drawn.noise is not None:
-                    rows[:above] = self._noise_N3n[drawn.noise.flat[frame], :, span]
+                    rows[:noisy] = self._noise_N3n[drawn.noise.flat[frame], :, span]
                 part = planes_Pn[:, span]
-                rows[above:-1] = _cube_root_xyz(part) if plan.lab else part
+                rows[noisy:-1] = _cube_root_xyz(part) if plan.lab else part
                 np.matmul(rows.T, map_CK.T, out=out_nC[span])
 
     def _noise_shares(
