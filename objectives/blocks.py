@@ -77,7 +77,7 @@ class BlocksConfig:
                 f"--width {self.width} must be above 0, --stride {self.stride} and --frames {self.frames} at least 1"
             )
         own = self.network in RESNETS
-        check_backbone("--network", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
+        check_backbone("--backbone", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
         if self.size % 2 or self._has_one_location():
             least = f"at least {MIN_SIZE}" if own else "larger"
             raise InputError(

@@ -201,7 +201,7 @@ def test_optimizer_and_plateau_are_the_papers() -> None:
     [
         ("--width", {"width": 0.0}),
         ("--norm", {"norm": "layer"}),
-        ("--network", {"network": "resnet101"}),
+        ("--backbone", {"network": "resnet101"}),
         ("--stride", {"stride": 0}),
         ("--frames", {"frames": 0}),
         ("--size", {"size": 32}),
