@@ -96,9 +96,11 @@ class Resident:
         luma = video.planes[:, :height, :, None]
         chroma = video.planes[:, height:].reshape(frames, 2, height // 2, width // 2).transpose(0, 2, 3, 1)
         with torch.cuda.stream(stream):
-            on_device = [torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma)]
+            luma, chroma = (
+                torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma)
+            )
         full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
-        return cls(*on_device, full_range=full, stream=stream)
+        return cls(luma, chroma, full, stream)
 
     def take(self, numbers: NDArray[np.int32]) -> tuple[Any, Any]:
         """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer."""
@@ -126,7 +128,7 @@ class Cache:
     ) -> None:
         self.where = where
         on_gpu = where == "gpu" and gpu is not None
-        self._device = torch.device("cuda", gpu) if on_gpu else torch.device("cpu")
+        self._device = torch.device(f"cuda:{gpu}" if on_gpu else "cpu")
         _check_room(gib, self._device)
         frames, width, height = (
             dataset.column(name)[rows].astype(np.int64) for name in ("num_frames", "width", "height")

@@ -45,10 +45,14 @@ _LOOKS: dict[str, tuple[str, tuple[int, ...], int]] = {
 class Picture(Protocol):
     """What a filter graph must know of the frames that it is given: a video stream, or frames kept in memory."""
 
-    width: int
-    height: int
-    format: av.VideoFormat
-    time_base: Fraction | None
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def format(self) -> av.VideoFormat: ...
+    @property
+    def time_base(self) -> Fraction | None: ...
 
 
 def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> NDArray[np.uint8]:

@@ -50,11 +50,9 @@ class Draw:
     def clips(self, count: int) -> "list[Draw]":
         """The draws of `count` clips of one video, each without an axis of its own: see draw_clips."""
         drawn: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = {
-            name: [None] * count if values is None else np.split(values, count)
-            for name, values in drawn.items()
-        }
-        return [Draw(**{name: values[clip] for name, values in parts.items()}) for clip in range(count)]
+        for name, values in drawn.items():
+            drawn[name] = [None] * count if values is None else np.split(values, count)
+        return [Draw(**{name: parts[clip] for name, parts in drawn.items()}) for clip in range(count)]
 
 
 def draw_clips(
