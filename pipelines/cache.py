@@ -93,12 +93,13 @@ class Resident:
     @classmethod
     def of(cls, video: Decoded, device: torch.device, stream: torch.cuda.Stream | None = None) -> "Resident":
         frames, height, width = len(video.planes), video.height, video.width
-        luma = video.planes[:, :height, :, None]
-        chroma = video.planes[:, height:].reshape(frames, 2, height // 2, width // 2).transpose(0, 2, 3, 1)
+        planes = torch.from_numpy(video.planes)
+        luma = planes[:, :height, :, None].contiguous()
+        chroma = (
+            planes[:, height:].reshape(frames, 2, height // 2, width // 2).permute(0, 2, 3, 1).contiguous()
+        )
         with torch.cuda.stream(stream):
-            luma, chroma = (
-                torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in (luma, chroma)
-            )
+            luma, chroma = luma.to(device), chroma.to(device)
         full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
         return cls(luma, chroma, full, stream)
 
