@@ -4,17 +4,19 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pipelines import tuned
 from pipelines.graph import Placement, choose_placement
 from pipelines.plan import ViewPlan
-from shards import Dataset, InputError
+from shards import InputError
+from shards.presets import PRESETS
+from training.run import Run
 from training.settings import Settings
 
 TOO_LONG = 0.05  # share of the time spent waiting from which a word is due
 PATIENCE = 50  # steps that it has to last
 _PREFETCH = 2
-_LARGE = 1.5  # videos whose short side is more than so many times the views' are larger than they need to be
 
 
 @dataclass(frozen=True)
@@ -74,29 +76,53 @@ class Waiting:
         return True
 
 
-def advice(settings: Settings, speed: Speed, dataset: Dataset, plan: ViewPlan, late: float) -> list[str]:
+def advice(settings: Settings, speed: Speed, run: Run, plan: ViewPlan, late: float) -> list[str]:
     """What would shorten the waiting, likeliest first, in the words of a command line.
 
     late: share of the batches, 0–1, that were not there when they were asked for.
     """
     found = []
-    if late < 0.5:
-        found.append(f"--prefetch {2 * speed.prefetch or 1}: the loader is fast enough, but not evenly")
-    better = {"cpu": ("gpu", "hybrid"), "hybrid": ("gpu",), "gpu": ("hybrid",)}[speed.placement]
-    found += [f"--device {device}" for device in better if _can(device)][:1]
+    if late < 0.5 or not speed.prefetch:
+        found.append(f"--prefetch {2 * speed.prefetch or _PREFETCH}")
     if speed.placement != "gpu" and speed.threads < share(cores()):
         found.append(f"--threads {share(cores())}, as many as there are cores for this process")
-    side = float(np.median(np.minimum(dataset.column("width"), dataset.column("height"))))
-    if side > _LARGE * plan.size:
-        found.append(
-            f"smaller shards: the videos' short side is {side:.0f} and the views are {plan.size}² "
-            f"(tools/make_shards.py --for {settings.objective})"
-        )
+    better = {"cpu": ("gpu", "hybrid"), "hybrid": ("gpu",), "gpu": ()}[speed.placement]
+    found += [f"--device {device}" for device in better if _can(device)][:1]
+    gib = _decoded_gib(run)
+    if settings.cache is None and gib < _room("host"):
+        where = "gpu" if speed.placement != "cpu" and gib < _room("gpu") else "host"
+        found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
     if tuned.lookup(settings.objective, plan) is None:
         found.append(
-            f"tools/bench_loader.py --autotune --objective {settings.objective} --data {dataset.source}"
+            f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
+    side = float(np.median(np.minimum(run.dataset.column("width"), run.dataset.column("height"))[run.rows]))
+    preset = PRESETS.get(settings.objective)  # type: ignore[call-overload]
+    if preset and side > preset.short_side:
+        found.append(
+            f"shards of tools/make_shards.py --for {settings.objective}: the videos' short side is {side:.0f}, "
+            f"and {preset.short_side} is enough"
+        )
+    if speed.placement == "gpu" and not settings.cpu_share:
+        found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")
+    if settings.clips_per_decode == 1:
+        found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
     return found
+
+
+def _decoded_gib(run: Run) -> float:
+    """What --cache would need for all of the run's videos, 1.5 bytes a pixel."""
+    pixels = np.ones(len(run.rows))
+    for name in ("num_frames", "width", "height"):
+        pixels *= run.dataset.column(name)[run.rows]
+    return float(1.5 * pixels.sum() / 2**30)
+
+
+def _room(where: str) -> float:
+    """GiB of memory that a process may well fill with videos: half of its share."""
+    if where == "host":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**31 / _processes()
+    return torch.cuda.mem_get_info()[1] / 2**31 if torch.cuda.is_available() else 0.0
 
 
 def cores() -> int:
@@ -106,7 +132,11 @@ def cores() -> int:
 
 def share(number: int) -> int:
     """Of so many threads or cores of this machine, those of one of its processes; at least 1."""
-    return max(1, number // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, number // _processes())
+
+
+def _processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _can(device: str) -> bool:

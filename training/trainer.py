@@ -195,7 +195,7 @@ class Trainer:
 
     def word(self, wait_share: float, late: float) -> str:
         """What to say of too long a wait."""
-        ways = advice(self.settings, self.speed, self.run_.dataset, self.plan, late)[:3]
+        ways = advice(self.settings, self.speed, self.run_, self.plan, late)[:4]
         waits = f"step {self.step}: {wait_share:.0%} of the time is spent waiting for data"
         return "; ".join([waits, *(f"try {way}" for way in ways)])
 
