@@ -53,7 +53,7 @@ class Settings:
     """Draw them here (.png, .svg, .pdf)."""
     batch_size: int = 0
     """Clips a batch."""
-    batches: int = 5
+    batches: int = 3
     """Batches timed in each round of each part, after those that are not."""
     rounds: int = 3
     """Rounds; the parts take turns in each, and figures are medians over them."""

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards import InputError
 
-from .rounds import Figures, rate
+from .rounds import Figures, rate, resident_gib
 from .source import Source
 from .transforms import clip
 
@@ -19,15 +20,20 @@ AHEAD = 2  # batches a worker, DataLoader's default
 
 
 class Clips(Dataset):
-    """A run's samples by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time."""
+    """A run's samples by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time.
 
-    def __init__(self, source: Source, device: str = "cpu", threads: int = 1) -> None:
-        self._source, self._device, self._threads = source, device, threads
+    jitter: see transforms.clip.
+    """
+
+    def __init__(
+        self, source: Source, device: str = "cpu", threads: int = 1, jitter: nn.Module | None = None
+    ) -> None:
+        self._source, self._device, self._threads, self._jitter = source, device, threads, jitter
         self._tars: dict[str, int] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row, drawn = self._source.sample(number)
-        views = clip(self._read(row), drawn, self._source.plan, self._device)
+        views = clip(self._read(row), drawn, self._source.plan, self._device, self._jitter)
         return {"views": views} | ({} if drawn.pace is None else {"pace": torch.from_numpy(drawn.pace)})
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
@@ -70,6 +76,7 @@ class DataLoaderPeer:
         *,
         cuda: bool = False,
         threads: int = 1,
+        jitter: nn.Module | None = None,
     ) -> None:
         check_torchcodec()
         self.workers, self._batches, self._clips, self._device = workers, batches, source.batch_size, device
@@ -78,7 +85,7 @@ class DataLoaderPeer:
             {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
         )
         self._loader = DataLoader(
-            Clips(source, "cuda" if cuda else "cpu", threads if cuda else 1),
+            Clips(source, "cuda" if cuda else "cpu", threads if cuda else 1, jitter),
             source.batch_size,
             sampler=self._numbers,
             num_workers=workers,
@@ -88,7 +95,7 @@ class DataLoaderPeer:
         )
 
     def __call__(self, first: int) -> Figures:
-        """The part of pipelines' own loader_alone: clips_per_s, cpu_ms_per_clip."""
+        """As parts.loader_alone; workers_rss_gib is the memory of all workers."""
         warm, behind = (
             max(self.workers, 1),
             self.workers,
@@ -96,7 +103,9 @@ class DataLoaderPeer:
         batches = self.take(first, warm + self._batches + behind)
         for _ in range(warm):
             next(batches)
-        figures = rate(lambda: next(batches), self._batches, self._clips, self._device, self._processes())
+        workers = self._processes()
+        figures = rate(lambda: next(batches), self._batches, self._clips, self._device, workers)
+        figures["workers_rss_gib"] = sum(map(resident_gib, workers))
         for _ in batches:
             pass
         return figures

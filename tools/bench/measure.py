@@ -1,9 +1,8 @@
 """One objective's block of the result: its parts, the loader, the model and the peers, timed in turns."""
 
-import os
 import resource
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,24 +12,16 @@ from tqdm import tqdm
 import objectives
 from pipelines import tuned
 from pipelines.graph import Placement, choose_placement
-from shards import Dataset, InputError
+from shards import Dataset
 
 from .ceiling import ceiling, formula
-from .dali_readers_peer import dali_readers
-from .dataloader_peer import DataLoaderPeer, best_peer, worker_counts
 from .parts import Way, allowed, copy_alone, decode_alone, graph_alone, loader_alone
+from .peers import Peer, dali_peer, dataloader_peers
 from .rounds import Figures, Part, in_turns, medians, ratio
 from .source import Source
 from .sweep import autotune, parse_axes, sweep
 from .training import Step, model_alone, together, training_step
-from .transforms import mean_difference
 from .utilisation import watched
-
-TITLES = {
-    "dataloader": "DataLoader + torchcodec",
-    "dataloader-cuda": "DataLoader + torchcodec on CUDA",
-    "dali-readers": "DALI's readers and random ops",
-}
 
 
 class Settings(Protocol):
@@ -65,20 +56,23 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
     source = Source(dataset, rows, plan, settings.batch_size, settings.seed)
     way = Way(placement, settings.threads, settings.prefetch, device)
-    with way.loader(source, 0) as loader:  # complains at once about data that cannot be loaded
+    with replace(way, prefetch=0).loader(
+        source, 0
+    ) as loader:  # complains at once about data that cannot be loaded
         batch = next(loader)
     step = training_step(objective, settings.precision, device) if settings.model else None
     with ExitStack() as stack:
         parts = _parts(source, way, step, batch, settings)
-        peers, made = _peers(source, way, batch, settings, stack)
-        rounds = in_turns(
-            parts | made, settings.rounds, settings.batches * settings.batch_size, settings.objective
-        )
+        peers = _peers(source, way, batch, settings, stack)
+        parts |= {name: peer.part for name, peer in peers.items() if peer.part is not None}
+        samples = settings.batches * settings.batch_size
+        rounds = in_turns(parts, settings.rounds, samples, settings.objective)
     block = _block(rounds, source, settings)
-    for name in made:
-        peers[name] |= medians(rounds[name]) | {"ratio": ratio(rounds["loader"], rounds[name])}
     if peers:
-        block["peers"] = peers
+        block["peers"] = {
+            name: {"title": peer.title} | peer.known | _beside(rounds["loader"], rounds.get(name))
+            for name, peer in peers.items()
+        }
     if axes:
         block["sweep"] = sweep(source, way, axes, settings.rounds, settings.batches)
     if settings.autotune:
@@ -117,36 +111,17 @@ def _parts(
 
 def _peers(
     source: Source, way: Way, batch: dict[str, Any], settings: Settings, stack: ExitStack
-) -> tuple[dict[str, Figures], dict[str, Part]]:
-    """What is known of the peers before the rounds, and those that can be timed."""
-    known: dict[str, Figures] = {}
-    made: dict[str, Part] = {}
+) -> dict[str, Peer]:
+    found: dict[str, Peer] = {}
     if "dataloader" in settings.against:
-        counts = list(settings.workers) or worker_counts(len(os.sched_getaffinity(0)))
-        peer, tried = best_peer(source, counts, settings.batches, way.device)
-        stack.callback(peer.close)
-        made["dataloader"] = peer
-        known["dataloader"] = {"workers": peer.workers, "tried": tried}
-        if way.device.type == "cuda":
-            threads = min(settings.threads, settings.batch_size)
-            made["dataloader-cuda"] = DataLoaderPeer(
-                source, 0, settings.batches, way.device, cuda=True, threads=threads
-            )
-            known["dataloader-cuda"] = {"workers": 0, "threads": threads}
-        for name, maker in made.items():
-            theirs = next(maker.take(0, 1))["views"]  # type: ignore[attr-defined]
-            known[name]["mean_difference_levels"] = mean_difference(batch["views"], theirs, source.plan)
+        found |= dataloader_peers(source, way, batch["views"], settings.batches, settings.workers, stack)
     if "dali-readers" in settings.against:
-        try:
-            made["dali-readers"] = dali_readers(source, way, settings.batches)
-            known["dali-readers"] = {}
-        except InputError as error:
-            tqdm.write(str(error))
-            known["dali-readers"] = {"left_out": str(error)}
-    for name in known:
-        workers = f", {known[name]['workers']} workers" if known[name].get("workers") else ""
-        known[name]["title"] = TITLES[name] + workers
-    return known, made
+        found |= dali_peer(source, way, settings.batches, tqdm.write)
+    return found
+
+
+def _beside(ours: list[Figures], theirs: list[Figures] | None) -> Figures:
+    return medians(theirs) | {"ratio": ratio(ours, theirs)} if theirs else {}
 
 
 def _block(rounds: dict[str, list[Figures]], source: Source, settings: Settings) -> dict[str, Any]:

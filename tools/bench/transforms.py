@@ -9,13 +9,15 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipelines import augment, colour
 from pipelines.draw import NOISE_FRAMES, Draw
 from pipelines.plan import ViewPlan
+
+from .color_jitter import jittered
 
 _SRGB = torch.arange(256) / 255
 _LINEAR = torch.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92)
@@ -27,8 +29,13 @@ _PLANES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def clip(video: bytes, drawn: Draw, plan: ViewPlan, device: str = "cpu") -> Tensor:
-    """One sample's views (V, C, T, S, S) float32, as Graph makes them, on torchcodec's `device`."""
+def clip(
+    video: bytes, drawn: Draw, plan: ViewPlan, device: str = "cpu", jitter: nn.Module | None = None
+) -> Tensor:
+    """One sample's views (V, C, T, S, S) float32, as Graph makes them, on torchcodec's `device`.
+
+    jitter: makes other colours, in place of the draw's.
+    """
     from torchcodec.decoders import VideoDecoder
 
     numbers, places = np.unique(drawn.frames, return_inverse=True)
@@ -38,7 +45,10 @@ def clip(video: bytes, drawn: Draw, plan: ViewPlan, device: str = "cpu") -> Tens
     if plan.modality == "difference":
         x_VTPSS = x_VTPSS.float().diff(dim=1)
     x_FPSS = x_VTPSS.flatten(0, 1)
-    coloured = recolour(cube_root_xyz(x_FPSS) if plan.lab else x_FPSS.float(), drawn)
+    if jitter is not None:
+        coloured = jittered(jitter, x_FPSS, plan)
+    else:
+        coloured = recolour(cube_root_xyz(x_FPSS) if plan.lab else x_FPSS.float(), drawn)
     if plan.channel_drop:
         coloured = fill_dropped(coloured, drawn, plan)
     return coloured.unflatten(0, (plan.views, plan.frames)).transpose(1, 2)
