@@ -115,7 +115,7 @@ def test_a_run_that_waits_says_so_once(data: Path, tmp_path: Path) -> None:
     """Nothing is made ahead, so every step waits for its whole batch."""
     done = train(
         *(*TOY, "--data", data, "--output", tmp_path / "run", "--prefetch", 0),
-        *("--steps", 80, "--log-every", 20),
+        *("--steps", 60, "--log-every", 20),
     )
     assert done.status == 0, done.said
     assert "loader: --device cpu (given), --threads 2 (given), --prefetch 0 (given)" in done.said
