@@ -1,7 +1,6 @@
 """On a GPU: videos kept in its memory, and NVDEC beside the CPU, show what the CPU shows."""
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
