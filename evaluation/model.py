@@ -116,29 +116,42 @@ def _stages_of(network: nn.Module, name: str) -> nn.Module:
 
 class Representation:
     """What a model says of a window. layer: a module's name in the objective instead of the objective's own feature;
-    p4 and p5 are the fourth and fifth stage of Pace's networks; SURPRISE and ADDRESSES are what some methods say besides."""
+    p4 and p5 are the fourth and fifth stage of Pace's networks; SURPRISE and ADDRESSES are what some methods say besides.
+    NAME:change is how much the module's output changes in time, where NAME is its mean."""
 
     def __init__(self, objective: Objective, layer: str = "") -> None:
         self.objective, self.layer = objective, layer
-        self.path = {"p4": "encoder.stages.3", "p5": "encoder.stages.4"}.get(layer, layer)
+        name, _, self.pooling = layer.partition(":")
+        self.path = {"p4": "encoder.stages.3", "p5": "encoder.stages.4"}.get(name, name)
         self.said = (
-            getattr(objective, layer)
-            if layer in (SURPRISE, ADDRESSES) and hasattr(objective, layer)
-            else None
+            getattr(objective, name) if name in (SURPRISE, ADDRESSES) and hasattr(objective, name) else None
         )
-        if layer and not self.said and self.path not in dict(objective.named_modules()):
+        if self.pooling not in ("", "change") or (self.pooling and not name):
+            raise InputError(f"--layer {layer}: write NAME, or NAME:change")
+        if name and not self.said and self.path not in dict(objective.named_modules()):
             near = ", ".join(name for name, _ in objective.encoder.named_children())
             raise InputError(
-                f"--layer {layer}: there is no such module; in the encoder there are {near} (encoder.NAME)"
+                f"--layer {layer}: there is no such module; there are encoder, and in it {near} (encoder.NAME)"
             )
 
     def __call__(self, views_BVCTHW: Tensor) -> Tensor:
-        """Views of B windows → features (B, D); of a layer its output's mean over space, time and views."""
+        """Views of B windows → features (B, D); of a layer its output's mean over space, time and views, or its
+        deviation over time and views, averaged over space."""
         if self.said:
             said: Tensor = self.said(views_BVCTHW)
             return said
         if not self.layer:
             return self.objective.represent(views_BVCTHW)
+        output_BNDthw = self._caught(views_BVCTHW)
+        if not self.pooling:
+            return output_BNDthw.flatten(3).mean((1, 3))
+        moments_BSDhw = output_BNDthw.transpose(2, 3).flatten(1, 2)
+        if moments_BSDhw.shape[1] < 2:
+            raise InputError(f"--layer {self.layer}: has a single moment in a window, so nothing changes")
+        return moments_BSDhw.std(1, correction=0).flatten(2).mean(2)
+
+    def _caught(self, views_BVCTHW: Tensor) -> Tensor:
+        """The layer's output (B, N, D, t, h, w): N of a window, such as its views."""
         caught: list[Any] = []
         module = self.objective.get_submodule(self.path)
         handle = module.register_forward_hook(lambda _module, _given, output: caught.append(output))
@@ -148,7 +161,7 @@ class Representation:
             handle.remove()
         output = caught[-1] if caught else None
         B = len(views_BVCTHW)
-        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) % B:
+        if not isinstance(output, Tensor) or output.ndim not in (2, 4, 5) or len(output) % B:
             raise InputError(f"--layer {self.layer}: gives no feature a window; name another module")
-        pooled = output.flatten(2).mean(2) if output.ndim > 2 else output
-        return pooled.unflatten(0, (B, -1)).mean(1)
+        spatial = output.reshape(*output.shape[:2], *(1,) * (5 - output.ndim), *output.shape[2:])
+        return spatial.unflatten(0, (B, -1))

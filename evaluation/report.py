@@ -24,12 +24,13 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; border
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600 } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
+th { font-weight: 600 } td small { white-space: nowrap } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
+tr.theirs td:nth-child(5) { min-width: 14rem }
 .plot { max-width: min(100%, 34rem); height: auto; background: #fff; border-radius: 4px }
 .neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
-.row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 4px }
+.row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin: 3px }
 figure { margin: 0 } figure img { width: 100%; display: block; border-radius: 3px }
-figcaption { font-size: 11px; overflow-wrap: anywhere; line-height: 1.25 }
+.row small { line-height: 1.3; display: inline-block } figcaption { font-size: 11px; margin-top: 5px; overflow-wrap: anywhere; line-height: 1.25 }
 .query { outline: 3px solid #3b82f6 } .right { outline: 3px solid #16a34a } .wrong { outline: 3px solid #dc2626 }
 """
 
@@ -76,22 +77,40 @@ def _summary(results: list[dict[str, Any]]) -> str:
             f"{one.evaluated} of {one.of}",
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    there = {(result["objective"], result["protocol"]) for result in results}
-    for theirs in PUBLISHED:
-        if (theirs.objective, theirs.protocol) in there:
-            cells = [theirs.objective, theirs.protocol, theirs.data, f"{theirs.value:.1f}", "", "", ""]
-            note = f"<br><small>the paper's own, {theirs.where}: {html.escape(theirs.setting)}</small>"
-            cells[0] += note
-            rows.append('<tr class="theirs">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("model", "protocol", "data", "%", "random weights", "size and length", "test videos")
-    )
+    head = ("model", "protocol", "data", "%", "random weights", "size and length", "test videos")
     return (
         "<h2>Results</h2><p class=soft>Per cent, with 95 % confidence intervals from resampled test videos; ± is the "
-        "deviation over seeds and splits. Rows in italics are the papers' own numbers, from other data and machines.</p>"
-        f"<div class=wide><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        f"deviation over seeds and splits.</p>{_table(head, rows)}{_published(results)}"
     )
+
+
+def _published(results: list[dict[str, Any]]) -> str:
+    """What the papers report of the methods and protocols that are shown."""
+    there = {(result["objective"], result["protocol"]) for result in results}
+    rows = []
+    for one in PUBLISHED:
+        if (one.objective, one.protocol) in there:
+            cells = (
+                one.objective,
+                one.protocol,
+                one.data,
+                f"{one.value:.1f}",
+                html.escape(one.setting),
+                one.where,
+            )
+            rows.append('<tr class="theirs">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    if not rows:
+        return ""
+    head = ("paper", "protocol", "data", "%", "network, input, pretrained on", "in the paper")
+    return (
+        "<h3>The papers' own numbers</h3><p class=soft>Theirs, not ours: from other data, networks and machines.</p>"
+        f"{_table(head, rows)}"
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[str]) -> str:
+    titles = "".join(f"<th>{name}</th>" for name in head)
+    return f"<div class=wide><table><tr>{titles}</tr>{''.join(rows)}</table></div>"
 
 
 def _cell(score: Score | None) -> str:

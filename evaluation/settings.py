@@ -31,7 +31,8 @@ class Settings:
     baselines: bool = True
     """Evaluate random weights of the same network, and the videos' size and length alone, beside it."""
     layer: str = ""
-    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature."""
+    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature: its mean
+    over space and time; with :change (encoder:change) how much it changes in time."""
     windows: int = 0
     """Windows spread evenly over each video, instead of the method's own layout."""
     crops: Literal[0, 1, 5, 10] = 0

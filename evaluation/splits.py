@@ -46,7 +46,7 @@ class Labelled:
     def splits(self, names: tuple[str, ...], folds: int = 0) -> list[Split]:
         """The named splits: "1", "2", "3" of UCF101 and HMDB51, "all" for the three; by default the table's own.
 
-        folds: instead, so many parts of whole groups, each the test part once. Raises InputError.
+        folds: instead, so many parts of whole groups, alike in their classes, each the test part once. Raises InputError.
         """
         if folds:
             return self._folds(folds)
@@ -81,6 +81,9 @@ class Labelled:
         if not 2 <= folds <= len(groups):
             raise InputError(f"--folds {folds}: choose from 2 to the number of groups, {len(groups)}")
         shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(groups)
+        # every class in every fold: a group's class is that of most of its videos
+        classes = [np.bincount(self.labels[rows[self.groups[rows] == group]]).argmax() for group in shuffled]
+        shuffled = shuffled[np.argsort(classes, kind="stable")]
         found = []
         for number in range(folds):
             tested = np.isin(self.groups[rows], shuffled[number::folds])

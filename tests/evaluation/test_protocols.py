@@ -13,9 +13,9 @@ import torch
 
 import evaluate
 import objectives
-from evaluation.model import open_model
+from evaluation.model import Representation, open_model
 from pipelines.decode import DecodeError
-from pipelines.windows import WindowLoader, Windows
+from pipelines.windows import Layout, WindowLoader, Windows
 from shards import Dataset, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -134,6 +134,25 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
     assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * together.abs().max().item())
     assert (together[0] != together[1]).any()
     down.finetuning.plan.scope("frame")
+
+
+def test_a_layer_is_its_mean_or_its_change_in_time(run, data) -> None:
+    objective, dataset = objectives.load(run), Dataset(data)
+    down = objective.downstream()
+    (batch,) = WindowLoader(
+        dataset, Windows.of(dataset, [12, 14], down.plan, Layout(count=1)), down.plan, batch_size=2
+    )
+    with torch.inference_mode():
+        z = objective.encode(batch["views"])  # (B, V, D, h, w)
+        mean, change = (
+            Representation(objective, name)(batch["views"]) for name in ("encoder", "encoder:change")
+        )
+        assert torch.allclose(mean, z.mean((1, 3, 4)), atol=1e-5)
+        assert torch.allclose(change, z.std(1, correction=0).mean((2, 3)), atol=1e-5)
+        assert change[0].abs().max() < 1e-4 < change[1].abs().max()  # of 1 frame, and of 50
+        for wrong in ("encoder:nope", ":change", "encoder.nope"):
+            with pytest.raises(InputError, match="--layer"):
+                Representation(objective, wrong)
 
 
 def test_two_processes_find_the_features_of_one(ask, run, data, tmp_path) -> None:
