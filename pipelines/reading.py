@@ -64,6 +64,7 @@ class Reader:
         self._shape = {name: dataset.column(name)[rows] for name in names}
         self._bad: set[tuple[int, int]] = set()  # epoch and row that need not be tried again
         self._noted = set(dataset.quarantined().tolist())  # rows in quarantine
+        self._last = ""  # of them, and why
         self._bad_lock = threading.Lock()
 
     def draw(self, indices: NDArray[np.int64], epoch: int) -> Draw:
@@ -74,18 +75,16 @@ class Reader:
 
     def read(self, slot: int, index: int, drawn: Draw, visits: Visits) -> Sample:
         """The material of one slot, stepping over videos that cannot be read."""
-        last = ""
         for attempt in range(_ATTEMPTS):
             if (visits.epoch, int(self.rows[index])) not in self._bad:
                 try:
                     return Sample(slot, index, drawn, *self._material(slot, index, drawn))
                 except (DecodeError, DamagedError) as error:
                     self.note_bad(visits.epoch, index, str(error))
-                    last = f", the last, {self.keys(index)[0]}, by {error}"
             index = self._order.replacement(visits.epoch, slot, attempt, visits.whole)
             drawn = self.draw(np.array([index]), visits.epoch).sample(0)
         raise InputError(
-            f"{self.dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded{last}: "
+            f"{self.dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
             "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
 
@@ -107,6 +106,7 @@ class Reader:
         row = int(self.rows[index])
         with self._bad_lock:
             self._bad.add((epoch, row))
+            self._last = f"{self.keys(index)[0]}: {reason}"
             known = row in self._noted
             self._noted.add(row)
         if not known:
