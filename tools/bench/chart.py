@@ -11,6 +11,7 @@ COLOURS = {
     "model": "#7a9e55",
 }
 PARTS = {"decode": "decode", "augmentation": "augment", "decode and augmentation": "graph"}
+CUT = "augmentation alone"  # may be so much faster that nothing else could be seen
 
 
 def bars(block: dict[str, Any]) -> list[tuple[str, float, str]]:
@@ -44,12 +45,16 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (name, one) in zip(panels, shown.items(), strict=True):
         names, rates, kinds = zip(*one, strict=True)
-        bar = panel.barh(names, rates, color=[COLOURS[kind] for kind in kinds])
-        panel.bar_label(bar, [f"{clips:.3g}" for clips in rates], padding=3, fontsize=8)
+        limit = max(clips for part, clips, _ in one if part != CUT)
+        bar = panel.barh(
+            names, [min(clips, limit) for clips in rates], color=[COLOURS[kind] for kind in kinds]
+        )
+        labels = [f"{clips:.3g}" + (" (bar cut)" if clips > limit else "") for clips in rates]
+        panel.bar_label(bar, labels, padding=3, fontsize=8)
         panel.invert_yaxis()
         panel.set_title(f"{name}: {describe(blocks[name])}", fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
-        panel.set_xlim(0, max(rates) * 1.12)
+        panel.set_xlim(0, limit * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("clips a second", fontsize=8)
     machine = result["machine"]

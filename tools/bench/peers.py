@@ -49,7 +49,7 @@ def dataloader_peers(
 
     found = {
         "dataloader": Peer(
-            f"DataLoader + torchcodec, {best.workers} workers",
+            f"DataLoader + torchcodec, workers: {best.workers}",
             {"workers": best.workers, "tried": tried, "mean_difference_levels": difference(best)},
             best,
         )
