@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 from sklearn.neighbors import NearestNeighbors
@@ -10,6 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from evaluation import metrics, retrieval
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_accuracies_are_scikit_learns(seed: int) -> None:
     rng = np.random.default_rng(seed)

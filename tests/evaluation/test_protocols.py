@@ -167,7 +167,7 @@ def test_two_processes_find_the_features_of_one(ask, run, data, tmp_path) -> Non
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr
     one, other = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import colour
@@ -26,6 +26,7 @@ def test_starts_of_worked_cases() -> None:
         assert layout.starts(1, 7).tolist() == [0]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 130), st.integers(1, 20))
 def test_windows_are_distinct_and_fit(num_frames: int, span: int, number: int) -> None:
     for layout in (Layout(count=number), Layout(hop=number)):
