@@ -86,6 +86,8 @@ def t_sne(x_MD: NDArray, labels_M: NDArray, classes: Sequence[str]) -> str:
     kept = labels_M < 10
     x, labels = x_MD[kept], labels_M[kept]
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    x = x - x.mean(0)
+    x = x / max(x.std(), 1e-12)  # networks' features lie close together
     perplexity = max(1.0, min(30.0, (len(x) - 1) / 3))
     at = TSNE(2, perplexity=perplexity, init="random", random_state=0).fit_transform(x)
     figure = Figure(figsize=(5, 4.2))

@@ -24,10 +24,10 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; border
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600 } td small { white-space: nowrap } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
-tr.theirs td:nth-child(5) { min-width: 14rem }
+th { font-weight: 600 } th, td { white-space: nowrap } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
+tr.theirs td:nth-child(5) { min-width: 16rem; white-space: normal }
 .plot { max-width: min(100%, 34rem); height: auto; background: #fff; border-radius: 4px }
-.neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
+.neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem }
 .row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin: 3px }
 figure { margin: 0 } figure img { width: 100%; display: block; border-radius: 3px }
 .row small { line-height: 1.3; display: inline-block } figcaption { font-size: 11px; margin-top: 5px; overflow-wrap: anywhere; line-height: 1.25 }
@@ -72,7 +72,7 @@ def _summary(results: list[dict[str, Any]]) -> str:
         cells = [
             f"{html.escape(one.model)}<br><small>{html.escape(one.objective)}</small>",
             f"{html.escape(one.protocol)}<br><small>{one.measure}</small>",
-            f"{html.escape(one.data)}<br><small>{', '.join(one.splits)}</small>",
+            f"{html.escape(one.data)}<br><small>{one.part}</small>",
             *(_cell(score) for score in (one.score, one.random, one.trivial)),
             f"{one.evaluated} of {one.of}",
         ]

@@ -33,6 +33,11 @@ class Row:
     of: int
 
     @property
+    def part(self) -> str:
+        """The splits, in few words."""
+        return ", ".join(self.splits) if len(self.splits) < 4 else f"{len(self.splits)} folds"
+
+    @property
     def beats_random(self) -> bool | None:
         """Whether its interval lies above that of random weights; None without these."""
         return self.score.low > self.random.high if self.random else None
@@ -94,13 +99,12 @@ def markdown(rows: list[Row]) -> str:
     """A Markdown table; scores as `value ± deviation [interval]`, per cent."""
     cells = [HEAD, ("---",) * len(HEAD)]
     for one in rows:
-        splits = one.splits if len(one.splits) < 4 else [f"{len(one.splits)} folds"]
         beats = {True: "yes", False: "no", None: ""}[one.beats_random]
         cells.append(
             (
                 f"{one.model} ({one.objective})" if one.model != one.objective else one.model,
                 f"{one.protocol}, {one.measure}",
-                f"{one.data}, {', '.join(splits)}",
+                f"{one.data}, {one.part}",
                 *(str(score) if score else "" for score in (one.score, one.random, one.trivial)),
                 f"{100 * one.chance:.1f}" if one.chance is not None else "",
                 beats,
