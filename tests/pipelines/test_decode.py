@@ -52,6 +52,7 @@ def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -
         drawn = draw_for(plan, dataset, [row], seed=size).sample(0)
         views = decode_views(dataset.read(row), drawn, size)
         assert (views.shape, views.dtype) == ((6, size, size, 3), np.uint8)
+        assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which the painter is fast on
         assert_within_rounding(views, decoded_views(dataset.read(row), drawn, size))
         flips |= set(drawn.flips.tolist())
     assert flips == {False, True}
