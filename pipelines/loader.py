@@ -119,6 +119,11 @@ class Loader:
         """Samples consumed by all processes together: those of the batches handed out so far."""
         return self._samples
 
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch, over all processes."""
+        return self._schedule.order.epoch_samples * self._clips
+
     def state_dict(self) -> dict[str, int]:
         return {"samples": self._samples}
 

@@ -37,7 +37,7 @@ PRESETS: dict[Method, Preset] = {
     "dpc": _BLOCKS,
     "memdpc": _BLOCKS,
     "tcp": Preset(256, 16),
-    "pace": Preset(128, 8),
+    "pace": Preset(128, 16),
     "vdim": Preset(192, 16),
 }
 
