@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import gallery, pictures
+from evaluation import fails, gallery, pictures
 from evaluation.metrics import Score
 from evaluation.published import PUBLISHED
 from evaluation.result import load, results_below
@@ -157,7 +157,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
         )
     counts = result.get("confusion") or result.get("scores", {}).get("confusion")
     if counts:
-        names = ("intentional", "transition", "unintentional") if result["protocol"] == "oops" else classes
+        names = fails.CLASSES if result["protocol"].startswith("oops") else classes
         right = np.trace(np.array(counts)) / max(np.sum(counts), 1)
         yield _plot(
             "Confusion, % of each class",

@@ -1,6 +1,7 @@
 """The page as a browser sees it."""
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,25 @@ def test_clips_of_the_page_play(page, tmp_path) -> None:
 def test_a_folder_without_results_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="no result"):
         evaluate.main(["report", "--results", str(tmp_path)])
+
+
+@pytest.mark.parametrize("protocol", ["oops", "oops-finetune"])
+def test_confusion_of_fails_has_their_three_classes(protocol, tmp_path) -> None:
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "spread": 0.0}
+    result = {
+        "protocol": protocol,
+        "objective": "memdpc",
+        "model": "mine",
+        "checkpoint": "mine",
+        "data": {"name": "oops", "classes": ["one"]},
+        "splits": {"split": {}},
+        "evaluated": {"videos": 3, "of": 3},
+        "scores": {"clips": score},
+        "confusion": [[3, 1, 0], [1, 2, 1], [0, 0, 4]],
+        "baselines": {"random": {"scores": {"clips": score}}},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    evaluate.main(["report", "--results", str(tmp_path), "--html", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "Confusion matrix of 3 classes; 75.0 % lie on the diagonal" in page
+    assert {"oops": "53.0", "oops-finetune": "64.4"}[protocol] in page  # the paper's
