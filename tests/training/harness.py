@@ -1,5 +1,6 @@
 """Runs of train.py in processes forked from one that has loaded torch and DALI: no start-up of seconds each."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -88,6 +89,7 @@ def _run(argv: tuple[str, ...], environment: dict[str, str], log: str, file_limi
 
     before = open_files()
     status = ended(train.main, [*BASE, *argv])
+    gc.collect()  # an error's traceback holds on to what it came through
     threads = {thread.name for thread in threading.enumerate()} - {"MainThread", "tqdm_monitor"}
     if "--torch-compile" in argv:  # torch keeps a pool of its own
         threads = {name for name in threads if not name.startswith("ThreadPoolExecutor-")}
