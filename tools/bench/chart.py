@@ -69,6 +69,6 @@ def describe(block: dict[str, Any]) -> str:
     """What was looked at, in a line."""
     views, settings = block["views"], block["settings"]
     return (
-        f"{views['views']} views of {views['frames']} frames, {views['size']}², of {block['data']['name']}; batch "
-        f"{settings['batch_size']}, {settings['threads']} threads, decoded and augmented: {block['placement']}"
+        f"{views['views']} × {views['frames']} frames of {views['size']}² from {block['data']['name']}, batch "
+        f"{settings['batch_size']}, {settings['threads']} threads, --device {block['placement']}"
     )
