@@ -90,15 +90,14 @@ def cut_views(
         look = (*draw.boxes[view].tolist(), bool(draw.flips[view]))
         for frame, number in enumerate(draw.frames[view].tolist()):
             wanted[number][look].append(view * frames + frame)
-    graphs: dict[tuple, av.filter.Graph] = {}
+    cutters: dict[tuple, _Cutter] = {}
     for number, frame_ in frames_of(sorted(wanted)):
-        for look, places in wanted[number].items():
+        for (left, top, width, height, flip), places in wanted[number].items():
+            shape = width, height, flip
+            if shape not in cutters:
+                cutters[shape] = _Cutter(picture, *shape, size, format_)
             for part in range(stacked):
-                if (look, part) not in graphs:
-                    top = look[1] + part * picture.height // stacked
-                    graphs[look, part] = _view_graph(picture, look, top, size, format_)
-                graphs[look, part].vpush(frame_)
-                cut = graphs[look, part].vpull()
+                cut = cutters[shape].cut(frame_, left, top + part * picture.height // stacked)
                 for channel, plane in zip(channels, cut.planes, strict=True):
                     lines = np.asarray(memoryview(plane)).reshape(size, plane.line_size)  # type: ignore[arg-type]
                     out[places, part + channel] = lines[:, :size]
@@ -148,20 +147,37 @@ def _check_size(picture: Picture, boxes_V4: NDArray[np.int32], stacked: int) -> 
         )
 
 
-def _view_graph(picture: Picture, look: tuple, top: int, size: int, format_: str) -> av.filter.Graph:
-    left, _, width, height, flip = look
-    graph = av.filter.Graph()
-    with suppress(AttributeError):  # PyAV before 18: each graph has a thread for every core
-        graph.threads = 1
-    node = graph.add_buffer(None, picture.width, picture.height, picture.format, None, picture.time_base)
-    filters = [("crop", f"{width}:{height}:{left}:{top}"), ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}")]
-    filters += [("format", format_), *([("hflip", "")] if flip else []), ("buffersink", "")]
-    for name, arguments in filters:
-        following = graph.add(name, arguments or None)
-        node.link_to(following)
-        node = following
-    graph.configure()
-    return graph
+class _Cutter:
+    """A filter graph that cuts boxes of one size from frames, scales them, and mirrors them or not."""
+
+    def __init__(
+        self, picture: Picture, width: int, height: int, flip: bool, size: int, format_: str
+    ) -> None:
+        self._graph = av.filter.Graph()
+        with suppress(AttributeError):  # PyAV before 18: each graph has a thread for every core
+            self._graph.threads = 1
+        node = self._graph.add_buffer(
+            None, picture.width, picture.height, picture.format, None, picture.time_base
+        )
+        self._at = {"x": 0, "y": 0}
+        filters = [
+            ("crop", f"{width}:{height}:0:0"),
+            ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}"),
+            ("format", format_),
+            *([("hflip", "")] if flip else []),
+            ("buffersink", ""),
+        ]
+        nodes = [self._graph.add(name, arguments or None) for name, arguments in filters]
+        self._crop = nodes[0]
+        self._graph.link_nodes(node, *nodes).configure()
+
+    def cut(self, frame: av.VideoFrame, left: int, top: int) -> av.VideoFrame:
+        for side, at in (("x", left), ("y", top)):  # moving a box costs a hundredth of another graph
+            if at != self._at[side]:
+                self._crop.process_command(side, str(at))
+                self._at[side] = at
+        self._graph.vpush(frame)
+        return self._graph.vpull()
 
 
 def _decode_frames(

@@ -58,6 +58,17 @@ def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -
     assert flips == {False, True}
 
 
+def test_boxes_of_one_size_in_many_places(dataset: Dataset) -> None:
+    """Frames in several views, each with its own place of the same box, mirrored or not."""
+    plan = replace(PLAN, offsets=((0, 3), (3, 0), (0, 9), (9, 0)), crop=0.5)
+    drawn = draw_for(plan, dataset, [5], seed=8).sample(0)
+    assert len(np.unique(drawn.boxes[:, 2:], axis=0)) == 1 and len(np.unique(drawn.boxes[:, :2], axis=0)) == 4
+    assert drawn.flips.any() and not drawn.flips.all()
+    found, expected = decode_views(dataset.read(5), drawn, 64), decoded_views(dataset.read(5), drawn, 64)
+    for view, reference in zip(found, expected, strict=True):
+        assert_within_rounding(view, reference)
+
+
 @pytest.mark.parametrize("box", [(0, 0, 176, 144), (174, 142, 2, 2), (86, 40, 12, 90), (18, 2, 158, 10)])
 def test_extreme_boxes(dataset: Dataset, box: tuple[int, int, int, int]) -> None:
     drawn = hand_draw([[0, 20]], box, flip=True)
