@@ -220,7 +220,7 @@ class WindowLoader:
             flips=drawn.flips.reshape(W * V),
         )
         pixels = decode_views(video, together, self._plan.size, self._plan.modality)
-        return list(pixels.reshape(W, V * T, *pixels.shape[1:]))
+        return [np.ascontiguousarray(window) for window in pixels.reshape(W, V * T, *pixels.shape[1:])]
 
     def _finish(self, batch: int, tasks: "list[_Task]") -> dict[str, Any]:
         while True:
