@@ -26,7 +26,7 @@ av.logging.set_level(av.logging.FATAL)
 # Without these two, swscale rounds down and shares chroma between neighbours: RGB is 1.4 levels too dark on
 # average. With them the views equal a float computation within rounding (tests/pipelines/test_decode.py).
 _SCALE_FLAGS = "bilinear+accurate_rnd+full_chroma_int"
-_SEEK_GAP = 48  # frames: seeking over a shorter gap would decode about as much, given groups of 16
+_SEEK_COST = 2  # frames that could be decoded in the time of a seek
 
 
 class DecodeError(Exception):
@@ -188,6 +188,13 @@ def _decode_frames(
         raise DecodeError("the stream has no frame rate")
     ticks = float(1 / (stream.average_rate * stream.time_base))  # a frame
     origin = stream.start_time or 0
+    index = stream.index_entries
+
+    def skipped(now: int, target: int) -> int:
+        """Ticks from now to the key frame that the decoder would go on from; below 0 if that is past."""
+        entry = index.search_timestamp(target)
+        return int(index[entry].timestamp) - now if entry >= 0 else 0
+
     remaining = list(reversed(numbers))
     while remaining:
         target = remaining[-1]
@@ -202,7 +209,10 @@ def _decode_frames(
                 break
             if position == remaining[-1]:
                 yield remaining.pop(), frame
-                if not remaining or remaining[-1] - position > _SEEK_GAP:
+                if (
+                    not remaining
+                    or skipped(frame.pts, origin + int(remaining[-1] * ticks)) > _SEEK_COST * ticks
+                ):
                     break
         if remaining and remaining[-1] == target:
             raise DecodeError(f"frame {target} is not there (the last one seen is {position})")
