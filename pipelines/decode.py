@@ -8,7 +8,6 @@ Channels lie in planes: swscale has vector code for planar RGB, and scalar code 
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from typing import Protocol
@@ -154,8 +153,7 @@ class _Cutter:
         self, picture: Picture, width: int, height: int, flip: bool, size: int, format_: str
     ) -> None:
         self._graph = av.filter.Graph()
-        with suppress(AttributeError):  # PyAV before 18: each graph has a thread for every core
-            self._graph.threads = 1
+        self._graph.threads = 1  # by default each graph has one for every core
         node = self._graph.add_buffer(
             None, picture.width, picture.height, picture.format, None, picture.time_base
         )
