@@ -159,7 +159,9 @@ def test_accuracies_and_confusion_are_counted() -> None:
     metrics = confusion(guesses, truth, (1, 2, 3, 4))
     assert metrics["top1"] == 5 / 8 and metrics["chance"] == 1 / 4
     assert [metrics[f"accuracy_{p}"].tolist() for p in (1, 2, 3, 4)] == [[1, 2], [2, 2], [1, 2], [1, 2]]
-    off = {name: value.tolist() for name, value in metrics.items() if name.startswith("confusion") and value[0]}
+    off = {
+        name: value.tolist() for name, value in metrics.items() if name.startswith("confusion") and value[0]
+    }
     assert off == {"confusion_1_2": [1, 2], "confusion_3_4": [1, 2], "confusion_4_1": [1, 2]}
     named = confusion(torch.tensor([0]), torch.tensor([0]), THIRDS)
     assert {"accuracy_1/3", "accuracy_1/2", "confusion_1/3_3"} <= set(named)
