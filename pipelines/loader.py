@@ -8,7 +8,7 @@ Each process takes its own slice of every global batch. The whole state is one n
 """
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
 import numpy as np
@@ -112,7 +112,7 @@ class Loader:
         self._clips, self._prefetch = clips_per_decode, prefetch
         self._global_batch = batch_size * world
         self._samples, self._closed = 0, False
-        self._ahead: deque[Future[dict[str, Any]]] = deque()
+        self._ahead: deque[tuple[Future[Planned], Future[dict[str, Any]]]] = deque()
 
     @property
     def samples(self) -> int:
@@ -129,8 +129,7 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where the state was taken; batches already made ahead are dropped."""
-        while self._ahead:
-            self._ahead.pop().cancel()
+        self._drop()
         self._samples = int(state["samples"])
 
     def __iter__(self) -> Self:
@@ -142,9 +141,9 @@ class Loader:
         while len(self._ahead) <= self._prefetch:
             start = self._samples + len(self._ahead) * self._global_batch
             planned = self._planner.submit(self._start, start)
-            self._ahead.append(self._grapher.submit(self._finish, planned))
+            self._ahead.append((planned, self._grapher.submit(self._finish, planned)))
         try:
-            batch = self._ahead[0].result()
+            batch = self._ahead[0][1].result()
         except Exception:
             self.load_state_dict(self.state_dict())  # the next call tries the same batch again
             self._reader.forget()
@@ -156,8 +155,7 @@ class Loader:
     def close(self) -> None:
         """End the loader's threads; batches on their way are dropped."""
         self._closed = True
-        while self._ahead:
-            self._ahead.pop().cancel()
+        self._drop()
         for executor in (self._planner, self._grapher, self._pool):
             executor.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
@@ -167,6 +165,16 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _drop(self) -> None:
+        """Give up the batches ahead, and wait until no thread works on one: what it met would be noted too late."""
+        dropped, self._ahead = list(self._ahead), deque()
+        for planned, batch in dropped:
+            batch.cancel()
+            if not planned.cancel() and planned.exception() is None:
+                tasks = planned.result()[1]
+                wait([task for task in tasks if not task.cancel()])
+        wait([batch for _, batch in dropped if not batch.cancelled()])
 
     def _start(self, samples: int) -> Planned:
         """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
