@@ -119,12 +119,8 @@ def networks(backbone: str) -> tuple[object, ...]:
     return ("--objective", "pace", "--small", "--backbone", backbone, *least)
 
 
-# torchvision's two of 31 and 33 M parameters, which would write a gigabyte here, are of mc3_18's class, and
-# resnet2d3d_34 of resnet2d3d_18's: tests/objectives/test_pace.py trains these too
-LARGE = {"r3d_18", "r2plus1d_18", "resnet2d3d_34"}
-
-
-@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in LARGE])
+# large, and of resnet2d3d_18's class; tests/objectives/test_pace.py trains it too
+@pytest.mark.parametrize("backbone", [name for name in BACKBONES if name != "resnet2d3d_34"])
 def test_pace_trains_in_two_processes_and_resumes_with_each_backbone(backbone, data, tmp_path) -> None:
     """DDP raises in the second step where a parameter had no gradient in the first."""
     run, whole = tmp_path / "run", tmp_path / "whole"
