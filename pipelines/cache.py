@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.decode import DecodeError, cut_views, decode_frames
+from pipelines.decode import DecodeError, cut_views, damage_named, decode_frames
 from pipelines.draw import Draw
 from shards import Dataset, InputError
 
@@ -66,10 +66,8 @@ class Decoded:
 
     def cut(self, draw: Draw, size: int, modality: str) -> NDArray[np.uint8]:
         """What decode.decode_views gives of the file, pixel for pixel."""
-        try:
+        with damage_named():
             return cut_views(self, self._frames, draw, size, modality)
-        except (av.FFmpegError, ValueError, IndexError) as error:
-            raise DecodeError(f"{type(error).__name__}: {error}") from error
 
     def _frames(self, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for number in numbers:

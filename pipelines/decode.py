@@ -8,6 +8,7 @@ Channels lie in planes: swscale has vector code for planar RGB, and scalar code 
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from typing import Protocol
@@ -30,6 +31,15 @@ _SEEK_COST = 2  # frames that could be decoded in the time of a seek
 
 class DecodeError(Exception):
     """A video that cannot be decoded as its row of the table promises."""
+
+
+@contextmanager
+def damage_named() -> Iterator[None]:
+    """What FFmpeg and PyAV raise for a damaged video, as DecodeError."""
+    try:
+        yield
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
 # What a look of a modality is in FFmpeg's words: pixel format, the channel of each of its planes, and how many
@@ -63,12 +73,9 @@ def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> 
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the draw asks for.
     """
-    try:
-        with _opened(video) as container:
-            stream = container.streams.video[0]
-            return cut_views(stream, partial(_decode_frames, container, stream), draw, size, modality)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    with damage_named(), _opened(video) as container:
+        stream = container.streams.video[0]
+        return cut_views(stream, partial(_decode_frames, container, stream), draw, size, modality)
 
 
 def cut_views(
@@ -105,21 +112,15 @@ def cut_views(
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (number, frame) for each of the ascending frame numbers; raises DecodeError as decode_views does."""
-    try:
-        with _opened(video) as container:
-            yield from _decode_frames(container, container.streams.video[0], numbers)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    with damage_named(), _opened(video) as container:
+        yield from _decode_frames(container, container.streams.video[0], numbers)
 
 
 def check_whole(video: bytes) -> None:
     """Decode the whole file; raises DecodeError if FFmpeg finds anything wrong with it."""
-    try:
-        with _opened(video) as container:
-            for frame in container.decode(container.streams.video[0]):
-                _check_frame(frame)
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    with damage_named(), _opened(video) as container:
+        for frame in container.decode(container.streams.video[0]):
+            _check_frame(frame)
 
 
 def _opened(video: bytes) -> av.container.InputContainer:
