@@ -9,6 +9,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from typing import Protocol
@@ -86,28 +87,71 @@ def cut_views(
     modality: str = "rgb",
 ) -> NDArray[np.uint8]:
     """As decode_views, from any source of frames; frames_of: ascending frame numbers → (number, frame) of each."""
-    views, frames = draw.frames.shape
     format_, channels, stacked = _LOOKS[modality]
     _check_size(picture, draw.boxes, stacked)
-    out = np.empty((views * frames, stacked * len(channels), size, size), np.uint8)
-    # Views that look at a frame through the same box share one conversion.
-    wanted: dict[int, dict[tuple, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for view in range(views):
-        look = (*draw.boxes[view].tolist(), bool(draw.flips[view]))
-        for frame, number in enumerate(draw.frames[view].tolist()):
-            wanted[number][look].append(view * frames + frame)
+    out = np.empty((draw.frames.size, stacked * len(channels), size, size), np.uint8)
     cutters: dict[tuple, _Cutter] = {}
-    for number, frame_ in frames_of(sorted(wanted)):
-        for (left, top, width, height, flip), places in wanted[number].items():
-            shape = width, height, flip
-            if shape not in cutters:
-                cutters[shape] = _Cutter(picture, *shape, size, format_)
-            for part in range(stacked):
-                cut = cutters[shape].cut(frame_, left, top + part * picture.height // stacked)
-                for channel, plane in zip(channels, cut.planes, strict=True):
-                    lines = np.asarray(memoryview(plane)).reshape(size, plane.line_size)  # type: ignore[arg-type]
-                    out[places, part + channel] = lines[:, :size]
+    for shot, frames in _shots_as_decoded(frames_of, _shots(draw)):
+        shape = (*shot.shape, len(frames))
+        if shape not in cutters:
+            cutters[shape] = _Cutter(picture, *shape, size, format_)
+        rows, places = _as_slice(shot.rows), _as_slice(np.searchsorted(shot.numbers, shot.drawn))
+        for part in range(stacked):
+            column = cutters[shape].cut(frames, shot.left, shot.top + part * picture.height // stacked)
+            for channel, plane in zip(channels, column.planes, strict=True):
+                lines = np.asarray(memoryview(plane)).reshape(-1, size, plane.line_size)  # type: ignore[arg-type]
+                out[rows, part + channel] = lines[places, :, :size]
     return out.transpose(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """The views that look through one box, mirrored or not.
+
+    shape: the box's width and height, and whether it is mirrored. rows: of the frames drawn, in the sample's V·T.
+    drawn: their numbers. numbers: each of these once, ascending.
+    """
+
+    left: int
+    top: int
+    shape: tuple[int, int, bool]
+    rows: NDArray[np.int64]
+    drawn: NDArray[np.int32]
+    numbers: NDArray[np.int32]
+
+
+def _shots(draw: Draw) -> list[_Shot]:
+    views_of: dict[tuple, list[int]] = defaultdict(list)
+    for view, (box, flip) in enumerate(zip(draw.boxes.tolist(), draw.flips.tolist(), strict=True)):
+        views_of[(*box, flip)].append(view)
+    row_numbers = np.arange(draw.frames.size).reshape(draw.frames.shape)
+    shots = []
+    for (left, top, *shape), views in views_of.items():
+        drawn = draw.frames[views].ravel()
+        rows = row_numbers[views].ravel()
+        shots.append(_Shot(left, top, (*shape,), rows, drawn, np.unique(drawn)))
+    return shots
+
+
+def _shots_as_decoded(
+    frames_of: Callable[[list[int]], Iterable[tuple[int, av.VideoFrame]]], shots: list[_Shot]
+) -> Iterator[tuple[_Shot, list[av.VideoFrame]]]:
+    """Yield each shot with the frames of its numbers, once the last one is there."""
+    waiting, held = list(shots), dict[int, av.VideoFrame]()
+    for number, frame in frames_of(np.unique(np.concatenate([shot.numbers for shot in shots])).tolist()):
+        held[number] = frame
+        ready = [shot for shot in waiting if shot.numbers[-1] == number]
+        if ready:
+            yield from ((shot, [held[n] for n in shot.numbers.tolist()]) for shot in ready)
+            waiting = [shot for shot in waiting if shot.numbers[-1] > number]
+            first = min((shot.numbers[0] for shot in waiting), default=number)
+            held = {n: kept for n, kept in held.items() if n >= first}
+
+
+def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """As a slice, which needs no copy, where the index is a run of neighbours."""
+    first, count = int(index[0]), len(index)
+    return slice(first, first + count) if (index == np.arange(first, first + count)).all() else index
 
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -148,10 +192,13 @@ def _check_size(picture: Picture, boxes_V4: NDArray[np.int32], stacked: int) -> 
 
 
 class _Cutter:
-    """A filter graph that cuts boxes of one size from frames, scales them, and mirrors them or not."""
+    """A filter graph that cuts boxes of one size from `count` frames, scales them, mirrors them or not, and stacks them.
+
+    All of it happens in one call without the GIL: called once a frame, threads wait for each other.
+    """
 
     def __init__(
-        self, picture: Picture, width: int, height: int, flip: bool, size: int, format_: str
+        self, picture: Picture, width: int, height: int, flip: bool, count: int, size: int, format_: str
     ) -> None:
         self._graph = av.filter.Graph()
         self._graph.threads = 1  # by default each graph has one for every core
@@ -164,18 +211,21 @@ class _Cutter:
             ("scale", f"{size}:{size}:flags={_SCALE_FLAGS}"),
             ("format", format_),
             *([("hflip", "")] if flip else []),
+            ("tile", f"1x{count}"),
             ("buffersink", ""),
         ]
         nodes = [self._graph.add(name, arguments or None) for name, arguments in filters]
         self._crop = nodes[0]
         self._graph.link_nodes(node, *nodes).configure()
 
-    def cut(self, frame: av.VideoFrame, left: int, top: int) -> av.VideoFrame:
+    def cut(self, frames: list[av.VideoFrame], left: int, top: int) -> av.VideoFrame:
+        """One picture, size × (count·size): the frames' cuts, the first on top."""
         for side, at in (("x", left), ("y", top)):  # moving a box costs a hundredth of another graph
             if at != self._at[side]:
                 self._crop.process_command(side, str(at))
                 self._at[side] = at
-        self._graph.vpush(frame)
+        for frame in frames:
+            self._graph.vpush(frame)
         return self._graph.vpull()
 
 
