@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.decode import DecodeError, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import decode_views
 from pipelines.plan import ViewPlan
 from pipelines.windows import Windows, draw_windows
 from shards import Dataset

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.decode import DecodeError, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import decode_views
 from pipelines.graph import Graph, Way
 from pipelines.reading import Reader, Sample
 from pipelines.schedule import Visits

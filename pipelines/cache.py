@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.decode import DecodeError, cut_views, damage_named, decode_frames
+from pipelines.cut import cut_views
+from pipelines.damage import DecodeError, damage_named
+from pipelines.decode import decode_frames
 from pipelines.draw import Draw
 from shards import Dataset, InputError
 

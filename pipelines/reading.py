@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.cache import Cache, Resident
-from pipelines.decode import DecodeError, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import decode_views
 from pipelines.draw import Draw, draw_clips
 from pipelines.graph import Placement, Way
 from pipelines.order import Order, in_share

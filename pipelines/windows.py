@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.decode import DecodeError, check_whole, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import check_whole, decode_views
 from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
 from pipelines.plan import ViewPlan, plain

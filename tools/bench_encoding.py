@@ -5,11 +5,12 @@
 
 Varies one setting at a time from the default; prints a Markdown table. One thread throughout, timed in its CPU seconds,
 the median of five rounds in which the settings take turns. `frames/s` decodes every frame; `clips/s` decodes 16
-consecutive frames from a random place, as training does.
+consecutive frames from a random place, as training does. `dB` is the PSNR of luma against the frames given to the encoder.
 """
 
 import io
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,6 +24,7 @@ import av
 import numpy as np
 import tyro
 from machine import describe
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from shards import InputError
@@ -36,6 +38,8 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "short_side": (128, 160, 256),
     "fps": (30, 10),
     "codec": ("h264", "hevc", "vp9", "mjpeg"),
+    "tune": ("fastdecode", "none"),
+    "crf": (22,),
 }
 CLIP = 16  # frames
 ROUNDS = 5
@@ -62,12 +66,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(
-        "| setting | kB/s of video | encode frames/s | decode frames/s | random clips/s |\n|---|---|---|---|---|"
+        "| setting | kB/s of video | dB | encode frames/s | decode frames/s | random clips/s |\n|---|---|---|---|---|---|"
     )
     for row in rows:
         rates = [row[name] for name in ("encode_frames_per_s", "decode_frames_per_s", "random_clips_per_s")]
         print(
-            f"| {row['setting']} | {row['kb_per_s']:.1f} | "
+            f"| {row['setting']} | {row['kb_per_s']:.1f} | {row['luma_psnr_db']:.1f} | "
             + " | ".join(f"{rate:.0f}" for rate in rates)
             + " |"
         )
@@ -112,6 +116,7 @@ def _measure(paths: list[Path]) -> list[dict[str, Any]]:
         row = {
             "setting": setting,
             "kb_per_s": size / duration / 1000,
+            "luma_psnr_db": _psnr(paths, encoding, clips[-1]),
             "encode_frames_per_s": frames / seconds,
         }
         rows.append(row | {"decode_frames_per_s": [], "random_clips_per_s": []})
@@ -123,6 +128,25 @@ def _measure(paths: list[Path]) -> list[dict[str, Any]]:
         for name in ("decode_frames_per_s", "random_clips_per_s"):
             row[name] = statistics.median(row[name])
     return rows
+
+
+def _psnr(paths: list[Path], encoding: Encoding, clips: list[Clip]) -> float:
+    """Of luma, dB, from the mean squared error over all frames; the frames given to the encoder are had by x264, lossless."""
+    lossless = replace(encoding, codec="h264", crf=0, preset="ultrafast", tune="none")
+    squares, pixels = 0.0, 0
+    for path, clip in zip(paths, clips, strict=True):
+        for given, kept in zip(_luma(transcode(path, lossless)), _luma(clip), strict=True):
+            squares += float(np.square(given - kept).sum())
+            pixels += given.size
+    return 10 * math.log10(255**2 * pixels / squares)
+
+
+def _luma(clip: Clip) -> Iterator[NDArray[np.float32]]:
+    """Levels 0–255, of limited or full range."""
+    with av.open(io.BytesIO(clip.data)) as container:
+        for frame in container.decode(video=0):
+            luma = frame.to_ndarray()[: frame.height].astype(np.float32)
+            yield luma if frame.format.name == "yuvj420p" else (luma - 16) * (255 / 219)
 
 
 def _rate(read: Callable[[list[Clip]], int], clips: list[Clip]) -> float:

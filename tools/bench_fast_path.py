@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 import objectives
-from pipelines import decode
+from pipelines.cut import SCALE_FLAGS
 from pipelines.draw import draw
 from pipelines.graph import Graph
 from pipelines.painter import Painter
@@ -60,7 +60,7 @@ def cutting(frame: av.VideoFrame, size: int, format_: str) -> av.filter.Graph:
     graph.threads = 1
     nodes = [graph.add_buffer(None, frame.width, frame.height, frame.format, None, frame.time_base)]
     nodes += [graph.add("crop", f"{side}:{side}:2:2")]
-    nodes += [graph.add("scale", f"{size}:{size}:flags={decode._SCALE_FLAGS}"), graph.add("format", format_)]
+    nodes += [graph.add("scale", f"{size}:{size}:flags={SCALE_FLAGS}"), graph.add("format", format_)]
     graph.link_nodes(*nodes, graph.add("buffersink")).configure()
     return graph
 

@@ -14,7 +14,7 @@ import torch
 import evaluate
 import objectives
 from evaluation.model import Representation, open_model
-from pipelines.decode import DecodeError
+from pipelines.damage import DecodeError
 from pipelines.windows import Layout, WindowLoader, Windows
 from shards import Dataset, InputError
 

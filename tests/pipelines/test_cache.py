@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cache import Cache, Decoded, Resident, chosen
-from pipelines.decode import DecodeError, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import decode_views
 from pipelines.graph import Graph
 from pipelines.loader import Loader
 from pipelines.order import in_share

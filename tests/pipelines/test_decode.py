@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.decode import DecodeError, check_whole, decode_views
+from pipelines.damage import DecodeError
+from pipelines.decode import check_whole, decode_views
 from pipelines.draw import Draw
 from pipelines.plan import ViewPlan
 from shards import Dataset

@@ -25,7 +25,16 @@ def test_it_is_executable_and_its_help_names_every_flag() -> None:
         "--per-shard",
         "--workers",
         "--seed",
-        *("--layout", "--annotations", "--preset", "--copy", "--keep-damaged", "--flow", "--flow-limit"),
+        *(
+            "--layout",
+            "--annotations",
+            "--preset",
+            "--tune",
+            "--copy",
+            "--keep-damaged",
+            "--flow",
+            "--flow-limit",
+        ),
         *("--timeout", "--memory", "--part", "--ray", "--dry-run"),
     ]
     assert result.returncode == 0 and all(flag in result.stdout for flag in flags)

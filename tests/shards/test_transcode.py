@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from independent import decode, render
 
 from shards import InputError
-from shards.encode import CRF
+from shards.encode import CRF, Tune
 from shards.transcode import REASONS, Encoding, Rejected, fitted, transcode
 
 CODECS = sorted(CRF)
@@ -49,6 +49,14 @@ def test_a_frame_decodes_alone_from_its_key_frame(tmp_path: Path, codec: str) ->
             frames = {round(f.time * clip.fps): f for f in container.decode(stream)}
             assert min(frames) >= n - 7
             assert frames[n].to_ndarray()[:64].mean() == pytest.approx(whole[n], abs=1e-6)
+
+
+@pytest.mark.parametrize(("tune", "spent"), [("fastdecode", b"0"), ("none", b"1")])
+def test_fastdecode_leaves_out_what_is_slow_to_decode(tmp_path: Path, tune: Tune, spent: bytes) -> None:
+    clip = transcode(render(tmp_path / "in.avi", frames=3), Encoding(tune=tune))
+    notes = clip.data[clip.data.index(b"x264 - core") :]  # x264 writes its settings into the first frame
+    cabac, deblock = notes.index(b"cabac="), notes.index(b"deblock=")
+    assert notes[cabac + 6 : cabac + 7] == spent and notes[deblock + 8 : deblock + 9] == spent
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -192,6 +200,7 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
         ({"fps": 0.0}, "--fps"),
         ({"gop": 0}, "--gop"),
         ({"crf": 52}, "--crf"),
+        ({"tune": "film"}, "--tune"),
         ({"codec": "mjpeg", "crf": 1}, "--crf"),
     ],
 )
