@@ -50,7 +50,7 @@ def check_whole(video: bytes) -> None:
 
 
 def _opened(video: bytes) -> av.container.InputContainer:
-    container = av.open(io.BytesIO(video), "r", metadata_errors="ignore")
+    container = av.open(io.BytesIO(video), "r", format="mov", metadata_errors="ignore")  # mp4 too
     stream = container.streams.video[0]
     stream.thread_count = 1
     # by default FFmpeg fills in what is damaged (all codecs), or says nothing of it (MJPEG)

@@ -18,7 +18,9 @@ def note(folder: Path, key: str, reason: str) -> None:
         descriptor = os.open(folder / QUARANTINE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a full disk, or amid a write
+            cut = (
+                size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            )  # by a full disk, or amid another's write
             os.write(descriptor, ("\n" * cut + line).encode())
         finally:
             os.close(descriptor)
@@ -37,6 +39,8 @@ def entries(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return found
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line:  # two wrote at once, and one took the other's line for cut off
+            continue
         try:
             one = json.loads(line)
             found.append((str(one["key"]), str(one.get("reason", ""))))

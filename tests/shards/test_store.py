@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import pickle
 import shutil
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import make_shards
 
-from shards import DamagedError, Dataset, InputError
+from shards import DamagedError, Dataset, InputError, quarantine
 
 
 @pytest.fixture
@@ -135,7 +136,9 @@ def _note_all(folder: Path, name: int) -> None:
         dataset.quarantine(n % len(dataset), f"{name}-{n} " + "long " * 50)
 
 
-def test_processes_that_quarantine_at_once_do_not_mix_their_lines(copied: Path) -> None:
+def test_processes_that_quarantine_at_once_do_not_mix_their_lines(
+    copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_note_all, args=(copied, name)) for name in range(4)]
     for process in processes:
@@ -143,8 +146,10 @@ def test_processes_that_quarantine_at_once_do_not_mix_their_lines(copied: Path) 
     for process in processes:
         process.join()
     lines = (copied / "quarantine.jsonl").read_text().splitlines()
-    found = {json.loads(line)["reason"].split()[0] for line in lines}
+    found = {json.loads(line)["reason"].split()[0] for line in lines if line}
     assert found == {f"{name}-{n}" for name in range(4) for n in range(200)}
+    with caplog.at_level(logging.WARNING):
+        assert len(quarantine.entries(copied / "quarantine.jsonl")) == 800 and not caplog.text
 
 
 def test_quarantine_in_a_folder_that_cannot_be_written_warns(
