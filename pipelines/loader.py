@@ -1,7 +1,8 @@
 """The loader: an endless run of batches, made ahead of the training thread.
 
     planner thread   order → rows → draws           one batch after the other                  schedule.py, draw.py
-    pool             row → bytes (→ views' pixels)  one task a video, over all batches ahead   reading.py, cache.py
+    pool             row → bytes (→ views' pixels   one task a video, over all batches ahead   reading.py, cache.py,
+                     → views, without DALI)                                                    decode.py, cut.py, painter.py
     graph thread     DALI: → views                  one batch after the other                  batches.py, graph.py
 
 Each process takes its own slice of every global batch. The whole state is one number: samples consumed.
@@ -9,6 +10,7 @@ Each process takes its own slice of every global batch. The whole state is one n
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -18,12 +20,14 @@ from numpy.typing import NDArray
 from pipelines.batches import Batches
 from pipelines.cache import Cache, Where
 from pipelines.graph import Graph, Placement
+from pipelines.painter import Painter
 from pipelines.plan import ViewPlan
-from pipelines.reading import Reader, Sample, check_flow, component_of
+from pipelines.reading import Paint, Reader, Sample, check_flow, component_of
 from pipelines.schedule import Schedule, Visits
 from shards import Dataset, InputError
 
-Planned = tuple[Visits, "list[Future[Sample]]"]
+Planned = tuple[Visits, "list[Future[Sample]]", torch.Tensor | None]
+"""A batch's videos, the tasks that read them, and the canvas that they paint, if they do."""
 
 
 class Loader:
@@ -91,6 +95,8 @@ class Loader:
             decoder=decoder,
             cache=self.cache,
         )
+        paints = self._reader.on_cpu == "cpu"
+        self._painter = Painter(plan, visits, clips=clips_per_decode) if paints else None
         self._planner = ThreadPoolExecutor(1, "slipstream-plan")
         self._pool = ThreadPoolExecutor(threads, "slipstream-decode")
         self._grapher = ThreadPoolExecutor(1, "slipstream-graph")
@@ -106,6 +112,7 @@ class Loader:
                 device_id=gpu,
             ),
             self._pool.map,
+            painter=self._painter,
             clips=clips_per_decode,
             device=device,
         )
@@ -159,6 +166,8 @@ class Loader:
         for executor in (self._planner, self._grapher, self._pool):
             executor.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
+        if self._painter:
+            self._painter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,15 +189,23 @@ class Loader:
         """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
         visits = self._schedule.at(samples // self._clips)
         draws = self._reader.draw(visits.indices, visits.epoch)
-        return visits, [
-            self._pool.submit(self._reader.read, visits.slot + i, int(index), draws.sample(i), visits)
+        canvas, painter = None, self._painter
+        paints: list[Paint | None] = [None] * len(visits.indices)
+        if painter:
+            canvas = painter.canvas(len(paints))
+            paints = [partial(painter.paint, out_FnC=place_FnC) for place_FnC in canvas.numpy()]
+        tasks = [
+            self._pool.submit(
+                self._reader.read, visits.slot + i, int(index), draws.sample(i), visits, paints[i]
+            )
             for i, index in enumerate(visits.indices)
         ]
+        return visits, tasks, canvas
 
     def _finish(self, planned: "Future[Planned]") -> dict[str, Any]:
         """Graph thread: wait for the batch's material and make the batch of it."""
-        visits, tasks = planned.result()
-        return self._batches.make([task.result() for task in tasks], visits)
+        visits, tasks, canvas = planned.result()
+        return self._batches.make([task.result() for task in tasks], visits, canvas)
 
 
 def _check_options(

@@ -1,4 +1,4 @@
-"""The end of the cpu placement: decoded pixels → views, in NumPy, one task a sample.
+"""The end of the cpu placement: decoded pixels → views, in NumPy, sample by sample.
 
 The arithmetic is that of pipelines.augment, which DALI runs on a GPU. DALI's operators for the CPU are scalar code: a
 colour map of a 128² frame takes its coord_transform 0.24 ms of a core, and a product of matrices 0.04; see
@@ -24,9 +24,9 @@ _CHUNK = 16384  # pixels: what is computed of them stays in a core's cache
 
 
 class Painter:
-    """Makes the views of up to `batch_size` samples of `clips` clips each from their pixels."""
+    """Makes the views of up to `batch_size` samples of `clips` clips each from their pixels. threads: of run."""
 
-    def __init__(self, plan: ViewPlan, batch_size: int, *, threads: int, clips: int = 1) -> None:
+    def __init__(self, plan: ViewPlan, batch_size: int, *, threads: int = 1, clips: int = 1) -> None:
         self._plan, self._clips = plan, clips
         self._memory = _Memory((batch_size, clips * plan.views * plan.frames, plan.size**2, plan.channels))
         self._pool = ThreadPoolExecutor(threads, "slipstream-paint")
@@ -36,17 +36,27 @@ class Painter:
 
     def run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
         """As graph.Graph.run, of pixels (F, size, size, P); fastest where these lie in planes, as in decode_views."""
-        plan, out_BFnC = self._plan, self._memory.take(len(draws))
-        for _ in self._pool.map(self._paint, draws, material, out_BFnC.numpy()):
+        canvas_BFnC = self.canvas(len(draws))
+        for _ in self._pool.map(self.paint, draws, material, canvas_BFnC.numpy()):
             pass
-        shape = (len(draws) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
-        return out_BFnC.view(shape).permute(0, 1, 5, 2, 3, 4)
+        return self.views(canvas_BFnC)
+
+    def canvas(self, samples: int) -> torch.Tensor:
+        """Memory for so many samples (B, F, n, C), each to be painted, by any thread."""
+        return self._memory.take(samples)
+
+    def views(self, canvas_BFnC: torch.Tensor) -> torch.Tensor:
+        """A painted canvas, seen as what graph.Graph.run returns."""
+        plan = self._plan
+        shape = (len(canvas_BFnC) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
+        return canvas_BFnC.view(shape).permute(0, 1, 5, 2, 3, 4)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True)
 
-    def _paint(self, drawn: Draw, pixels: NDArray[np.uint8], out_FnC: NDArray[np.float32]) -> None:
+    def paint(self, drawn: Draw, pixels: NDArray[np.uint8], out_FnC: NDArray[np.float32]) -> None:
+        """One sample's views."""
         plan, n = self._plan, self._plan.size**2
         planes = pixels.transpose(0, 3, 1, 2)
         if plan.rotation:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from shards import DamagedError, Dataset, InputError
 
 log = logging.getLogger(__name__)
 _MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
+Paint = Callable[[Draw, NDArray[np.uint8]], None]
+"""Makes the views of a sample of its pixels, in the place that the batch has for them."""
 _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video, is to blame
 
 
@@ -27,7 +30,7 @@ _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video,
 class Sample:
     """One video of a batch. slot: see Visits. index: in the run's list of rows. draw: of its clips' views.
 
-    material: what Graph.run takes on this way.
+    material: what Graph.run takes on this way; None if the sample is painted already.
     """
 
     slot: int
@@ -60,7 +63,7 @@ class Reader:
         self.dataset, self.rows, self.plan, self._order = dataset, rows, plan, order
         self.component = component_of(plan)
         self._clips, self._placement, self._cpu_share, self._cache = clips, placement, cpu_share, cache
-        self._on_cpu: Way = "cpu" if "cpu" in (placement, decoder) else "hybrid"
+        self.on_cpu: Way = "cpu" if "cpu" in (placement, decoder) else "hybrid"
         names = ("num_frames", "width", "height")
         self._shape = {name: dataset.column(name)[rows] for name in names}
         self._bad: set[tuple[int, int]] = set()  # epoch and row that need not be tried again
@@ -74,12 +77,16 @@ class Reader:
             self.plan, self.rows[indices], *shape, seed=self._order.seed, epoch=epoch, clips=self._clips
         )
 
-    def read(self, slot: int, index: int, drawn: Draw, visits: Visits) -> Sample:
-        """The material of one slot, stepping over videos that cannot be read."""
+    def read(self, slot: int, index: int, drawn: Draw, visits: Visits, paint: Paint | None = None) -> Sample:
+        """The material of one slot, stepping over videos that cannot be read; painted at once on the way cpu."""
         for attempt in range(_ATTEMPTS):
             if (visits.epoch, int(self.rows[index])) not in self._bad:
                 try:
-                    return Sample(slot, index, drawn, *self._material(slot, index, drawn))
+                    way, material = self._material(slot, index, drawn)
+                    if paint is not None and way == "cpu":
+                        paint(drawn, material)
+                        material = None
+                    return Sample(slot, index, drawn, way, material)
                 except (DecodeError, DamagedError) as error:
                     self.note_bad(visits.epoch, index, str(error))
             index = self._order.replacement(visits.epoch, slot, attempt, visits.whole)
@@ -97,10 +104,10 @@ class Reader:
         if isinstance(kept, Resident):
             return "memory", kept
         if kept is not None:
-            return self._on_cpu, kept.cut(drawn, self.plan.size, self.plan.modality)
+            return self.on_cpu, kept.cut(drawn, self.plan.size, self.plan.modality)
         if self._placement == "gpu" and not in_share(slot, self._cpu_share):
             return "gpu", np.frombuffer(video(), np.uint8)
-        return self._on_cpu, decode_views(video(), drawn, self.plan.size, self.plan.modality)
+        return self.on_cpu, decode_views(video(), drawn, self.plan.size, self.plan.modality)
 
     def note_bad(self, epoch: int, index: int, reason: str) -> None:
         """A video cannot be used, now and in this epoch: say so once, and put it into quarantine."""
