@@ -17,7 +17,8 @@ from pipelines.schedule import Visits
 class Batches:
     """Makes a loader's batches, one after the other.
 
-    make_graph: the graph of a way. painter: of the way cpu, where its samples come painted. everyone: map over the pool's threads. clips: of a sample.
+    make_graph: the graph of a way. painter: of the way cpu, where its samples come painted. everyone: map over the
+    pool's threads. clips: of a sample.
     """
 
     def __init__(

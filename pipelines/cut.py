@@ -104,7 +104,7 @@ def _shots(draw: Draw) -> list[_Shot]:
 
 
 def _shots_as_decoded(frames_of: FramesOf, shots: list[_Shot]) -> Iterator[tuple[_Shot, list[av.VideoFrame]]]:
-    """Yield each shot with the frames of its numbers, once the last one is there."""
+    """Yield each shot with the frames of its numbers, once the last one is there: DPC's 40 of 340×256 are 5 MB."""
     waiting, held = list(shots), dict[int, av.VideoFrame]()
     for number, frame in frames_of(np.unique(np.concatenate([shot.numbers for shot in shots])).tolist()):
         held[number] = frame

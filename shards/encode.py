@@ -37,7 +37,7 @@ class Encoding:
     crf: the codec's quality figure, lower is better; None is CRF[codec]; for mjpeg the quantiser, 2–31.
     preset: speed against size, of x264 and x265.
     tune: fastdecode, of x264 and x265, leaves out what is slow to decode (CABAC, the deblocking filter, weighted
-    prediction): half the decoder's work for a twelfth more bytes and 0.7 dB; none keeps it.
+    prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
     """
 
     codec: Codec = "h264"

@@ -70,8 +70,8 @@ class Arguments:
     preset: str = Encoding.preset
     """Speed against size of h264 and hevc: ultrafast, superfast, veryfast, faster, fast, medium, slow, …"""
     tune: Tune = Encoding.tune
-    """fastdecode: h264 and hevc without what is slow to decode, half a loader's work for a twelfth more bytes and
-    0.7 dB; none keeps it."""
+    """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
+    fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
     copy: bool = False
     """Keep the encoded frames of videos that have this codec, size, GOP and rate already, B-frames excepted."""
     keep_damaged: float = WHOLE_ENOUGH

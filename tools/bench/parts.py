@@ -52,7 +52,7 @@ def loader_alone(source: Source, way: Way, batches: int) -> Part:
 
     def part(first: int) -> Figures:
         with way.loader(source, first) as loader:
-            for _ in range(WARM):
+            for _ in range(2 * (way.prefetch + 1)):  # those in the queue at the end lie in memory used before
                 next(loader)
             return rate(lambda: next(loader), batches, source.batch_size, way.device)
 
