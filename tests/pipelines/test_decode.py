@@ -70,6 +70,26 @@ def test_boxes_of_one_size_in_many_places(dataset: Dataset) -> None:
         assert_within_rounding(view, reference)
 
 
+@given(
+    frames=st.lists(st.lists(st.integers(0, 39), min_size=3, max_size=3), min_size=4, max_size=4),
+    looks=st.lists(st.sampled_from([(0, 0, False), (16, 8, False), (16, 8, True)]), min_size=4, max_size=4),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_view_does_not_depend_on_the_others(
+    dataset: Dataset, frames: list[list[int]], looks: list[tuple[int, int, bool]]
+) -> None:
+    """Views through one box are cut together, wherever they stand and whatever frames they share or repeat."""
+    together = replace(
+        hand_draw(frames),
+        boxes=np.array([(left, top, 96, 96) for left, top, _ in looks], dtype=np.int32),
+        flips=np.array([flip for *_, flip in looks]),
+    )
+    found = decode_views(dataset.read(2), together, 32).reshape(4, 3, 32, 32, 3)
+    for view, (numbers, (left, top, flip)) in enumerate(zip(frames, looks, strict=True)):
+        alone = decode_views(dataset.read(2), hand_draw([numbers], (left, top, 96, 96), flip), 32)
+        assert np.array_equal(found[view], alone)
+
+
 @pytest.mark.parametrize("box", [(0, 0, 176, 144), (174, 142, 2, 2), (86, 40, 12, 90), (18, 2, 158, 10)])
 def test_extreme_boxes(dataset: Dataset, box: tuple[int, int, int, int]) -> None:
     drawn = hand_draw([[0, 20]], box, flip=True)
