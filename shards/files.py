@@ -18,12 +18,12 @@ class Descriptor:
             os.close(self.number)
 
 
-def read_part(descriptor: int, offset: int, size: int) -> bytes:
+def read_part(descriptor: Descriptor, offset: int, size: int) -> bytes:
     """That many bytes of a file from there on. Raises OSError where it ends before."""
     parts: list[bytes] = []
     missing = size
     while missing:
-        part = os.pread(descriptor, missing, offset + size - missing)
+        part = os.pread(descriptor.number, missing, offset + size - missing)
         if not part:
             raise OSError(f"ends {missing} bytes before the end of the video")
         parts.append(part)

@@ -148,10 +148,10 @@ class Dataset:
 
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
         try:
-            return read_part(self._shards.descriptor(shard).number, offset, size)
+            return read_part(self._shards.descriptor(shard), offset, size)
         except OSError:
             self._shards.forget(shard)  # it may have been put back, or the network have lost sight of it
-            return read_part(self._shards.descriptor(shard).number, offset, size)
+            return read_part(self._shards.descriptor(shard), offset, size)
 
     def quarantine(self, row: int, reason: str) -> None:
         """Note in quarantine.jsonl that a row cannot be used; new selections leave it out.

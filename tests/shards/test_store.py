@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +169,20 @@ def test_threads_share_one_data_set(dataset: Dataset) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     dataset.close()
     assert copy.read(5) == dataset.read(5)
+
+
+def test_a_tar_that_is_closed_while_it_is_read_is_read_to_its_end(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another thread finds that it has left the cache of a remote data set."""
+    dataset, pread = Dataset(copied), os.pread
+
+    def closed_just_before(*arguments: int) -> bytes:
+        dataset.close()
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", closed_just_before)
+    assert hashlib.sha256(dataset.read(0)).hexdigest() == dataset.column("sha256")[0]
 
 
 def test_fingerprint_names_the_content(made: Path, copied: Path) -> None:

@@ -147,8 +147,9 @@ def wait_for(condition: Callable[[], object], started: Started) -> None:
 
 
 def lines(run: Path) -> list[dict]:
-    """A run's metrics."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """A run's metrics; a line that is being written does not count yet."""
+    whole, _, _ = (run / "metrics.jsonl").read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def losses(run: Path) -> dict[int, float]:
