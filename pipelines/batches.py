@@ -9,7 +9,6 @@ import torch
 from pipelines.damage import DecodeError
 from pipelines.decode import decode_views
 from pipelines.graph import Graph, Way
-from pipelines.painter import Painter
 from pipelines.reading import Reader, Sample
 from pipelines.schedule import Visits
 
@@ -17,8 +16,7 @@ from pipelines.schedule import Visits
 class Batches:
     """Makes a loader's batches, one after the other.
 
-    make_graph: the graph of a way. painter: of the way cpu, where its samples come painted. everyone: map over the
-    pool's threads. clips: of a sample.
+    make_graph: the graph of a way. everyone: map over the pool's threads. clips: of a sample.
     """
 
     def __init__(
@@ -27,23 +25,22 @@ class Batches:
         make_graph: Callable[[Way], Graph],
         everyone: Callable[[Callable[[Sample], str], list[Sample]], Iterable[str]],
         *,
-        painter: Painter | None,
         clips: int,
         device: torch.device | None,
     ) -> None:
         self._reader, self._make_graph, self._everyone = reader, make_graph, everyone
-        self._clips, self._device, self._painter = clips, device, painter
+        self._clips, self._device = clips, device
         self._labels = reader.dataset.column("label")[reader.rows].astype(np.int64)
         self._graphs: dict[Way, Graph] = {}
 
     def make(
-        self, samples: list[Sample], visits: Visits, canvas: torch.Tensor | None = None
+        self, samples: list[Sample], visits: Visits, painted: torch.Tensor | None = None
     ) -> dict[str, Any]:
-        """The batch of these samples, a clip a row: see Loader. canvas: where those of the way cpu are painted."""
+        """The batch of these samples, a clip a row: see Loader. painted: views, as far as they are painted."""
         views = None
         while views is None:
             try:
-                views = self._views(samples, canvas)
+                views = self._views(samples, painted)
             except RuntimeError as error:
                 samples = self._without_culprits(samples, visits, error)
         draws = [drawn for sample in samples for drawn in sample.draw.clips(self._clips)]
@@ -66,15 +63,16 @@ class Batches:
             graph.close()
         self._graphs.clear()
 
-    def _views(self, samples: list[Sample], canvas: torch.Tensor | None) -> torch.Tensor:
+    def _views(self, samples: list[Sample], painted: torch.Tensor | None) -> torch.Tensor:
         """Views of all samples, in their order, whichever way each goes."""
         ways: dict[Way, list[int]] = {}
         for place, sample in enumerate(samples):
             ways.setdefault(sample.way, []).append(place)
         made: dict[Way, torch.Tensor] = {}
         for way, places in ways.items():
-            if way == "cpu" and self._painter is not None and canvas is not None:
-                made[way] = self._painter.views(canvas if len(ways) == 1 else canvas[places])
+            if way == "cpu" and painted is not None:
+                by_sample = painted.unflatten(0, (-1, self._clips))
+                made[way] = painted if len(ways) == 1 else by_sample[places].flatten(0, 1)
             else:
                 made[way] = self._run(way, [samples[place] for place in places])
         if len(made) == 1:
@@ -116,7 +114,7 @@ class Batches:
 
     def _replaced(self, sample: Sample, visits: Visits, reason: str) -> Sample:
         self._reader.note_bad(visits.epoch, sample.index, reason)
-        return self._reader.read(sample.slot, sample.index, sample.draw, visits)
+        return self._reader.read(sample.slot, sample.index, sample.draw, visits, sample.paint)
 
     def _trouble(self, sample: Sample) -> str:
         """What FFmpeg says of a video, nothing where it decodes."""

@@ -27,7 +27,7 @@ from pipelines.schedule import Schedule, Visits
 from shards import Dataset, InputError
 
 Planned = tuple[Visits, "list[Future[Sample]]", torch.Tensor | None]
-"""A batch's videos, the tasks that read them, and the canvas that they paint, if they do."""
+"""A batch's videos, the tasks that read them, and the views that they paint, if they do."""
 
 
 class Loader:
@@ -112,7 +112,6 @@ class Loader:
                 device_id=gpu,
             ),
             self._pool.map,
-            painter=self._painter,
             clips=clips_per_decode,
             device=device,
         )
@@ -189,23 +188,24 @@ class Loader:
         """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
         visits = self._schedule.at(samples // self._clips)
         draws = self._reader.draw(visits.indices, visits.epoch)
-        canvas, painter = None, self._painter
+        painted, painter = None, self._painter
         paints: list[Paint | None] = [None] * len(visits.indices)
         if painter:
             canvas = painter.canvas(len(paints))
             paints = [partial(painter.paint, out_FnC=place_FnC) for place_FnC in canvas.numpy()]
+            painted = painter.views(canvas)
         tasks = [
             self._pool.submit(
                 self._reader.read, visits.slot + i, int(index), draws.sample(i), visits, paints[i]
             )
             for i, index in enumerate(visits.indices)
         ]
-        return visits, tasks, canvas
+        return visits, tasks, painted
 
     def _finish(self, planned: "Future[Planned]") -> dict[str, Any]:
         """Graph thread: wait for the batch's material and make the batch of it."""
-        visits, tasks, canvas = planned.result()
-        return self._batches.make([task.result() for task in tasks], visits, canvas)
+        visits, tasks, painted = planned.result()
+        return self._batches.make([task.result() for task in tasks], visits, painted)
 
 
 def _check_options(

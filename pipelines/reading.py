@@ -30,7 +30,8 @@ _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video,
 class Sample:
     """One video of a batch. slot: see Visits. index: in the run's list of rows. draw: of its clips' views.
 
-    material: what Graph.run takes on this way; None if the sample is painted already.
+    material: what Graph.run takes on this way; None if the sample is painted already. paint: its place
+    in the batch, should it go the way cpu.
     """
 
     slot: int
@@ -38,6 +39,7 @@ class Sample:
     draw: Draw
     way: Way
     material: Any
+    paint: Paint | None = None
 
 
 class Reader:
@@ -86,7 +88,7 @@ class Reader:
                     if paint is not None and way == "cpu":
                         paint(drawn, material)
                         material = None
-                    return Sample(slot, index, drawn, way, material)
+                    return Sample(slot, index, drawn, way, material, paint)
                 except (DecodeError, DamagedError) as error:
                     self.note_bad(visits.epoch, index, str(error))
             index = self._order.replacement(visits.epoch, slot, attempt, visits.whole)
