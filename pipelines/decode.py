@@ -66,36 +66,67 @@ def _check_frame(frame: av.VideoFrame) -> None:
 def _decode_frames(
     container: av.container.InputContainer, stream: av.VideoStream, numbers: list[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (number, frame) for each of the ascending frame numbers, seeking over the gaps."""
+    """Yield (number, frame) for each of the ascending frame numbers.
+
+    Between them only frames that others refer to are decoded, and gaps with a key frame in them are sought over.
+    """
     if not stream.average_rate or not stream.time_base:
         raise DecodeError("the stream has no frame rate")
-    ticks = float(1 / (stream.average_rate * stream.time_base))  # a frame
-    origin = stream.start_time or 0
-    index = stream.index_entries
-
-    def skipped(now: int, target: int) -> int:
-        """Ticks from now to the key frame that the decoder would go on from; below 0 if that is past."""
-        entry = index.search_timestamp(target)
-        return int(index[entry].timestamp) - now if entry >= 0 else 0
-
+    times = _Times(stream, float(1 / (stream.average_rate * stream.time_base)))
     remaining = list(reversed(numbers))
     while remaining:
-        target = remaining[-1]
-        container.seek(origin + int(target * ticks), stream=stream)
-        position = -1
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                raise DecodeError("a frame has no time stamp")
+        target, seen = remaining[-1], -1
+        container.seek(times.stamp(target), stream=stream)
+        for frame in _decode_stretch(container, stream, times, set(remaining)):
             _check_frame(frame)
-            position = round((frame.pts - origin) / ticks)
-            if position > remaining[-1]:
+            seen = times.number(frame.pts)
+            if seen > remaining[-1]:
                 break
-            if position == remaining[-1]:
+            if seen == remaining[-1]:
                 yield remaining.pop(), frame
-                if (
-                    not remaining
-                    or skipped(frame.pts, origin + int(remaining[-1] * ticks)) > _SEEK_COST * ticks
-                ):
+                if not remaining:
                     break
         if remaining and remaining[-1] == target:
-            raise DecodeError(f"frame {target} is not there (the last one seen is {position})")
+            raise DecodeError(f"frame {target} is not there (the last one seen is {seen})")
+
+
+def _decode_stretch(
+    container: av.container.InputContainer, stream: av.VideoStream, times: "_Times", wanted: set[int]
+) -> Iterator[av.VideoFrame]:
+    """Yield frames in order, those of `wanted` among them, up to a gap that is worth a seek, or the end."""
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the end of the file
+            break
+        number = times.number(packet.pts)
+        context.skip_frame = "DEFAULT" if number in wanted else "NONREF"
+        yield from context.decode(packet)
+        if number in wanted:
+            wanted.remove(number)
+            if not wanted or times.worth_a_seek(number, min(wanted)):
+                break
+    yield from context.decode(None)
+
+
+class _Times:
+    """Frame numbers and time stamps of a stream of constant rate; `ticks` is the time of a frame."""
+
+    def __init__(self, stream: av.VideoStream, ticks: float) -> None:
+        self._ticks = ticks
+        self._origin = stream.start_time or 0
+        self._index = stream.index_entries
+        # the index has the times of decoding, which with B-frames come earlier than those of showing
+        self._lead = self._origin - int(self._index[0].timestamp) if len(self._index) else 0
+
+    def number(self, stamp: int | None) -> int:
+        if stamp is None:
+            raise DecodeError("a frame has no time stamp")
+        return round((stamp - self._origin) / self._ticks)
+
+    def stamp(self, number: int) -> int:
+        return self._origin + int(number * self._ticks)
+
+    def worth_a_seek(self, now: int, target: int) -> bool:
+        """Whether the key frame that the decoder would go on from is far enough from frame `now`."""
+        entry = self._index.search_timestamp(self.stamp(target) - self._lead)
+        return entry >= 0 and self.number(int(self._index[entry].timestamp) + self._lead) > now + _SEEK_COST

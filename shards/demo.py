@@ -22,7 +22,7 @@ from shards.table import publish
 from shards.writer import Sample, write_shard
 
 VERSION = "demo-v1"  # a change of what is rendered needs another name, or old caches would pass for it
-ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast", tune="none")
+ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast", tune="none", b_frames=0)
 PER_SHARD = 60
 SPLITS = ("train", "test")
 

@@ -1,4 +1,4 @@
-"""Frames in, one house-style mp4 out: closed GOPs, no B-frames, constant rate, BT.601, one thread."""
+"""Frames in, one house-style mp4 out: closed GOPs, B-frames that no other frame needs, constant rate, BT.601, one thread."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -23,6 +23,8 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 # bitexact leaves the library's version out of the container; faststart puts the index before the data,
 # so that a decoder of in-memory bytes finds it first
 CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
+# Settings that data sets made before these were there do not name, and what they were made with.
+UNNAMED = {"tune": "none", "b_frames": 0}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 
@@ -38,6 +40,9 @@ class Encoding:
     preset: speed against size, of x264 and x265.
     tune: fastdecode, of x264 and x265, leaves out what is slow to decode (CABAC, the deblocking filter, weighted
     prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
+    b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
+    (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
+    frame refers to the one before it.
     """
 
     codec: Codec = "h264"
@@ -47,6 +52,7 @@ class Encoding:
     crf: int | None = None
     preset: str = "medium"
     tune: Tune = "fastdecode"
+    b_frames: int = 2
 
     def __post_init__(self) -> None:
         if self.codec not in CRF:
@@ -66,6 +72,8 @@ class Encoding:
             raise InputError(f"--preset {self.preset}: not one of {', '.join(PRESETS)}")
         if self.tune not in get_args(Tune):
             raise InputError(f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}")
+        if not 0 <= self.b_frames <= 15:
+            raise InputError(f"--b-frames {self.b_frames}: give 0 to 15 in a row")
 
     @property
     def quality(self) -> int:
@@ -154,7 +162,7 @@ def _add_stream(
     context.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
     context.time_base = 1 / rate
     context.gop_size = encoding.key_every
-    context.max_b_frames = 0
+    context.max_b_frames = encoding.b_frames if encoding.codec == "h264" else 0
     context.thread_count = 1
     context.bit_rate = 0
     full = encoding.codec == "mjpeg" or like.color_range == ColorRange.JPEG
@@ -177,7 +185,7 @@ def _codec_options(encoding: Encoding) -> tuple[str, dict[str, str]]:
         options |= {"forced-idr": "1", "flags": "+cgop", "a53cc": "0"}
         # without it x264 chooses by the processor, and its rate control was seen to depend on what happens
         # to be in memory: other bytes from one run to the next (MALLOC_PERTURB_ shows it)
-        return "libx264", options | tune | {"x264-params": "cpu-independent=1"}
+        return "libx264", options | tune | {"x264-params": "cpu-independent=1:b-adapt=0:b-pyramid=none"}
     if encoding.codec == "hevc":
         # the search for prediction weights was seen to depend on what happens to be in memory
         settings = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0:open-gop=0:weightp=0"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.attempt import Processing
+from shards.encode import UNNAMED
 from shards.errors import InputError
 from shards.keys import keys, safe_name
 from shards.sources import Found, Source
@@ -134,6 +135,7 @@ def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int,
 
 def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise InputError when `out` was made, or begun, with other settings or from other videos."""
+    there = UNNAMED | there
     differing = [name for name in asked if there.get(name) != asked[name]]
     if "sources" in differing and set(differing) <= {"sources", "layout"}:
         other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""

@@ -21,9 +21,9 @@ def copy(
 ) -> Clip | None:
     """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
 
-    They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, no frame
-    is a B-frame, and the picture is not turned. Quality and preset are not looked at. The new file is
-    decoded whole. Raises Rejected.
+    They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, the GOPs are
+    closed, no more B-frames follow each other, and the picture is not turned. Quality and preset are not looked at.
+    The new file is decoded whole. Raises Rejected.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         stream = largest_video(container)
@@ -70,10 +70,11 @@ def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
 def _remux(
     container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, path: Path
 ) -> tuple[int, Tally]:
-    """Write the packets, frame n at n / rate; 0 packets when the source's times are not steady, or reordered."""
+    """Write the packets, frame n at n / rate; 0 packets when the source's times are not steady, or reordered otherwise."""
     tally = Tally()
     start: Fraction | None = None
-    count = 0
+    count = last_key = 0
+    ahead = int(stream.codec_context.has_b_frames)  # frames that decoding begins before showing
     with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
         copied = target.add_stream_from_template(stream, opaque=True)
         copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
@@ -86,11 +87,14 @@ def _remux(
                 return 0, tally
             time = packet.pts * packet.time_base
             start = time if start is None else start
-            if abs((time - start) * rate - count) > LONGEST_OFFSET:
+            number = round((time - start) * rate)
+            last_key = number if packet.is_keyframe else last_key
+            steady = abs((time - start) * rate - number) <= LONGEST_OFFSET
+            if not steady or number < max(last_key, count - ahead):  # before its key frame: an open GOP
                 return 0, tally
             packet.stream = copied
             packet.time_base = 1 / rate
-            packet.pts = packet.dts = count
+            packet.pts, packet.dts = number, count - ahead
             packet.duration = 1
             target.mux(packet)
             count += 1
@@ -105,12 +109,13 @@ def _frames_conform(data: bytes, rate: Fraction, encoding: Encoding) -> int:
     with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        tally, last_key, size = Tally(), 0, (stream.width, stream.height)
+        tally, last_key, b_frames, size = Tally(), 0, 0, (stream.width, stream.height)
         for n, frame in enumerate(decoded(container, stream, rate, tally)):
             last_key = n if frame.key_frame else last_key
+            b_frames = b_frames + 1 if frame.pict_type == PictureType.B else 0
             too_far = (n == 0 and not frame.key_frame) or n - last_key >= encoding.key_every
             turned = frame.rotation or frame.interlaced_frame or (frame.width, frame.height) != size
-            if too_far or turned or frame.pict_type == PictureType.B or frame.is_corrupt:
+            if too_far or turned or b_frames > encoding.b_frames or frame.is_corrupt:
                 return 0
             if frame.pts is None or abs(frame.time * rate - n) > LONGEST_OFFSET:
                 return 0

@@ -9,7 +9,7 @@
     tools/make_shards.py k400 --part 3/16                     # a job array; then tools/merge_shards.py data/k400
 
 Every video is decoded whole, its frames are counted, and it is encoded anew: constant rate, short closed
-GOPs, no B-frames, BT.601. What cannot be used is listed in rejected.jsonl with the reason. Stop it at any
+GOPs, BT.601. What cannot be used is listed in rejected.jsonl with the reason. Stop it at any
 time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/shards.md.
 """
 
@@ -72,8 +72,11 @@ class Arguments:
     tune: Tune = Encoding.tune
     """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
     fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
+    b_frames: int = Encoding.b_frames
+    """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
+    they fit are multiples of B_FRAMES + 1, plus 1. 0: every frame refers to the one before it."""
     copy: bool = False
-    """Keep the encoded frames of videos that have this codec, size, GOP and rate already, B-frames excepted."""
+    """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     keep_damaged: float = WHOLE_ENOUGH
     """Least share of the frames announced that must decode; the table has the share. 0 keeps every frame."""
     flow: Literal["tvl1", "dis"] | None = None
@@ -174,6 +177,7 @@ def _encoding(arguments: Arguments) -> Encoding:
         arguments.crf,
         arguments.preset,
         arguments.tune,
+        arguments.b_frames,
     )
 
 

@@ -13,31 +13,34 @@ from tools.bench.ceiling import frames_decoded, stretches
 GOP = 16
 
 
-@pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return numbered_video(tmp_path_factory.mktemp("numbered") / "video.mp4", 100, gop=GOP)
+@pytest.fixture(scope="module", params=[0, 2])
+def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, bytes]:
+    """With how many B-frames, and the video: with two, frames 0, 3, 6, 9, 12, 15 of each 16 are referred to."""
+    path = tmp_path_factory.mktemp("numbered") / "video.mp4"
+    return request.param, numbered_video(path, 100, gop=GOP, b_frames=request.param)
 
 
 @pytest.mark.parametrize(
     ("numbers", "decoded"),
     [
-        ([0], 1),
-        ([20], 5),  # from the key frame 16
-        ([15, 16], 16 + 1),
-        ([3, 19], 20),  # a gap of 16 holds a key frame, but seeking would skip nothing
-        ([3, 20], 4 + 5),
-        ([0, 40, 99], 1 + 9 + 4),  # key frames 0, 32 and 96
-        (list(range(100)), 100),
+        ([0], {0: 1, 2: 1}),
+        ([20], {0: 5, 2: 4}),  # from the key frame 16; 19, 22, 20
+        ([15, 16], {0: 16 + 1, 2: 6 + 1}),
+        ([3, 19], {0: 20, 2: 6 + 2}),  # a gap of 16 holds a key frame, but seeking would skip nothing
+        ([3, 20], {0: 4 + 5, 2: 2 + 4}),
+        ([0, 40, 99], {0: 1 + 9 + 4, 2: 1 + 5 + 2}),  # key frames 0, 32 and 96; 35, 38, 41, 40; 99
+        (list(range(100)), {0: 100, 2: 100}),
     ],
 )
-def test_frames_decoded(video: bytes, numbers: list[int], decoded: int) -> None:
-    assert frames_decoded(video, numbers, GOP) == decoded
+def test_frames_decoded(video: tuple[int, bytes], numbers: list[int], decoded: dict[int, int]) -> None:
+    b_frames, data = video
+    assert frames_decoded(data, numbers, GOP) == decoded[b_frames]
 
 
 @given(st.sets(st.integers(0, 500), min_size=1), st.integers(1, 40))
 def test_stretches_hold_every_number_and_split_at_wide_gaps_only(chosen: set[int], gop: int) -> None:
     numbers = sorted(chosen)
     found = list(stretches(numbers, gop))
-    assert [n for n in numbers if any(first <= n <= last for first, last in found)] == numbers
+    assert [n for stretch in found for n in stretch] == numbers
     assert len(found) == 1 + int((np.diff(numbers) > gop).sum())
-    assert all(later[0] - earlier[1] > gop for earlier, later in pairwise(found))
+    assert all(later[0] - earlier[-1] > gop for earlier, later in pairwise(found))

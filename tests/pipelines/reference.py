@@ -71,7 +71,7 @@ def write_dataset(
     return out
 
 
-def numbered_video(path: Path, frames: int, *, gop: int = 16) -> bytes:
+def numbered_video(path: Path, frames: int, *, gop: int = 16, b_frames: int = 2) -> bytes:
     """128×64, 25 frames/s: frame n shows n in binary, eight bars from left (lowest bit) to right."""
 
     def pictures() -> Iterator[av.VideoFrame]:
@@ -81,7 +81,8 @@ def numbered_video(path: Path, frames: int, *, gop: int = 16) -> bytes:
             planes = np.concatenate([luma.ravel(), np.full(64 * 64, 128, np.uint8)])
             yield av.VideoFrame.from_ndarray(planes.reshape(96, 128), "yuv420p")
 
-    write_mp4(pictures(), path, Fraction(25), Encoding(short_side=64, gop=gop, preset="veryfast"))
+    encoding = Encoding(short_side=64, gop=gop, preset="veryfast", b_frames=b_frames)
+    write_mp4(pictures(), path, Fraction(25), encoding)
     return path.read_bytes()
 
 

@@ -145,10 +145,24 @@ def test_tables_of_frames(numbered: bytes, frames: list[list[int]]) -> None:
     assert shown(numbered, frames) == [n for view in frames for n in view]
 
 
-@pytest.mark.parametrize("gop", [1, 5, 250])
-def test_frame_numbers_whatever_the_group_of_pictures(tmp_path: Path, gop: int) -> None:
-    video = numbered_video(tmp_path / "v.mp4", 120, gop=gop)
-    assert shown(video, [[119, 0, 60, 59, 1]]) == [119, 0, 60, 59, 1]
+@pytest.mark.parametrize(("gop", "b_frames"), [(1, 0), (5, 0), (250, 0), (16, 1), (16, 2), (7, 3), (250, 2)])
+def test_frame_numbers_whatever_the_group_of_pictures(tmp_path: Path, gop: int, b_frames: int) -> None:
+    video = numbered_video(tmp_path / "v.mp4", 60, gop=gop, b_frames=b_frames)
+    for stride in range(1, 10):
+        for first in range(0, 60, 1 if stride > 8 else 5):
+            numbers = list(range(first, 60, stride))
+            assert shown(video, [numbers]) == numbers
+    assert shown(video, [[59, 0, 30, 29, 1]]) == [59, 0, 30, 29, 1]
+
+
+def test_frames_that_neither_the_draw_nor_another_frame_needs_are_not_decoded(dataset: Dataset) -> None:
+    video = transcode(dataset.read(0), Encoding(short_side=144)).data
+    damaged = hurt(video, 2)  # packets: frames 0, 3, 1, 2, 6, …
+    box = (0, 0, 176, 144)
+    needed = hand_draw([[0, 2, 3, 4, 6]], box)
+    assert np.array_equal(decode_views(damaged, needed, 32), decode_views(video, needed, 32))
+    with pytest.raises(DecodeError):
+        decode_views(damaged, hand_draw([[0, 1]], box), 32)
 
 
 def test_a_frame_beyond_the_end(numbered: bytes) -> None:

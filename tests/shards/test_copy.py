@@ -1,6 +1,7 @@
 """--copy keeps encoded frames that are as asked, and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,9 +94,16 @@ def test_unsteady_times_turned_pictures_and_b_frames_encode_anew(clip: Clip, tmp
             packet.dts += packet.duration
 
     assert copy(_remuxed(clip, tmp_path / "vfr.mkv", late), ASKED) is None
-    options = {"bf": "2", "b_strategy": "0", "g": "8", "sc_threshold": "0"}
-    reordered = render(tmp_path / "b.mp4", frames=30, codec="libx264", **options)
-    assert decode(reordered.read_bytes()).b_frames and copy(reordered, ASKED) is None
+    options = {"b_strategy": "0", "g": "8", "sc_threshold": "0", "codec": "libx264"}
+    flat = {"b-pyramid": "none"}
+    three = render(tmp_path / "3.mp4", frames=30, bf="3", **flat, **options)
+    assert copy(three, ASKED) is None and copy(three, replace(ASKED, b_frames=3)) is not None
+    pyramid = render(tmp_path / "p.mp4", frames=30, bf="3", **options)
+    assert decode(pyramid.read_bytes()).b_frames and copy(pyramid, replace(ASKED, b_frames=3)) is None
+    leading = render(
+        tmp_path / "o.mp4", frames=30, bf="2", **flat, **options, **{"x264-params": "open-gop=1"}
+    )
+    assert copy(leading, ASKED) is None
     open_ended = render(tmp_path / "long.mp4", frames=30, codec="libx264", bf="0", g="250")
     assert copy(open_ended, ASKED) is None and copy(open_ended, Encoding(gop=30, short_side=64)) is not None
 

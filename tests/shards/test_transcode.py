@@ -35,7 +35,20 @@ def test_frame_n_has_time_n_over_fps_and_all_frames_are_kept(
     assert [round(time * Fraction(clip.fps)) for time in seen.times] == list(range(37))
     assert np.all(np.diff(seen.levels) > 0)  # each source frame is 2 brighter than the one before
     assert seen.keys == (list(range(37)) if codec == "mjpeg" else [0, 12, 24, 36])
-    assert seen.streams == ["video"] and not seen.b_frames
+    assert seen.streams == ["video"] and seen.b_frames == (codec == "h264")
+
+
+@pytest.mark.parametrize(
+    ("gop", "b_frames", "referred_to"), [(16, 2, 6), (16, 0, 16), (7, 3, 3), (250, 5, 7)]
+)
+def test_no_frame_refers_to_b_frames(tmp_path: Path, gop: int, b_frames: int, referred_to: int) -> None:
+    """Frames 0, b + 1, 2·(b + 1), … of each GOP are referred to, and its last."""
+    clip = transcode(render(tmp_path / "in.avi", frames=37), Encoding(gop=gop, b_frames=b_frames))
+    with av.open(io.BytesIO(clip.data)) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        numbers = [round(frame.time * clip.fps) for frame in container.decode(video=0)]
+    assert len([n for n in numbers if n < gop]) == referred_to
+    assert all(n % gop % (b_frames + 1) == 0 or (n + 1) % gop == 0 or n == 36 for n in numbers)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -201,6 +214,7 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
         ({"gop": 0}, "--gop"),
         ({"crf": 52}, "--crf"),
         ({"tune": "film"}, "--tune"),
+        ({"b_frames": 16}, "--b-frames 16"),
         ({"codec": "mjpeg", "crf": 1}, "--crf"),
     ],
 )

@@ -40,34 +40,40 @@ def ceiling(source: Source, threads: int, batches: int) -> Part:
 def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
     """Decode what is needed for these ascending frame numbers; returns how many frames that took.
 
-    A seek goes to the key frame at or before its target; gaps longer than `gop` frames hold one to skip to.
+    A seek goes to the key frame at or before its target; gaps longer than `gop` frames hold one to skip to. B-frames
+    that are not asked for stay as they are.
     """
     decoded = 0
     with av.open(io.BytesIO(video), metadata_errors="ignore") as container:
         stream = container.streams.video[0]
+        context = stream.codec_context
         stream.thread_count = 1
         assert stream.average_rate and stream.time_base
         ticks, origin = float(1 / (stream.average_rate * stream.time_base)), stream.start_time or 0
-        for first, last in stretches(numbers, gop):
-            container.seek(origin + int(first * ticks), stream=stream)
-            for frame in container.decode(stream):
-                decoded += 1
-                if round((frame.pts - origin) / ticks) >= last:
+        for stretch in stretches(numbers, gop):
+            asked = {origin + round(number * ticks) for number in stretch}
+            container.seek(origin + int(stretch[0] * ticks), stream=stream)
+            for packet in container.demux(stream):
+                context.skip_frame = "DEFAULT" if packet.pts in asked else "NONREF"
+                decoded += len(context.decode(packet))
+                asked.discard(packet.pts)
+                if not asked:
+                    decoded += len(context.decode(None))
                     break
     return decoded
 
 
-def stretches(numbers: list[int], gop: int) -> Iterator[tuple[int, int]]:
-    """First and last of the runs of ascending numbers between which a gap is longer than `gop`."""
-    first = numbers[0]
-    for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-        if following is None or following - number > gop:
-            yield first, number
-            first = following or 0
+def stretches(numbers: list[int], gop: int) -> Iterator[list[int]]:
+    """The runs of ascending numbers between which a gap is longer than `gop`."""
+    first = 0
+    for n in range(1, len(numbers) + 1):
+        if n == len(numbers) or numbers[n] - numbers[n - 1] > gop:
+            yield numbers[first:n]
+            first = n
 
 
 def formula(draws: list[Draw], gop: int) -> float:
-    """Frames decoded a frame used when each video is decoded in one go from the key frame before the first one."""
+    """Frames decoded a frame used when each video is decoded whole from the key frame before the first one on."""
     decoded = used = 0
     for drawn in draws:
         numbers = np.unique(drawn.frames)

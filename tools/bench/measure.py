@@ -67,7 +67,7 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         parts |= {name: peer.part for name, peer in peers.items() if peer.part is not None}
         samples = settings.batches * settings.batch_size
         rounds = in_turns(parts, settings.rounds, samples, settings.objective)
-    block = _block(rounds, source, settings)
+    block = _block(rounds, source, placement, settings)
     if peers:
         block["peers"] = {
             name: {"title": peer.title} | peer.known | _beside(rounds["loader"], rounds.get(name))
@@ -124,13 +124,17 @@ def _beside(ours: list[Figures], theirs: list[Figures] | None) -> Figures:
     return medians(theirs) | {"ratio": ratio(ours, theirs)} if theirs else {}
 
 
-def _block(rounds: dict[str, list[Figures]], source: Source, settings: Settings) -> dict[str, Any]:
+def _block(
+    rounds: dict[str, list[Figures]], source: Source, placement: Placement, settings: Settings
+) -> dict[str, Any]:
     found = {name: medians(figures) for name, figures in rounds.items()}
     gop = int(source.dataset.info["settings"].get("gop") or 1)
     draws = [drawn for _, drawn in source.samples(0, settings.batches * settings.rounds)]
     loader = found["loader"]
     loader["frames_per_s"] = loader["clips_per_s"] * source.plan.views * source.plan.frames
-    loader["frames_decoded_per_frame_used"] = formula(draws, gop)
+    loader["frames_decoded_per_frame_used"] = (  # NVDEC is handed whole files
+        formula(draws, gop) if placement == "gpu" else found["ceiling"]["frames_decoded_per_frame_used"]
+    )
     in_series = _in_series(rounds)
     parts: dict[str, Any] = {
         f"{name}_{key}": value

@@ -25,7 +25,7 @@ from shards.pool import Crashed, in_order
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
-VERSION = "rendered-v2"
+VERSION = "rendered-v3"
 VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 340, 256
 GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the videos would decode faster than real ones
 ENCODING = Encoding()
