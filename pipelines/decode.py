@@ -1,7 +1,8 @@
 """Decoding on the CPU: a video's bytes and a draw → the views' pixels.
 
 FFmpeg (through PyAV's wheel) decodes each needed stretch once, in one thread, and without the GIL: run it in a pool of
-threads. pipelines.cut makes the pixels of the frames.
+threads. Frames that neither the draw nor another frame needs (B-frames of our shards) are left encoded. pipelines.cut
+makes the pixels of the others.
 """
 
 import io
@@ -63,16 +64,37 @@ def _check_frame(frame: av.VideoFrame) -> None:
         raise DecodeError(f"the frame at {frame.time} s is damaged")
 
 
+class _Times:
+    """Frame numbers and time stamps of a stream of constant rate."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        if not stream.average_rate or not stream.time_base:
+            raise DecodeError("the stream has no frame rate")
+        self._ticks = float(1 / (stream.average_rate * stream.time_base))  # a frame
+        self._origin = stream.start_time or 0
+        self._index = stream.index_entries
+        # the index has the times of decoding, which with B-frames come before those of showing
+        self._lead = self._origin - int(self._index[0].timestamp) if len(self._index) else 0
+
+    def number(self, stamp: int | None) -> int:
+        if stamp is None:
+            raise DecodeError("a frame has no time stamp")
+        return round((stamp - self._origin) / self._ticks)
+
+    def stamp(self, number: int) -> int:
+        return self._origin + int(number * self._ticks)
+
+    def worth_a_seek(self, now: int, target: int) -> bool:
+        """Whether the key frame that the decoder would go on from is well beyond frame `now`."""
+        entry = self._index.search_timestamp(self.stamp(target) - self._lead)
+        return entry >= 0 and self.number(int(self._index[entry].timestamp) + self._lead) > now + _SEEK_COST
+
+
 def _decode_frames(
     container: av.container.InputContainer, stream: av.VideoStream, numbers: list[int]
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (number, frame) for each of the ascending frame numbers.
-
-    Between them only frames that others refer to are decoded, and gaps with a key frame in them are sought over.
-    """
-    if not stream.average_rate or not stream.time_base:
-        raise DecodeError("the stream has no frame rate")
-    times = _Times(stream, float(1 / (stream.average_rate * stream.time_base)))
+    """Yield (number, frame) for each of the ascending frame numbers, seeking over the gaps."""
+    times = _Times(stream)
     remaining = list(reversed(numbers))
     while remaining:
         target, seen = remaining[-1], -1
@@ -91,9 +113,9 @@ def _decode_frames(
 
 
 def _decode_stretch(
-    container: av.container.InputContainer, stream: av.VideoStream, times: "_Times", wanted: set[int]
+    container: av.container.InputContainer, stream: av.VideoStream, times: _Times, wanted: set[int]
 ) -> Iterator[av.VideoFrame]:
-    """Yield frames in order, those of `wanted` among them, up to a gap that is worth a seek, or the end."""
+    """Yield the wanted frames and those that others refer to, in order, up to a gap that is worth a seek."""
     context = stream.codec_context
     for packet in container.demux(stream):
         if packet.size == 0:  # the end of the file
@@ -105,28 +127,4 @@ def _decode_stretch(
             wanted.remove(number)
             if not wanted or times.worth_a_seek(number, min(wanted)):
                 break
-    yield from context.decode(None)
-
-
-class _Times:
-    """Frame numbers and time stamps of a stream of constant rate; `ticks` is the time of a frame."""
-
-    def __init__(self, stream: av.VideoStream, ticks: float) -> None:
-        self._ticks = ticks
-        self._origin = stream.start_time or 0
-        self._index = stream.index_entries
-        # the index has the times of decoding, which with B-frames come earlier than those of showing
-        self._lead = self._origin - int(self._index[0].timestamp) if len(self._index) else 0
-
-    def number(self, stamp: int | None) -> int:
-        if stamp is None:
-            raise DecodeError("a frame has no time stamp")
-        return round((stamp - self._origin) / self._ticks)
-
-    def stamp(self, number: int) -> int:
-        return self._origin + int(number * self._ticks)
-
-    def worth_a_seek(self, now: int, target: int) -> bool:
-        """Whether the key frame that the decoder would go on from is far enough from frame `now`."""
-        entry = self._index.search_timestamp(self.stamp(target) - self._lead)
-        return entry >= 0 and self.number(int(self._index[entry].timestamp) + self._lead) > now + _SEEK_COST
+    yield from context.decode(None)  # those that the decoder held back

@@ -43,6 +43,7 @@ class _Clip:
 def render(
     out: Path,
     *,
+    name: str = "demo",
     clips_per_class: tuple[int, int] = (32, 8),
     frames: int = 144,
     seed: int = 0,
@@ -77,7 +78,7 @@ def render(
             if shard is not None:
                 shards.append(asdict(shard))
     settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
-    publish(out, CLASSES, shards, settings, name="demo")
+    publish(out, CLASSES, shards, settings, name=name)
     return out
 
 

@@ -11,7 +11,9 @@ from pipelines.decode import decode_views
 from pipelines.graph import Graph, choose_placement
 from pipelines.plan import ViewPlan
 from shards import Dataset, InputError, demo
-from tests.pipelines.reference import draw_for, flow_video
+from shards.encode import Encoding
+from shards.transcode import transcode
+from tests.pipelines.reference import draw_for, flow_video, write_dataset
 from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDTH, samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -26,10 +28,14 @@ PLANS = {
 }
 
 
-@pytest.fixture(scope="module")
-def h264(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+@pytest.fixture(scope="module", params=[0, 2], ids=["no B-frames", "B-frames"])
+def h264(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("demo")
-    return Dataset(demo.render(folder, clips_per_class=(1, 1), frames=FRAMES, workers=2))
+    made = Dataset(demo.render(folder / "rendered", clips_per_class=(1, 1), frames=FRAMES, workers=2))
+    encoding = Encoding(short_side=144, b_frames=request.param)
+    clips = [transcode(made.read(row), encoding) for row in range(len(made))]
+    facts = [{"num_frames": c.num_frames, "fps": c.fps, "width": c.width, "height": c.height} for c in clips]
+    return Dataset(write_dataset(folder / "encoded", [c.data for c in clips], facts, encoding))
 
 
 def views(plan: ViewPlan, placement: str, videos: list[bytes], draws: list) -> np.ndarray:
