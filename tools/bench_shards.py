@@ -122,7 +122,8 @@ def one_ffmpeg(source: Path, to: Path) -> None:
     command = f"""
         ffmpeg -nostdin -v quiet -threads 1 -i {shlex.quote(str(source))} -map 0:v:0 -an
         -vf "scale={size}:flags=bicubic" -filter_threads 1 -pix_fmt yuv420p -fps_mode passthrough
-        -c:v libx264 -threads 1 -preset {BASE.preset} -tune {BASE.tune} -crf {BASE.quality} -bf 0 -g {BASE.gop}
+        -c:v libx264 -threads 1 -preset {BASE.preset} -tune {BASE.tune} -crf {BASE.quality}
+        -bf {BASE.b_frames} -b_strategy 0 -b-pyramid none -g {BASE.gop}
         -keyint_min {BASE.gop} -sc_threshold 0 -flags +cgop -movflags +faststart -y {shlex.quote(str(to))}"""
     subprocess.run(shlex.split(command), check=False)  # broken files fail here too
 
