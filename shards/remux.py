@@ -22,8 +22,8 @@ def copy(
     """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
 
     They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, the GOPs are
-    closed, no more B-frames follow each other, and the picture is not turned. Quality and preset are not looked at.
-    The new file is decoded whole. Raises Rejected.
+    closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality and preset are not
+    looked at. The new file is decoded whole. Raises Rejected.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         stream = largest_video(container)
