@@ -6,6 +6,7 @@ makes the pixels of the others.
 """
 
 import io
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 
@@ -20,7 +21,7 @@ from pipelines.draw import Draw
 
 av.logging.set_level(av.logging.FATAL)
 
-_SEEK_COST = 2  # frames that could be decoded in the time of a seek
+SEEK_COST = 2  # frames that could be decoded in the time of a seek
 
 
 def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
@@ -85,9 +86,9 @@ class _Times:
         return self._origin + int(number * self._ticks)
 
     def worth_a_seek(self, now: int, target: int) -> bool:
-        """Whether the key frame that the decoder would go on from is well beyond frame `now`."""
+        """Whether the key frame that the decoder would go on from is more than SEEK_COST beyond frame `now`."""
         entry = self._index.search_timestamp(self.stamp(target) - self._lead)
-        return entry >= 0 and self.number(int(self._index[entry].timestamp) + self._lead) > now + _SEEK_COST
+        return entry >= 0 and self.number(int(self._index[entry].timestamp) + self._lead) > now + SEEK_COST
 
 
 def _decode_frames(
@@ -99,24 +100,21 @@ def _decode_frames(
     while remaining:
         target, seen = remaining[-1], -1
         container.seek(times.stamp(target), stream=stream)
-        for frame in _decode_stretch(container, stream, times, set(remaining)):
+        for frame in _decode_stretch(container, stream, times, remaining[::-1]):
             _check_frame(frame)
             seen = times.number(frame.pts)
-            if seen > remaining[-1]:
-                break
-            if seen == remaining[-1]:
+            if remaining and seen == remaining[-1]:
                 yield remaining.pop(), frame
-                if not remaining:
-                    break
         if remaining and remaining[-1] == target:
             raise DecodeError(f"frame {target} is not there (the last one seen is {seen})")
 
 
 def _decode_stretch(
-    container: av.container.InputContainer, stream: av.VideoStream, times: _Times, wanted: set[int]
+    container: av.container.InputContainer, stream: av.VideoStream, times: _Times, numbers: list[int]
 ) -> Iterator[av.VideoFrame]:
-    """Yield the wanted frames and those that others refer to, in order, up to a gap that is worth a seek."""
+    """Yield frames in order: those of the ascending numbers, and what they refer to, up to a gap that is worth a seek."""
     context = stream.codec_context
+    ahead, wanted = deque(numbers), set(numbers)
     for packet in container.demux(stream):
         if packet.size == 0:  # the end of the file
             break
@@ -125,6 +123,8 @@ def _decode_stretch(
         yield from context.decode(packet)
         if number in wanted:
             wanted.remove(number)
-            if not wanted or times.worth_a_seek(number, min(wanted)):
+            while ahead and ahead[0] not in wanted:
+                ahead.popleft()
+            if not ahead or times.worth_a_seek(number, ahead[0]):
                 break
     yield from context.decode(None)  # those that the decoder held back

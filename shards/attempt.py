@@ -36,7 +36,8 @@ class Processing:
     @property
     def settings(self) -> dict[str, Any]:
         """As dataset.json tells it."""
-        settings = asdict(self.encoding) | {"crf": self.encoding.quality, "copy": self.copy}
+        in_force = {"crf": self.encoding.quality, "b_frames": self.encoding.b_frames_in_a_row}
+        settings = asdict(self.encoding) | in_force | {"copy": self.copy}
         settings["keep_damaged"] = self.keep_damaged
         settings["flow"] = self.flow.algorithm if self.flow else None
         settings |= {"flow_limit": self.flow.limit} if self.flow else {}

@@ -1,4 +1,4 @@
-"""Frames in, one house-style mp4 out: closed GOPs, B-frames that no other frame needs, constant rate, BT.601, one thread."""
+"""Frames in, one house-style mp4 out: closed GOPs, B-frames nobody refers to, constant rate, BT.601, one thread."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -23,8 +23,8 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 # bitexact leaves the library's version out of the container; faststart puts the index before the data,
 # so that a decoder of in-memory bytes finds it first
 CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
-# Settings that data sets made before these were there do not name, and what they were made with.
-UNNAMED = {"tune": "none", "b_frames": 0}
+# The values of settings that older data sets lack.
+BEFORE = {"tune": "none", "b_frames": 0}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 
@@ -42,7 +42,7 @@ class Encoding:
     prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
     b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
     (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
-    frame refers to the one before it.
+    frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
     """
 
     codec: Codec = "h264"
@@ -52,7 +52,7 @@ class Encoding:
     crf: int | None = None
     preset: str = "medium"
     tune: Tune = "fastdecode"
-    b_frames: int = 2
+    b_frames: int | None = None
 
     def __post_init__(self) -> None:
         if self.codec not in CRF:
@@ -72,13 +72,22 @@ class Encoding:
             raise InputError(f"--preset {self.preset}: not one of {', '.join(PRESETS)}")
         if self.tune not in get_args(Tune):
             raise InputError(f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}")
-        if not 0 <= self.b_frames <= 15:
+        if not 0 <= self.b_frames_in_a_row <= 15:
             raise InputError(f"--b-frames {self.b_frames}: give 0 to 15 in a row")
+        if self.b_frames and self.codec != "h264":
+            raise InputError(
+                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}"
+            )
 
     @property
     def quality(self) -> int:
         """The codec's quality figure in force."""
         return CRF[self.codec] if self.crf is None else self.crf
+
+    @property
+    def b_frames_in_a_row(self) -> int:
+        """B-frames between two frames that others refer to."""
+        return (2 if self.codec == "h264" else 0) if self.b_frames is None else self.b_frames
 
     @property
     def key_every(self) -> int:
@@ -162,7 +171,7 @@ def _add_stream(
     context.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
     context.time_base = 1 / rate
     context.gop_size = encoding.key_every
-    context.max_b_frames = encoding.b_frames if encoding.codec == "h264" else 0
+    context.max_b_frames = encoding.b_frames_in_a_row
     context.thread_count = 1
     context.bit_rate = 0
     full = encoding.codec == "mjpeg" or like.color_range == ColorRange.JPEG

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.attempt import Processing
-from shards.encode import UNNAMED
+from shards.encode import BEFORE
 from shards.errors import InputError
 from shards.keys import keys, safe_name
 from shards.sources import Found, Source
@@ -135,7 +135,7 @@ def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int,
 
 def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise InputError when `out` was made, or begun, with other settings or from other videos."""
-    there = UNNAMED | there
+    there = BEFORE | there
     differing = [name for name in asked if there.get(name) != asked[name]]
     if "sources" in differing and set(differing) <= {"sources", "layout"}:
         other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""
@@ -143,8 +143,9 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     if differing:
         name = next(name for name in differing if name not in ("sources", "layout"))
         flag, value = f"--{name.replace('_', '-')}", there.get(name)
+        go_on = f"{flag} {value} or " if isinstance(value, int | float | str) and value is not True else ""
         raise InputError(
-            f"--out {out}: holds a data set made with {flag} {value}, not {asked[name]}; give another --out"
+            f"--out {out}: holds a data set made with {flag} {value}, not {asked[name]}; give {go_on}another --out"
         )
 
 

@@ -22,8 +22,8 @@ def copy(
     """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
 
     They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, the GOPs are
-    closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality and preset are not
-    looked at. The new file is decoded whole. Raises Rejected.
+    closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality, preset, and whether
+    frames refer to B-frames are not looked at. The new file is decoded whole. Raises Rejected.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         stream = largest_video(container)
@@ -70,11 +70,12 @@ def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
 def _remux(
     container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, path: Path
 ) -> tuple[int, Tally]:
-    """Write the packets, frame n at n / rate; 0 packets when the source's times are not steady, or reordered otherwise."""
+    """Write the packets, frame n at n / rate; 0 packets when the source's times are not steady, or a frame comes more than one early."""
     tally = Tally()
     start: Fraction | None = None
     count = last_key = 0
-    ahead = int(stream.codec_context.has_b_frames)  # frames that decoding begins before showing
+    # PyAV tells whether frames are reordered, not how deep: with one ahead dts stays below pts, unless in a pyramid
+    ahead = 1 if stream.codec_context.has_b_frames else 0
     with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
         copied = target.add_stream_from_template(stream, opaque=True)
         copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
@@ -115,7 +116,7 @@ def _frames_conform(data: bytes, rate: Fraction, encoding: Encoding) -> int:
             b_frames = b_frames + 1 if frame.pict_type == PictureType.B else 0
             too_far = (n == 0 and not frame.key_frame) or n - last_key >= encoding.key_every
             turned = frame.rotation or frame.interlaced_frame or (frame.width, frame.height) != size
-            if too_far or turned or b_frames > encoding.b_frames or frame.is_corrupt:
+            if too_far or turned or b_frames > encoding.b_frames_in_a_row or frame.is_corrupt:
                 return 0
             if frame.pts is None or abs(frame.time * rate - n) > LONGEST_OFFSET:
                 return 0

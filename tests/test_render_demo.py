@@ -35,7 +35,9 @@ def test_other_videos_than_the_demo_sets_by_the_same_program(tmp_path: Path) -> 
     ("flags", "says"),
     [
         (["--clips-per-class", 0, 0], "--clips-per-class 0 0"),
+        (["--clips-per-class", 1, -1], "--clips-per-class 1 -1"),
         (["--frames", 0], "--frames 0"),
+        (["--seed", -1], "--seed -1"),
         (["--workers", 0], "--workers 0"),
     ],
 )

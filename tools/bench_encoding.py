@@ -5,7 +5,8 @@
 
 Varies one setting at a time from the default; prints a Markdown table. One thread throughout, timed in its CPU seconds,
 the median of five rounds in which the settings take turns. `frames/s` decodes every frame; `clips/s` decodes 16
-consecutive frames, or every third of 46, from a random place, as training does. `dB` is the PSNR of luma against the frames given to the encoder.
+consecutive frames, or every third of 46, from a random place, as training does. `dB` is the PSNR of luma against the
+frames given to the encoder.
 """
 
 import io

@@ -82,7 +82,7 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
             seconds["ffmpeg"].append(timed_ffmpeg(settings.workers, paths, Path(folder)))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "settings": asdict(BASE) | {"crf": BASE.quality},
+        "settings": asdict(BASE) | {"crf": BASE.quality, "b_frames": BASE.b_frames_in_a_row},
         "workers": settings.workers,
         "ffmpeg_version": version,
         "rows": info["rows"],
@@ -123,7 +123,7 @@ def one_ffmpeg(source: Path, to: Path) -> None:
         ffmpeg -nostdin -v quiet -threads 1 -i {shlex.quote(str(source))} -map 0:v:0 -an
         -vf "scale={size}:flags=bicubic" -filter_threads 1 -pix_fmt yuv420p -fps_mode passthrough
         -c:v libx264 -threads 1 -preset {BASE.preset} -tune {BASE.tune} -crf {BASE.quality}
-        -bf {BASE.b_frames} -b_strategy 0 -b-pyramid none -g {BASE.gop}
+        -bf {BASE.b_frames_in_a_row} -b_strategy 0 -b-pyramid none -g {BASE.gop}
         -keyint_min {BASE.gop} -sc_threshold 0 -flags +cgop -movflags +faststart -y {shlex.quote(str(to))}"""
     subprocess.run(shlex.split(command), check=False)  # broken files fail here too
 

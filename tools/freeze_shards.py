@@ -27,7 +27,7 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 from shards import Dataset, InputError, demo
-from shards.encode import UNNAMED, Encoding, house_frame, write_mp4
+from shards.encode import BEFORE, Encoding, house_frame, write_mp4
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
     if arguments.per_shard < 1 or arguments.threads < 1:
         raise InputError("--per-shard and --threads must be at least 1")
     dataset = Dataset(arguments.data or demo.ensure())
-    settings = UNNAMED | dataset.info.get("settings", {})
+    settings = BEFORE | dataset.info.get("settings", {})
     known = {field.name for field in fields(Encoding)}
     encoding = Encoding(**{name: value for name, value in settings.items() if name in known})
     rows = dataset.select().tolist()

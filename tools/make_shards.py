@@ -72,9 +72,9 @@ class Arguments:
     tune: Tune = Encoding.tune
     """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
     fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
-    b_frames: int = Encoding.b_frames
+    b_frames: int | None = Encoding.b_frames
     """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
-    they fit are multiples of B_FRAMES + 1, plus 1. 0: every frame refers to the one before it."""
+    they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
     copy: bool = False
     """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     keep_damaged: float = WHOLE_ENOUGH

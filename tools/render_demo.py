@@ -4,7 +4,7 @@
     tools/render_demo.py data/demo-2400                           2,400 videos that no run on the demo set has seen
     evaluate.py linear --checkpoint runs/dpc --data data/demo-2400 --folds 5
 
-An interval of accuracy narrows with the root of the number of videos: of 240 it is 10 points wide, of 2,400 three and a half.
+An interval of accuracy narrows with the root of the number of videos: of 240 it is some 10 points wide, of 2,400 some 3.
 """
 
 import os
@@ -38,9 +38,11 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     out, counts = arguments.out, arguments.clips_per_class
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: name a new or empty folder")
+        raise InputError(f"{out}: name a new or empty folder; one that was begun has to be emptied")
     if min(counts) < 0 or max(counts) == 0:
-        raise InputError(f"--clips-per-class {counts[0]} {counts[1]}: give two counts, not both 0")
+        raise InputError(f"--clips-per-class {counts[0]} {counts[1]}: give two counts from 0, not both 0")
+    if arguments.seed < 0:
+        raise InputError(f"--seed {arguments.seed}: give 0 or more")
     for flag in ("frames", "workers"):
         if getattr(arguments, flag) < 1:
             raise InputError(f"--{flag} {getattr(arguments, flag)}: give at least 1")
@@ -52,7 +54,7 @@ def main(arguments: Arguments) -> None:
     with closing(tqdm(unit="video", dynamic_ncols=True)) as bar:
         demo.render(
             out,
-            name=out.name,
+            name=out.resolve().name,
             clips_per_class=counts,
             frames=arguments.frames,
             seed=arguments.seed,

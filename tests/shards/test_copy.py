@@ -104,6 +104,9 @@ def test_unsteady_times_turned_pictures_and_b_frames_encode_anew(clip: Clip, tmp
         tmp_path / "o.mp4", frames=30, bf="2", **flat, **options, **{"x264-params": "open-gop=1"}
     )
     assert copy(leading, ASKED) is None
+    hevc = {"x265-params": "bframes=2:b-pyramid=0:keyint=8:log-level=none"}
+    other = render(tmp_path / "h.mp4", frames=30, codec="libx265", **hevc)
+    assert decode(other.read_bytes()).b_frames and copy(other, replace(ASKED, codec="hevc")) is None
     open_ended = render(tmp_path / "long.mp4", frames=30, codec="libx264", bf="0", g="250")
     assert copy(open_ended, ASKED) is None and copy(open_ended, Encoding(gop=30, short_side=64)) is not None
 

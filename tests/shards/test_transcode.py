@@ -215,6 +215,7 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
         ({"crf": 52}, "--crf"),
         ({"tune": "film"}, "--tune"),
         ({"b_frames": 16}, "--b-frames 16"),
+        ({"b_frames": 1, "codec": "vp9"}, "--b-frames 1: of h264 only"),
         ({"codec": "mjpeg", "crf": 1}, "--crf"),
     ],
 )

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import torch
 
+from pipelines.decode import SEEK_COST
 from pipelines.draw import Draw
 
 from .rounds import Figures, Part, rate
@@ -40,8 +41,7 @@ def ceiling(source: Source, threads: int, batches: int) -> Part:
 def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
     """Decode what is needed for these ascending frame numbers; returns how many frames that took.
 
-    A seek goes to the key frame at or before its target; gaps longer than `gop` frames hold one to skip to. B-frames
-    that are not asked for stay as they are.
+    Seeks are those of pipelines.decode. B-frames that are not asked for stay as they are.
     """
     decoded = 0
     with av.open(io.BytesIO(video), metadata_errors="ignore") as container:
@@ -51,12 +51,13 @@ def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
         assert stream.average_rate and stream.time_base
         ticks, origin = float(1 / (stream.average_rate * stream.time_base)), stream.start_time or 0
         for stretch in stretches(numbers, gop):
-            asked = {origin + round(number * ticks) for number in stretch}
+            asked = set(stretch)
             container.seek(origin + int(stretch[0] * ticks), stream=stream)
             for packet in container.demux(stream):
-                context.skip_frame = "DEFAULT" if packet.pts in asked else "NONREF"
+                number = -1 if packet.pts is None else round((packet.pts - origin) / ticks)
+                context.skip_frame = "DEFAULT" if number in asked else "NONREF"
                 decoded += len(context.decode(packet))
-                asked.discard(packet.pts)
+                asked.discard(number)
                 if not asked:
                     decoded += len(context.decode(None))
                     break
@@ -64,10 +65,10 @@ def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
 
 
 def stretches(numbers: list[int], gop: int) -> Iterator[list[int]]:
-    """The runs of ascending numbers between which a gap is longer than `gop`."""
+    """The runs of ascending numbers between which a seek to a key frame, one every `gop`, saves frames."""
     first = 0
     for n in range(1, len(numbers) + 1):
-        if n == len(numbers) or numbers[n] - numbers[n - 1] > gop:
+        if n == len(numbers) or numbers[n] // gop * gop > numbers[n - 1] + SEEK_COST:
             yield numbers[first:n]
             first = n
 

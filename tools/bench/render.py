@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The set `--data rendered`: videos of ten seconds, 340×256, 30 frames/s, as Kinetics' come out of make_shards.
 
-tools/bench/render.py OUT
+tools/bench/render.py OUT [B_FRAMES]
 """
 
 import os
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -31,19 +31,20 @@ GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the vid
 ENCODING = Encoding()
 
 
-def render(out: Path, videos: int = VIDEOS, frames: int = FRAMES, workers: int = 2) -> Path:
+def render(
+    out: Path, videos: int = VIDEOS, frames: int = FRAMES, workers: int = 2, encoding: Encoding = ENCODING
+) -> Path:
     """Render the set into the new or empty folder `out`, and return it."""
     out.mkdir(parents=True, exist_ok=True)
-    tasks = [(number, frames) for number in range(videos)]
+    tasks = [(number, frames, encoding) for number in range(videos)]
     with closing(in_order(_video, tasks, workers)) as results:
         samples = list(tqdm(results, total=videos, desc="rendering ten-second videos, once", unit="video"))
     if crashed := [result.detail for result in samples if isinstance(result, Crashed)]:
         raise RuntimeError(f"rendering failed: {crashed[0]}")
     shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
     assert shard is not None
-    publish(
-        out, CLASSES, [asdict(shard)], {**asdict(ENCODING), "frames": frames, "grain": GRAIN}, name="rendered"
-    )
+    settings = {**asdict(encoding), "frames": frames, "grain": GRAIN}
+    publish(out, CLASSES, [asdict(shard)], settings, name="rendered")
     return out
 
 
@@ -58,8 +59,8 @@ def _render_in_a_process(out: Path) -> None:
     subprocess.run([sys.executable, __file__, str(out)], check=True, env=environment)
 
 
-def _video(task: tuple[int, int]) -> Sample:
-    number, frames = task
+def _video(task: tuple[int, int, Encoding]) -> Sample:
+    number, frames, encoding = task
     label = number % len(CLASSES)
     rng = np.random.default_rng([2026, number])
     clip_THWC = draw_clip(CLASSES[label], frames, rng)
@@ -72,11 +73,11 @@ def _video(task: tuple[int, int]) -> Sample:
         top, left = rng.integers(0, 16, 2)
         noise = grain[n % 16, top : top + HEIGHT, left : left + WIDTH]
         noisy = np.clip(large + noise, 0, 255).astype(np.uint8)
-        return house_frame(av.VideoFrame.from_ndarray(noisy, "rgb24"), WIDTH, HEIGHT, ENCODING.codec, coded)
+        return house_frame(av.VideoFrame.from_ndarray(noisy, "rgb24"), WIDTH, HEIGHT, encoding.codec, coded)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
-        written = write_mp4((picture(n) for n in range(frames)), path, Fraction(FPS), ENCODING)
+        written = write_mp4((picture(n) for n in range(frames)), path, Fraction(FPS), encoding)
         data = path.read_bytes()
     facts = {
         "label_name": CLASSES[label],
@@ -90,4 +91,6 @@ def _video(task: tuple[int, int]) -> Sample:
 
 
 if __name__ == "__main__":
-    render(Path(sys.argv[1]))
+    render(
+        Path(sys.argv[1]), encoding=replace(ENCODING, b_frames=int(sys.argv[2])) if sys.argv[2:] else ENCODING
+    )
