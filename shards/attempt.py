@@ -1,7 +1,7 @@
 """What is done to one video, in a worker process."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ class Processing:
     @property
     def settings(self) -> dict[str, Any]:
         """As dataset.json tells it."""
-        in_force = {"crf": self.encoding.quality, "b_frames": self.encoding.b_frames_in_a_row}
-        settings = asdict(self.encoding) | in_force | {"copy": self.copy}
+        settings = self.encoding.settings() | {"copy": self.copy}
         settings["keep_damaged"] = self.keep_damaged
         settings["flow"] = self.flow.algorithm if self.flow else None
         settings |= {"flow_limit": self.flow.limit} if self.flow else {}

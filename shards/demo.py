@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -96,23 +97,24 @@ def _render_in_a_process(out: Path) -> None:
     # load torch in each, or, without a __main__ guard, train
     package = Path(__file__).parents[1]
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    code = "import sys; from shards.demo import _main; _main(sys.argv[1])"
+    code = "import sys; from pathlib import Path; from shards.demo import render_shown as r; r(Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONPATH": paths}
     )
 
 
-def _main(out: str) -> None:
+def render_shown(out: Path, desc: str = "rendering the demo set, once", **options: Any) -> Path:
+    """As render, with a progress bar on standard error."""
     from tqdm import tqdm
 
-    bar = tqdm(desc="rendering the demo set, once", unit="clip", dynamic_ncols=True)
+    bar = tqdm(desc=desc, unit="clip", dynamic_ncols=True)
 
     def show(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)
 
     with bar:
-        render(Path(out), progress=show)
+        return render(out, progress=show, **options)
 
 
 def _render_clip(clip: _Clip) -> Sample:

@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import av
 from av.video.frame import PictureType
@@ -88,6 +88,10 @@ class Encoding:
     def b_frames_in_a_row(self) -> int:
         """B-frames between two frames that others refer to."""
         return (2 if self.codec == "h264" else 0) if self.b_frames is None else self.b_frames
+
+    def settings(self) -> dict[str, Any]:
+        """As dataset.json tells them, with the figures in force."""
+        return asdict(self) | {"crf": self.quality, "b_frames": self.b_frames_in_a_row}
 
     @property
     def key_every(self) -> int:

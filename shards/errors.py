@@ -1,4 +1,6 @@
-"""The one error a command shows to its user as a single line, the check that most often raises it, and damage."""
+"""The one error a command shows to its user as a single line, the checks that most often raise it, and damage."""
+
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -19,3 +21,9 @@ def at_least(settings: object, least: int, *names: str) -> None:
         value = getattr(settings, name)
         if not least <= value < float("inf"):
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+def new_or_empty(folder: Path, name: str) -> None:
+    """Raise InputError, which begins with `name`, unless the folder can be written from its beginning."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{name}: name a new or empty folder; one that was begun has to be emptied")

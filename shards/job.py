@@ -143,7 +143,11 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     if differing:
         name = next(name for name in differing if name not in ("sources", "layout"))
         flag, value = f"--{name.replace('_', '-')}", there.get(name)
-        go_on = f"{flag} {value} or " if isinstance(value, int | float | str) and value is not True else ""
+        go_on = (
+            f"{flag} {value} or "
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+            else ""
+        )
         raise InputError(
             f"--out {out}: holds a data set made with {flag} {value}, not {asked[name]}; give {go_on}another --out"
         )

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
             seconds["ffmpeg"].append(timed_ffmpeg(settings.workers, paths, Path(folder)))
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "settings": asdict(BASE) | {"crf": BASE.quality, "b_frames": BASE.b_frames_in_a_row},
+        "settings": BASE.settings(),
         "workers": settings.workers,
         "ffmpeg_version": version,
         "rows": info["rows"],

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from shards import Dataset, InputError, demo
 from shards.encode import BEFORE, Encoding, house_frame, write_mp4
+from shards.errors import new_or_empty
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
@@ -48,8 +49,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     out = arguments.out
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"--out {out}: name a new or empty folder")
+    new_or_empty(out, f"--out {out}")
     if arguments.per_shard < 1 or arguments.threads < 1:
         raise InputError("--per-shard and --threads must be at least 1")
     dataset = Dataset(arguments.data or demo.ensure())

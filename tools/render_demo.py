@@ -9,14 +9,13 @@ An interval of accuracy narrows with the root of the number of videos: of 240 it
 
 import os
 import sys
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
-from shards import InputError, demo
+from shards import Dataset, InputError, demo
+from shards.errors import at_least, new_or_empty
 
 
 @dataclass(frozen=True)
@@ -37,31 +36,21 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     out, counts = arguments.out, arguments.clips_per_class
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: name a new or empty folder; one that was begun has to be emptied")
+    new_or_empty(out, str(out))
     if min(counts) < 0 or max(counts) == 0:
         raise InputError(f"--clips-per-class {counts[0]} {counts[1]}: give two counts from 0, not both 0")
-    if arguments.seed < 0:
-        raise InputError(f"--seed {arguments.seed}: give 0 or more")
-    for flag in ("frames", "workers"):
-        if getattr(arguments, flag) < 1:
-            raise InputError(f"--{flag} {getattr(arguments, flag)}: give at least 1")
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with closing(tqdm(unit="video", dynamic_ncols=True)) as bar:
-        demo.render(
-            out,
-            name=out.resolve().name,
-            clips_per_class=counts,
-            frames=arguments.frames,
-            seed=arguments.seed,
-            workers=arguments.workers,
-            progress=show,
-        )
-    print(f"{out}: {bar.n} videos, seed {arguments.seed}")
+    at_least(arguments, 0, "seed")
+    at_least(arguments, 1, "frames", "workers")
+    demo.render_shown(
+        out,
+        f"rendering {out}",
+        name=out.resolve().name,
+        clips_per_class=counts,
+        frames=arguments.frames,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    print(f"{out}: {len(Dataset(out))} videos, seed {arguments.seed}")
 
 
 if __name__ == "__main__":

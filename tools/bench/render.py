@@ -43,7 +43,7 @@ def render(
         raise RuntimeError(f"rendering failed: {crashed[0]}")
     shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
     assert shard is not None
-    settings = {**asdict(encoding), "frames": frames, "grain": GRAIN}
+    settings = {**encoding.settings(), "frames": frames, "grain": GRAIN}
     publish(out, CLASSES, [asdict(shard)], settings, name="rendered")
     return out
 
@@ -91,6 +91,5 @@ def _video(task: tuple[int, int, Encoding]) -> Sample:
 
 
 if __name__ == "__main__":
-    render(
-        Path(sys.argv[1]), encoding=replace(ENCODING, b_frames=int(sys.argv[2])) if sys.argv[2:] else ENCODING
-    )
+    b_frames = int(sys.argv[2]) if sys.argv[2:] else None
+    render(Path(sys.argv[1]), encoding=replace(ENCODING, b_frames=b_frames))
