@@ -1,5 +1,8 @@
 """The one error a command shows to its user as a single line, the checks that most often raise it, and damage."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,6 +16,28 @@ class InputError(ValueError):
 
 class DamagedError(OSError):
     """A row's bytes are not those that were written, or cannot be had. The message is one line that says which."""
+
+
+@contextmanager
+def one_line(advice: str = "") -> Iterator[None]:
+    """Around a command's work: what its user can do something about ends the process with one line, no traceback.
+
+    The exit status is 2 for an InputError, 1 for an OSError (a disk that is full), 130 for Ctrl-C. advice: said after the
+    latter two, such as how to go on.
+    """
+    after = f"; {advice}" if advice else ""
+    try:
+        yield
+        return
+    except InputError as error:
+        line, status = f"error: {error}", 2
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        line, status = f"error: {named}{after}", 1
+    except KeyboardInterrupt:
+        line, status = f"\nstopped{after}", 130
+    print(line, file=sys.stderr)
+    sys.exit(status)
 
 
 def at_least(settings: object, least: int, *names: str) -> None:

@@ -101,7 +101,7 @@ def test_bad_input_names_the_flag(
 
 def test_bad_input_ends_in_one_line() -> None:
     done = bench("--data", "/nonexistent", *QUICK)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert (
         done.stderr.startswith("error: /nonexistent: no such folder") and len(done.stderr.splitlines()) == 1
     )

@@ -36,7 +36,7 @@ def test_memory_stays_flat_over_several_epochs(tmp_path: Path) -> None:
 
 def test_fewer_batches_than_settle_is_one_line() -> None:
     done = command("--batches", 50)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: --batches 50: must be at least 1001"), (
         done.stderr
     )

@@ -52,7 +52,7 @@ def test_every_video_stands_still_and_everything_else_stays(tmp_path: Path) -> N
         assert np.abs(after - before[10]).mean() < 2 and np.abs(after - after[10]).mean() < 0.5
         assert written(still.read(row)) == written(moving.read(row)) == ("h264", [0, 16])
     again = run(moving.path, "--out", tmp_path / "still")
-    assert again.returncode != 0 and "name a new or empty folder" in again.stderr
+    assert again.returncode == 2 and "name a new or empty folder" in again.stderr
 
 
 def test_what_an_encoder_leaves_stays_to_be_found(tmp_path: Path) -> None:

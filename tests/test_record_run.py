@@ -43,5 +43,5 @@ def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_said_in_a_line(tmp_path: Path) -> None:
     done = record(tmp_path, tmp_path / "kept")
-    assert done.returncode != 0 and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert str(tmp_path) in done.stderr and not (tmp_path / "kept.json").exists()

@@ -43,12 +43,12 @@ def test_other_videos_than_the_demo_sets_by_the_same_program(tmp_path: Path) -> 
 )
 def test_bad_flags_end_in_one_line(tmp_path: Path, flags: list[object], says: str) -> None:
     done = run(tmp_path / "out", *flags)
-    assert done.returncode == 1 and done.stderr.startswith(f"error: {says}"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {says}"), done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     done = run(tmp_path)
-    assert done.returncode == 1 and "new or empty" in done.stderr
+    assert done.returncode == 2 and "new or empty" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]

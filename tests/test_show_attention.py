@@ -72,4 +72,4 @@ def test_an_earlier_stage_has_more_locations_and_the_pictures_are_sharper_than_t
 
 def test_what_is_no_checkpoint_is_refused_in_a_line(tmp_path: Path) -> None:
     done = run(tmp_path / "nothing")
-    assert done.returncode != 0 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -26,7 +26,7 @@ from objectives.base import Recipe
 from objectives.command import parse
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, at_least, demo, one_line
 from shards.presets import stride_of
 
 
@@ -151,7 +151,5 @@ def table(objective: str, figures: dict[str, Figures], time: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipelines.decode import decode_frames
-from shards import InputError
+from shards import InputError, one_line
 from shards.encode import Encoding
 from shards.layouts import find
 from shards.transcode import Clip, Rejected, transcode
@@ -60,14 +60,9 @@ class Arguments:
     """File for the figures and a description of the machine."""
 
 
-def main() -> int:
-    """Run the command; the exit status: 0 done, 2 unusable input."""
+def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        rows = _measure(_chosen(arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = _measure(_chosen(arguments))
     print(
         "| setting | kB/s of video | dB | encode frames/s | decode frames/s | random clips/s | every third frame |\n"
         "|---|---|---|---|---|---|---|"
@@ -82,7 +77,6 @@ def main() -> int:
     if arguments.json is not None:
         report = {"command": " ".join(sys.argv), "machine": describe("av"), "base": str(BASE), "rows": rows}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
 
 
 def _chosen(arguments: Arguments) -> list[Path]:
@@ -188,4 +182,5 @@ READINGS: dict[str, Callable[[list[Clip]], int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        main()

@@ -9,7 +9,6 @@ docs/fast-path.md.
 """
 
 import io
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from pipelines.draw import draw
 from pipelines.graph import Graph
 from pipelines.painter import Painter
 from pipelines.plan import ViewPlan
-from shards import Dataset, InputError, demo
+from shards import Dataset, demo, one_line
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,5 @@ def report(title: str, figures: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ from machine import describe
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, InputError, at_least, demo, one_line
 
 PACKAGES = ("torch", "torchvision", "torchcodec", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy")
 
@@ -139,7 +139,5 @@ def open_data(path: Path | None) -> Dataset:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

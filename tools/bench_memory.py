@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from pipelines.loader import Loader
 from pipelines.plan import Jitter, ViewPlan
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, at_least, demo, one_line
 
 ALLOWED = 0.05  # growth of memory
 FIRST = 5  # batches of an epoch that are its opening
@@ -160,7 +160,5 @@ def quantiles(values: Iterable[float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from shards import InputError
+from shards import InputError, one_line
 from training.feed import arrange, tensors
 
 OPTIONS = ("plain", "no-channels-last", "bf16", "ema", "torch-compile")
@@ -121,7 +121,5 @@ def make_step(
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

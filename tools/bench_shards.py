@@ -27,7 +27,7 @@ import tyro
 from machine import describe
 from tqdm import tqdm
 
-from shards import InputError, at_least
+from shards import InputError, at_least, one_line
 from shards.encode import Encoding
 from shards.layouts import find
 
@@ -129,7 +129,5 @@ def one_ffmpeg(source: Path, to: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Settings, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

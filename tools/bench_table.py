@@ -28,6 +28,7 @@ import tyro
 from machine import describe
 from tqdm import tqdm
 
+from shards import one_line
 from shards.table import DESCRIPTION, TABLE, stamp, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -150,4 +151,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [OPENED]:  # this script as its own child, whose memory is what counts
         print(json.dumps(measure(Path(sys.argv[2]))))
     else:
-        main(tyro.cli(Settings, description=__doc__))
+        with one_line():
+            main(tyro.cli(Settings, description=__doc__))

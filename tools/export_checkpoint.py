@@ -6,7 +6,6 @@
 The authors' --pretrain takes it. What it leaves out: the optimizer, the step, and Slipstream's config.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import tyro
 import objectives
 from objectives.imports import family, listed
 from objectives.imports.files import write
-from shards import InputError
+from shards import InputError, one_line
 from shards.aside import written_aside
 
 
@@ -45,7 +44,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed()}"))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -13,7 +13,6 @@ if it does not, it reads something else. The same run on the moving videos is it
 import io
 import json
 import os
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,7 +25,7 @@ import tyro
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError, demo, one_line
 from shards.encode import BEFORE, Encoding, house_frame, write_mp4
 from shards.errors import new_or_empty
 from shards.table import publish
@@ -105,7 +104,5 @@ def freeze(dataset: Dataset, row: int, encoding: Encoding) -> Sample:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -10,7 +10,6 @@ memory size, no running statistics of batch norm, …) is recorded in DIR/config
 """
 
 import hashlib
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import tyro
 from objectives import checkpoint
 from objectives.imports import family, listed
 from objectives.imports.files import read
-from shards import InputError
+from shards import InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed()}"))
-    except InputError as error:
-        sys.exit(f"error: {error}")

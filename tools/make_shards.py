@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
-from shards import InputError
+from shards import InputError, one_line
 from shards.attempt import Processing
 from shards.build import Limits, Progress, build, prepare
 from shards.cluster import build_on_ray
@@ -101,25 +101,9 @@ class Arguments:
     """Print the layout, counts, splits and, from a few videos, the expected size and time; write nothing."""
 
 
-def main() -> int:
-    """Run the command; the exit status: 0 done, 1 disk full or the like, 2 unusable input, 130 Ctrl-C."""
+def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__, default=_defaults(sys.argv[1:]))
-    out = arguments.out or Path("data") / _name(arguments.src)
-    try:
-        _run(arguments, out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"error: {error.filename or out}: {error.strerror or error}; the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    _run(arguments, arguments.out or Path("data") / _name(arguments.src))
 
 
 def _defaults(argv: list[str]) -> Arguments:
@@ -243,4 +227,5 @@ def _report(out: Path, summary: Summary) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line("the same command goes on from there"):
+        main()

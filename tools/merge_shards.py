@@ -7,13 +7,12 @@
 The result is byte for byte what one process would have made. Stopped at any time, the same command goes on.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from shards import InputError
+from shards import one_line
 from shards.merge import merge
 
 
@@ -27,20 +26,12 @@ class Arguments:
     """Folders of further parts, of the same last name as OUT; their shards are moved into OUT."""
 
 
-def main() -> int:
-    """Run the command; the exit status: 0 done, 1 disk full or the like, 2 unusable input."""
+def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    try:
-        summary = merge(arguments.out, arguments.parts)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or arguments.out}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    summary = merge(arguments.out, arguments.parts)
     print(f"{arguments.out} is complete: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line():
+        main()

@@ -7,7 +7,6 @@ writes benchmarks/2026-11-21-vdim-demo.json and .png. Run it on the machine that
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import matplotlib
 import tyro
 from machine import describe
 
-from shards import InputError
+from shards import InputError, one_line
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
@@ -74,7 +73,5 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

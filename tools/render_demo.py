@@ -8,13 +8,12 @@ An interval of accuracy narrows with the root of the number of videos: of 240 it
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError, demo, one_line
 from shards.errors import at_least, new_or_empty
 
 
@@ -54,7 +53,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -21,7 +21,7 @@ import torch
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, InputError, at_least, demo, one_line
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,5 @@ def table(loads: list[Load]) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

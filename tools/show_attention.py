@@ -13,7 +13,6 @@ import base64
 import html
 import io
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import visible
 from pipelines.plan import ViewPlan, paced, plain
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, InputError, at_least, demo, one_line
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
 HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
@@ -208,7 +207,5 @@ def image(frames: list[Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(tyro.cli(Arguments, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -29,7 +29,7 @@ from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import save_views, visible
 from pipelines.plan import ViewPlan
-from shards import Dataset, InputError, at_least, demo
+from shards import Dataset, InputError, at_least, demo, one_line
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
@@ -182,7 +182,5 @@ def animation(clip_THW3: np.ndarray, fps: float) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"error: {error}")

@@ -43,4 +43,4 @@ def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     done = run(ROOT / "tools" / "bench_shards.py", tmp_path / "nowhere")
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "nowhere: no such" in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere: no such" in done.stderr

@@ -115,4 +115,4 @@ def test_ctrl_c_ends_in_one_line_and_no_traceback(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
         seen += process.stderr.read()
     assert process.returncode == 130 and "Traceback" not in seen
-    assert "the same command goes on where it stopped" in seen.splitlines()[-1]
+    assert "the same command goes on from there" in seen.splitlines()[-1]

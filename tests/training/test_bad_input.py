@@ -49,7 +49,7 @@ def test_a_folder_without_videos(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "tools/make_shards.py", tmp_path / "empty", "--out", tmp_path / "out"]
     done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "empty" in done.stderr, done.stderr
 
 
