@@ -111,7 +111,7 @@ class TCP(Objective):
     name = "tcp"
     Config = TCPConfig
     recipe = Recipe(steps=150_000, batch_size=25)
-    small_recipe = Recipe(steps=300, batch_size=16)
+    small_recipe = Recipe(steps=500, batch_size=16)
     encoder: StackedResNet18 | Stages
     present: Tensor  # (P,) t of each prediction, counted from 0
     gap: Tensor  # (P,) its k; predictions are in the order of their k
@@ -138,7 +138,7 @@ class TCP(Objective):
     @staticmethod
     def small() -> TCPConfig:
         """Image difference, which every data set has, and which is learned sooner than RGB with dropped colours."""
-        return TCPConfig(modality="difference", size=112, width=0.25, warmup_steps=20)
+        return TCPConfig(modality="difference", size=64, width=0.25, lr=0.03, warmup_steps=100)
 
     @staticmethod
     def view_plan(config: TCPConfig) -> ViewPlan:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,14 @@ def test_train_takes_the_flags_of_a_recipe(recipe: Path, launched) -> None:
         assert settings.split and not settings.small
         assert "--steps" in launch.training_script_args and "--batch-size" in launch.training_script_args
     else:
-        assert launch.cpu and (settings.small, config) == (True, method.small())
+        stages = {"curriculum": (2000,)} if settings.objective == "dpc" else {}
+        assert launch.cpu and (settings.small, config) == (True, replace(method.small(), **stages))
 
 
-@pytest.mark.parametrize("recipe", NEEDS_DATA, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_flag_given_by_the_user_overrides_the_recipes(recipe: Path, launched) -> None:
-    launch = launched(recipe, "data/set", "--steps", "3", "--batch-size", "2")
+    data = ["data/set"] if recipe in NEEDS_DATA else []
+    launch = launched(recipe, *data, "--steps", "3", "--batch-size", "2")
     settings, _ = parse(launch.training_script_args, Settings, None, "train.py")
     assert (settings.steps, settings.batch_size) == (3, 2)
 

@@ -3,4 +3,5 @@
 #   recipes/dpc/small.sh                       the demo set
 #   recipes/dpc/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
-exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective dpc --small "$@"
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective dpc --small \
+    --curriculum 2000 --steps 3000 "$@"

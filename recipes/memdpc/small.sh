@@ -3,4 +3,5 @@
 #   recipes/memdpc/small.sh                       the demo set
 #   recipes/memdpc/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
-exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective memdpc --small "$@"
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective memdpc --small \
+    --steps 12000 "$@"

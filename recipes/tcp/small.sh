@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# TCP at 112², sized for two CPU cores: some minutes on the demo set, which is rendered on first use.
+# TCP on image difference at 64², sized for two CPU cores: some twenty minutes on the demo set, which is rendered on first use.
 #   recipes/tcp/small.sh                       the demo set
 #   recipes/tcp/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
-exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective tcp --small "$@"
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective tcp --small \
+    --steps 4000 "$@"

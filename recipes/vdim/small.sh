@@ -3,4 +3,5 @@
 #   recipes/vdim/small.sh                       the demo set
 #   recipes/vdim/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
-exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective vdim --small "$@"
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective vdim --small \
+    --steps 300 "$@"
