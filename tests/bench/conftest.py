@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from shards import Dataset
-from shards.encode import Encoding
 from tests.pipelines.reference import flow_video, write_dataset
 from tools.bench import render
 
@@ -27,4 +26,4 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     ]
     videos = [made.read(row) for row in range(4)]
     folder: Path = tmp_path_factory.mktemp("with-flow") / "flow"
-    return Dataset(write_dataset(folder, videos, facts, Encoding(), flows=[flow] * 4))
+    return Dataset(write_dataset(folder, videos, facts, flows=[flow] * 4))

@@ -35,7 +35,7 @@ def h264(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     encoding = Encoding(short_side=144, b_frames=request.param)
     clips = [transcode(made.read(row), encoding) for row in range(len(made))]
     facts = [{"num_frames": c.num_frames, "fps": c.fps, "width": c.width, "height": c.height} for c in clips]
-    return Dataset(write_dataset(folder / "encoded", [c.data for c in clips], facts, encoding))
+    return Dataset(write_dataset(folder / "encoded", [c.data for c in clips], facts))
 
 
 def views(plan: ViewPlan, placement: str, videos: list[bytes], draws: list) -> np.ndarray:

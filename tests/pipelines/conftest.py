@@ -33,7 +33,7 @@ def vp9_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         {"num_frames": c.num_frames, "fps": c.fps, "width": c.width, "height": c.height, "source": "demo"}
         for c in clips
     ]
-    return write_dataset(tmp_path_factory.mktemp("vp9") / "vp9", [c.data for c in clips], facts, encoding)
+    return write_dataset(tmp_path_factory.mktemp("vp9") / "vp9", [c.data for c in clips], facts)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,6 @@ def write_dataset(
     out: Path,
     videos: list[bytes],
     facts: list[dict],
-    encoding: Encoding,
     *,
     per_shard: int | None = None,
     flows: list[bytes | None] | None = None,

@@ -207,7 +207,7 @@ def test_damage_where_nobody_looks_costs_nothing(dataset: Dataset, tmp_path: Pat
     """A video is quarantined for the frames that a draw asks for, not for others that the cache would have kept."""
     video = transcode(dataset.read(0), Encoding(short_side=144, gop=8)).data
     facts = {"num_frames": FRAMES, "fps": 25.0, "width": 176, "height": 144}
-    out = Dataset(write_dataset(tmp_path / "d", [hurt(video, 33), video], [facts] * 2, Encoding()))
+    out = Dataset(write_dataset(tmp_path / "d", [hurt(video, 33), video], [facts] * 2))
     plan = ViewPlan(offsets=((0, 1),), size=32, short="loop", centre=True)
     rows, reached = np.arange(2), False
     for epoch in range(3):

@@ -17,7 +17,6 @@ from pipelines.loader import Loader
 from pipelines.order import Order
 from pipelines.plan import ViewPlan
 from shards import DamagedError, Dataset
-from shards.encode import Encoding
 from shards.quarantine import entries
 from shards.table import QUARANTINE
 from tests.pipelines.damage import IN_PLACE, damage
@@ -52,7 +51,7 @@ def rewritten(
     facts = [{name: source.column(name)[row] for name in names} for row in range(len(source))]
     facts = [{k: v.item() if isinstance(v, np.generic) else v for k, v in one.items()} for one in facts]
     videos = [change(row, source.read(row)) for row in range(len(source))]
-    return Dataset(write_dataset(out, videos, facts, Encoding(), per_shard=per_shard))
+    return Dataset(write_dataset(out, videos, facts, per_shard=per_shard))
 
 
 @placements

@@ -18,7 +18,6 @@ from pipelines.loader import Loader
 from pipelines.order import Order
 from pipelines.plan import Jitter, ViewPlan
 from shards import Dataset, InputError
-from shards.encode import Encoding
 from tests.pipelines.reference import assert_same_draw, draw_for, write_dataset
 
 PLAN = ViewPlan(
@@ -274,7 +273,7 @@ def test_a_window_of_shards(dataset: Dataset, tmp_path: Path) -> None:
         {n: dataset.column(n)[r].item() for n in ("num_frames", "fps", "width", "height")} for r in range(18)
     ]
     videos = [dataset.read(row) for row in range(18)]
-    sharded = Dataset(write_dataset(tmp_path / "d", videos, facts, Encoding(), per_shard=3))
+    sharded = Dataset(write_dataset(tmp_path / "d", videos, facts, per_shard=3))
     tars, shards = sharded.info["tars"], sharded.column("shard")
     two = max(a["bytes"] + b["bytes"] for a in tars.values() for b in tars.values() if a is not b)
     with Loader(sharded, np.arange(18), PLAN, batch_size=6, seed=1, window=two) as made:

@@ -16,7 +16,6 @@ from pipelines.graph import Graph, define
 from pipelines.loader import Loader
 from pipelines.plan import Jitter, ViewPlan
 from shards import Dataset, InputError
-from shards.encode import Encoding
 from tests.pipelines.reference import decoded_luma, draw_for, flow_video, write_dataset
 
 SIZE, WIDTH, HEIGHT, FRAMES = 64, 128, 96, 24
@@ -140,7 +139,7 @@ def test_flow_as_h264_keeps_its_levels(fields: np.ndarray, tmp_path: Path) -> No
 def flow_dataset(out: Path, flows: list[bytes | None]) -> Dataset:
     """Videos whose pictures are no use: only their flow is."""
     facts = [{"num_frames": FRAMES, "fps": 25.0, "width": WIDTH, "height": HEIGHT}] * len(flows)
-    return Dataset(write_dataset(out, [b"not a video"] * len(flows), facts, Encoding(), flows=flows))
+    return Dataset(write_dataset(out, [b"not a video"] * len(flows), facts, flows=flows))
 
 
 def test_the_loader_reads_the_rows_flow(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from pipelines.order import Order
 from shards import Dataset
-from shards.encode import Encoding
 from shards.quarantine import entries
 from tests.pipelines.damage import IN_PLACE, damage
 from tests.pipelines.reference import write_dataset
@@ -37,7 +36,7 @@ def tars(data: Path, tmp_path: Path) -> Dataset:
     facts = [{name: source.column(name)[row].item() for name in names} for row in range(len(source))]
     videos = [source.read(row) for row in range(len(source))]
     facts = [one | {"source": "demo"} for one in facts]
-    return Dataset(write_dataset(tmp_path / "tars", videos, facts, Encoding(), per_shard=3))
+    return Dataset(write_dataset(tmp_path / "tars", videos, facts, per_shard=3))
 
 
 def reasons(dataset: Dataset) -> dict[str, str]:
