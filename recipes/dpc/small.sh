@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# DPC at 64², sized for two CPU cores: some minutes on the demo set, which is rendered on first use.
+# DPC at 64², sized for two CPU cores: some twenty minutes on the demo set, which is rendered on first use.
 #   recipes/dpc/small.sh                       the demo set
 #   recipes/dpc/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
