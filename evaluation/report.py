@@ -71,7 +71,7 @@ def _summary(results: list[dict[str, Any]]) -> str:
     for one in filter(None, map(row, results)):
         cells = [
             f"{html.escape(one.model)}<br><small>{html.escape(one.objective)}</small>",
-            f"{html.escape(one.protocol)}<br><small>{one.measure}</small>",
+            f"{html.escape(one.protocol)}<br><small>{html.escape(one.measured)}</small>",
             f"{html.escape(one.data)}<br><small>{one.part}</small>",
             *(_cell(score) for score in (one.score, one.random, one.trivial)),
             f"{one.evaluated} of {one.of}",

@@ -17,12 +17,15 @@ HEAD = ("model", "protocol", "data", "%", "random weights", "size and length", "
 
 @dataclass(frozen=True)
 class Row:
-    """One result's headline. random, trivial: the baselines' scores of the same measure, None where there is none."""
+    """One result's headline. layer: --layer, "" for the method's own feature; random, trivial: the baselines' scores of
+    the same measure, None where there is none.
+    """
 
     model: str
     objective: str
     protocol: str
     measure: str
+    layer: str
     data: str
     splits: list[str]
     score: Score
@@ -31,6 +34,11 @@ class Row:
     chance: float | None
     evaluated: int
     of: int
+
+    @property
+    def measured(self) -> str:
+        """What was measured, and by which feature if not by the method's own."""
+        return f"{self.measure} by {self.layer}" if self.layer else self.measure
 
     @property
     def part(self) -> str:
@@ -64,6 +72,7 @@ def row(result: dict[str, Any]) -> Row | None:
         result["objective"],
         result["protocol"],
         measure,
+        result["settings"].get("layer", ""),
         result["data"]["name"],
         list(result["splits"]),
         Score(**score),
@@ -103,7 +112,7 @@ def markdown(rows: list[Row]) -> str:
         cells.append(
             (
                 f"{one.model} ({one.objective})" if one.model != one.objective else one.model,
-                f"{one.protocol}, {one.measure}",
+                f"{one.protocol}, {one.measured}",
                 f"{one.data}, {one.part}",
                 *(str(score) if score else "" for score in (one.score, one.random, one.trivial)),
                 f"{100 * one.chance:.1f}" if one.chance is not None else "",

@@ -1,5 +1,6 @@
 """The one error a command shows to its user as a single line, the checks that most often raise it, and damage."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ class DamagedError(OSError):
 
 
 @contextmanager
-def one_line(advice: str = "") -> Iterator[None]:
+def one_line(advice: str = "", place: Path | None = None, system: int = 1) -> Iterator[None]:
     """Around a command's work: what its user can do something about ends the process with one line, no traceback.
 
-    The exit status is 2 for an InputError, 1 for an OSError (a disk that is full), 130 for Ctrl-C. advice: said after the
-    latter two, such as how to go on.
+    The exit status is 2 for an InputError, `system` for an OSError (a disk that is full), 130 for Ctrl-C, 141 when what it printed
+    is no longer read (`| head`), then without a line. advice: said after an OSError and Ctrl-C, such as how to go on;
+    place: what is written, named where an OSError names no file.
     """
     after = f"; {advice}" if advice else ""
     try:
@@ -31,9 +33,14 @@ def one_line(advice: str = "") -> Iterator[None]:
         return
     except InputError as error:
         line, status = f"error: {error}", 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        sys.exit(141)
     except OSError as error:
-        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        line, status = f"error: {named}{after}", 1
+        if not str(error):  # such as a TimeoutError of our own
+            raise
+        named = [str(one) for one in (error.filename or place, error.strerror or error) if one]
+        line, status = f"error: {': '.join(named)}{after}", system
     except KeyboardInterrupt:
         line, status = f"\nstopped{after}", 130
     print(line, file=sys.stderr)

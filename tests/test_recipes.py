@@ -15,6 +15,13 @@ from training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*/*.sh"))
+SMALL_STEPS = {
+    "dpc": 3000,
+    "memdpc": 14_000,
+    "tcp": 4000,
+    "pace": 2500,
+    "vdim": 300,
+}  # what benchmarks/ reports
 NEEDS_DATA = [recipe for recipe in RECIPES if recipe.stem != "small"]
 
 
@@ -59,6 +66,7 @@ def test_train_takes_the_flags_of_a_recipe(recipe: Path, launched) -> None:
         assert "--steps" in launch.training_script_args and "--batch-size" in launch.training_script_args
     else:
         stages = {"curriculum": (2000,)} if settings.objective == "dpc" else {}
+        assert settings.steps == SMALL_STEPS[settings.objective]
         assert launch.cpu and (settings.small, config) == (True, replace(method.small(), **stages))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from shards import InputError, quarantine
+from shards import InputError, one_line, quarantine
 from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
 from shards.histograms import counts, draw
 from shards.repair import repair
@@ -51,8 +51,9 @@ class Arguments:
 
 
 def main() -> int:
+    """The exit status: 0 nothing is wrong, 1 something is, 2 that could not be found out."""
     arguments = tyro.cli(Arguments, description=__doc__)
-    try:
+    with one_line(place=arguments.folder, system=2):
         if arguments.workers < 1:
             raise InputError(f"--workers {arguments.workers}: give 1 or more")
         if arguments.repair:
@@ -61,15 +62,6 @@ def main() -> int:
         _tell(arguments, report)
         noted = _quarantine(arguments, report) if arguments.quarantine else set()
         _draw(arguments, report)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or arguments.folder}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
     left = [one for one in report.problems if one.row is None or one.row not in noted]
     return 1 if left else 0
 

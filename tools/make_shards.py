@@ -103,7 +103,9 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__, default=_defaults(sys.argv[1:]))
-    _run(arguments, arguments.out or Path("data") / _name(arguments.src))
+    out = arguments.out or Path("data") / _name(arguments.src)
+    with one_line("the same command goes on from there", out):
+        _run(arguments, out)
 
 
 def _defaults(argv: list[str]) -> Arguments:
@@ -227,5 +229,4 @@ def _report(out: Path, summary: Summary) -> None:
 
 
 if __name__ == "__main__":
-    with one_line("the same command goes on from there"):
-        main()
+    main()

@@ -28,10 +28,10 @@ class Arguments:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    summary = merge(arguments.out, arguments.parts)
-    print(f"{arguments.out} is complete: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
+    with one_line("the same command goes on from there", arguments.out):
+        summary = merge(arguments.out, arguments.parts)
+        print(f"{arguments.out} is complete: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
 
 
 if __name__ == "__main__":
-    with one_line():
-        main()
+    main()

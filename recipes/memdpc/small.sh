@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MemDPC at 64², sized for two CPU cores: an hour or more on the demo set, which is rendered on first use.
+# MemDPC at 64², sized for two CPU cores: up to two hours on the demo set, which is rendered on first use.
 #   recipes/memdpc/small.sh                       the demo set
 #   recipes/memdpc/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail

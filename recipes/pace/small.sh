@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pace prediction at 40², sized for two CPU cores: some twenty minutes on the demo set, which is rendered on first use.
+# Pace prediction at 40², sized for two CPU cores: half an hour on the demo set, which is rendered on first use.
 #   recipes/pace/small.sh                       the demo set
 #   recipes/pace/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail

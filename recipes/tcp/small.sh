@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TCP on image difference at 64², sized for two CPU cores: some twenty minutes on the demo set, which is rendered on first use.
+# TCP on image difference at 64², sized for two CPU cores: half an hour on the demo set, which is rendered on first use.
 #   recipes/tcp/small.sh                       the demo set
 #   recipes/tcp/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# VDIM at an eighth of its width, sized for two CPU cores: some twenty minutes on the demo set, which is rendered on first use.
+# VDIM at an eighth of its width, sized for two CPU cores: half an hour on the demo set, which is rendered on first use.
 #   recipes/vdim/small.sh                       the demo set
 #   recipes/vdim/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from evaluation.table import row
+from evaluation.table import markdown, row
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,13 +18,14 @@ def score(value: float, half: float = 0.1) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half, "spread": 0.0}
 
 
-def result(value: float, random: float) -> dict:
+def result(value: float, random: float, layer: str = "") -> dict:
     return {
         "protocol": "linear",
         "objective": "dpc",
         "model": "mine",
         "data": {"name": "set"},
         "splits": {"split1": {}},
+        "settings": {"layer": layer},
         "evaluated": {"videos": 9, "of": 9},
         "scores": {"top1": score(value)},
         "baselines": {
@@ -42,6 +43,13 @@ def test_a_model_beats_random_weights_where_the_intervals_are_apart() -> None:
     alone = result(0.8, 0.5) | {"baselines": {}}
     assert (found := row(alone)) and found.beats_random is None
     assert row({"protocol": "fraction", "curves": {}}) is None
+
+
+def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
+    rows = [row(result(0.8, 0.5)), row(result(0.8, 0.5, "encoder:change"))]
+    own, named = markdown([one for one in rows if one]).splitlines()[2:]
+    assert own.startswith("| mine (dpc) | linear, top-1 | set,")
+    assert named.startswith("| mine (dpc) | linear, top-1 by encoder:change | set,")
 
 
 def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:

@@ -77,7 +77,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert full.returncode == 1 and "Traceback" not in full.stderr
-    assert "the same command goes on from there" in full.stderr.splitlines()[-1]
+    line = full.stderr.splitlines()[-1]
+    assert line.startswith(f"error: {out}") and line.endswith("; the same command goes on from there"), line
     assert not (out / "dataset.json").exists()
     assert make_shards(*_arguments(videos, out)).returncode == 0
     assert files(out) == expected
