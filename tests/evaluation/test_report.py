@@ -106,6 +106,7 @@ def test_confusion_of_fails_has_their_three_classes(protocol, tmp_path) -> None:
         "checkpoint": "mine",
         "data": {"name": "oops", "classes": ["one"]},
         "splits": {"split": {}},
+        "settings": {},
         "evaluated": {"videos": 3, "of": 3},
         "scores": {"clips": score},
         "confusion": [[3, 1, 0], [1, 2, 1], [0, 0, 4]],
