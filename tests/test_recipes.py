@@ -15,12 +15,12 @@ from training.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(ROOT.glob("recipes/*/*.sh"))
-SMALL = {  # steps, and what differs from --small: the runs that benchmarks/ reports
-    "dpc": (3000, {"curriculum": (2000,)}),
-    "memdpc": (14_000, {}),
-    "tcp": (4000, {}),
-    "pace": (2500, {}),
-    "vdim": (3000, {"colour": "jitter", "downsample": 1}),
+SMALL = {  # steps, videos a step, and the method's flags that differ from --small: the runs that benchmarks/ reports
+    "dpc": (3000, 8, {"curriculum": (2000,)}),
+    "memdpc": (14_000, 8, {}),
+    "tcp": (4000, 16, {}),
+    "pace": (2500, 8, {}),
+    "vdim": (3000, 16, {"colour": "jitter", "downsample": 1}),
 }
 NEEDS_DATA = [recipe for recipe in RECIPES if recipe.stem != "small"]
 
@@ -65,8 +65,8 @@ def test_train_takes_the_flags_of_a_recipe(recipe: Path, launched) -> None:
         assert settings.split and not settings.small
         assert "--steps" in launch.training_script_args and "--batch-size" in launch.training_script_args
     else:
-        steps, options = SMALL[settings.objective]
-        assert settings.steps == steps
+        steps, clips, options = SMALL[settings.objective]
+        assert (settings.steps, settings.batch_size) == (steps, clips)
         assert launch.cpu and (settings.small, config) == (True, replace(method.small(), **options))
 
 
