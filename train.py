@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     with StopSignals() as stop:
         settings, config = parse(argv, Settings, __doc__, "train.py")
         accelerator = start(settings)
-        speed = settle(settings, objectives.get(settings.objective).view_plan(config))
+        speed = settle(settings, objectives.get(settings.objective).view_spec(config))
         run = open_run(settings, config, accelerator.mixed_precision)
         torch.manual_seed(settings.seed)
         objective = objectives.get(settings.objective)(config)
@@ -82,12 +82,12 @@ def start(settings: Settings) -> Accelerator:
 
 
 def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
-    plan, objective = trainer.plan, trainer.state.objective
+    spec, objective = trainer.spec, trainer.state.objective
     lines = [f"resumed from {run.resumed}, step {trainer.step}"] if run.resumed else []
     lines += [
         f"{settings.objective} on {run.dataset.path}: {len(run.rows)} videos, {settings.steps} steps of "
-        f"{run.identity['global_batch'] * settings.accumulate} clips ({plan.views} views of {plan.frames} frames, "
-        f"{plan.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
+        f"{run.identity['global_batch'] * settings.accumulate} clips ({spec.views} views of {spec.frames} frames, "
+        f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
     if settings.small:
         changed = differences(objective.config)

@@ -1,4 +1,4 @@
-"""What suits a method's view plan: `make_shards --for`, and the stride that goes with it.
+"""What suits a method's view spec: `make_shards --for`, and the stride that goes with it.
 
 Sizes are the smallest from which the paper's views are cut without scaling up (VDIM's random boxes: nearly), rates
 those at which the paper looks, key frames as close as the clip's length makes worth their bytes.

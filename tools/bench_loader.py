@@ -50,7 +50,7 @@ class Settings:
     json: Path | None = None
     """Write the figures here."""
     chart: Path | None = None
-    """Draw them here (.png, .svg, .pdf)."""
+    """ViewParams them here (.png, .svg, .pdf)."""
     batch_size: int = 0
     """Clips a batch."""
     batches: int = 3

@@ -9,8 +9,8 @@ from independent import make_shards, render
 
 import objectives
 from objectives.command import parse
-from pipelines.boxes import draw_boxes, tries
-from pipelines.plan import plain
+from pipelines.boxes import sample_boxes, tries
+from pipelines.views import plain
 from shards import Dataset
 from shards.encode import Encoding
 from shards.presets import PRESETS, Method, stride_of
@@ -24,13 +24,13 @@ def test_there_is_one_for_every_method() -> None:
 @pytest.mark.parametrize("method", PRESETS)
 def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
     objective = objectives.get(method)
-    plan, side = objective.view_plan(objective.Config()), PRESETS[method].short_side
-    if plan.crop is None:
-        assert side >= 1.5 * plan.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
+    spec, side = objective.view_spec(objective.Config()), PRESETS[method].short_side
+    if spec.crop is None:
+        assert side >= 1.5 * spec.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
         return
-    uniform = [[[[0.5] * 4] * tries(plain(plan))]]
-    (box,) = draw_boxes(plain(plan), np.array(uniform), [side * 4 // 3], [side])[0]
-    assert box[2] == box[3] == plan.size <= side
+    uniform = [[[[0.5] * 4] * tries(plain(spec))]]
+    (box,) = sample_boxes(plain(spec), np.array(uniform), [side * 4 // 3], [side])[0]
+    assert box[2] == box[3] == spec.size <= side
 
 
 @pytest.mark.parametrize(
