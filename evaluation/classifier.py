@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from evaluation.model import Representation
 from objectives import Objective
 from objectives.downstream import FineTuning
-from pipelines.views import ViewSpec, plain
+from pipelines.views import ViewSpec, eval_view
 
 
 class Classifier(nn.Module):
@@ -44,7 +44,7 @@ def copy_of(trained: Objective) -> Objective:
 
 def still_spec(spec: ViewSpec) -> ViewSpec:
     """One window of a test video: the training clip without augmentation; a single view where each has a start of its own."""
-    still = plain(spec)
+    still = eval_view(spec)
     return replace(still, offsets=still.offsets[:1], groups=(), paces=()) if still.paces else still
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import ViewSpec, plain
+from pipelines.views import ViewSpec, eval_view
 from shards import InputError
 
 
@@ -83,7 +83,7 @@ class Objective(nn.Module):
     def downstream(self) -> Downstream:
         """How labelled videos are shown to this network; here ten windows of the spec, spread evenly."""
         spec = replace(self.view_spec(self.config), paces=(), circular=False)
-        return Downstream(plain(spec), FineTuning(spec))
+        return Downstream(eval_view(spec), FineTuning(spec))
 
     def represent(self, views: Tensor) -> Tensor:
         """Windows of downstream's spec (B, V, C, T, H, W) → a feature each, (B, D); here the mean of their views'."""

@@ -23,7 +23,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import plain
+from pipelines.views import eval_view
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -104,7 +104,7 @@ class DPC(BlockObjective):
         spec = replace(full, offsets=full.offsets[:seen_blocks], padding="repeat_last")
         every = Layout(hop=max(spec.span // 2, 1))
         tuning = FineTuning(spec, weight_decay=1e-3, steps=30_000, decay_at=(18_000, 24_000), dropout=0.5)
-        return Downstream(plain(spec), tuning, every, every)
+        return Downstream(eval_view(spec), tuning, every, every)
 
     def represent(self, views: Tensor) -> Tensor:
         """c_t after the last block, averaged over space, (B, D)."""

@@ -24,7 +24,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, eval_view
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -131,7 +131,7 @@ class MemDPC(BlockObjective):
             replace(spec, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
         )
         train, test = Layout(hop=hop), Layout(hop=hop, crops=10)
-        return Downstream(plain(spec), tuning, train, test, dropout=0.9)
+        return Downstream(eval_view(spec), tuning, train, test, dropout=0.9)
 
     def represent(self, views: Tensor) -> Tensor:
         """The last context of every direction, averaged over space, side by side: (B, D) or (B, 2D)."""

@@ -29,7 +29,7 @@ from objectives.base import Objective, Output, Recipe
 from objectives.downstream import Downstream, FineTuning
 from objectives.pace_config import PaceConfig
 from objectives.pace_terms import confusion, contrast
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
 
 
@@ -131,7 +131,7 @@ class Pace(Objective):
             spec, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
             decay_every=18_000, dropout=0.0,
         )  # fmt: skip
-        return Downstream(plain(spec), tuning)
+        return Downstream(eval_view(spec), tuning)
 
     def logits(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W), as the config's levels say → the paces' logits (B, V, M).

@@ -29,7 +29,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import ViewSpec, plain
+from pipelines.views import ViewSpec, eval_view
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -214,7 +214,7 @@ class TCP(Objective):
             eight, optimizer="sgd", lr=1e-2, weight_decay=0.0, pull=1e-3, steps=30_000, batch_size=16,
             decay_at=(15_000,), decay_by=0.5, dropout=0.9,
         )  # fmt: skip
-        return Downstream(plain(spec), tuning, Layout(count=8), Layout(count=15), average="features")
+        return Downstream(eval_view(spec), tuning, Layout(count=8), Layout(count=15), average="features")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD, momentum 0.9, weight decay 1e-4 (section 4.2.4)."""

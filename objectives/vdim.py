@@ -24,7 +24,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, eval_view
 from pipelines.windows import Layout
 from shards import InputError, at_least
 
@@ -221,7 +221,7 @@ class VDIM(Objective):
             trained, weight_decay=0.0, steps=30_000, batch_size=15, decay_at=(), decay_every=3_000, decay_by=0.5,
             dropout=0.2, hidden=1024,
         )  # fmt: skip
-        return Downstream(plain(spec), tuning, every, every, hidden=1024, dropout=0.2)
+        return Downstream(eval_view(spec), tuning, every, every, hidden=1024, dropout=0.2)
 
     def represent(self, views: Tensor) -> Tensor:
         """The subsequences' features side by side, (B, V·D) (section 4.1)."""

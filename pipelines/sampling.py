@@ -1,10 +1,11 @@
-"""The draw: a spec's random numbers for given videos.
+"""Sampling: (seed, epoch, row) → frame numbers, crop boxes and colour maps of a row's views.
 
-Everything random about a batch is drawn here, before a byte of video is read, as a pure function of
-(seed, epoch, row): the same on any number of processes, in any order, at any prefetch depth.
-Letters: B samples, V views, T frames a view, G groups of views that share one draw, N batch_params of colour.
+Everything random about a batch is drawn here, before a byte of video is read. The result is a pure function of
+(seed, epoch, row): it is the same on any number of processes, in any order, at any prefetch depth.
+Letters: B samples, V views, T frames a view, G groups of views that share a box, N colour maps, K tries of a box.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,17 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import colour
-from pipelines.boxes import sample_boxes, tries
-from pipelines.streams import SAMPLE, generator
 from pipelines.views import ViewSpec, paced
 from shards import InputError
 
 NOISE_FRAMES = 32  # frames of noise that channel drop chooses from
+SAMPLE, ORDER, REPLACEMENT, NOISE = range(4)  # independent random streams under one seed
+_BOX_TRIES = 10  # of a random-resized box before the fallback, as in torchvision
+
+
+def generator(stream: int, seed: int, epoch: int, number: int = 0) -> np.random.Generator:
+    """A counter-based generator that depends on nothing but its arguments (number < 2⁴⁰, epoch < 2²⁴)."""
+    return np.random.Generator(
+        np.random.Philox(key=[seed, (epoch << 40) | number], counter=[0, 0, 0, stream])
+    )
 
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What was drawn for B samples.
+    """What was drawn for the views of B samples.
 
     frames (B, V, T) int32, frame numbers in the video; T + 1 of them for a difference. boxes (B, V, 4) int32:
     left, top, width, height in pixels of the stored frame, all even, so that both placements cut the same
@@ -41,18 +49,20 @@ class ViewParams:
     pace: NDArray[np.int64] | None = None
 
     def sample(self, index: int) -> "ViewParams":
-        """The draw of one sample, without the batch axis."""
-        params: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, values in params.items():
-            params[name] = None if values is None else values[index]
-        return ViewParams(**params)
+        """The parameters of one sample, without the batch axis."""
+        return self._map(lambda values: values[index])
+
+    def joined(self, places: NDArray[np.int64] | slice = slice(None)) -> "ViewParams":
+        """Some of the samples, clips of one video, as one sample of all their views: (B, V, …) → (B·V, …)."""
+        return self._map(lambda values: values[places].reshape(-1, *values.shape[2:]))
 
     def clips(self, count: int) -> "list[ViewParams]":
-        """The draws of `count` clips of one video, each without an axis of its own: see sample_clip_params."""
-        params: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, values in params.items():
-            params[name] = [None] * count if values is None else np.split(values, count)
-        return [ViewParams(**{name: parts[clip] for name, parts in params.items()}) for clip in range(count)]
+        """The reverse of `joined`: the parameters of each of the `count` clips that a sample has."""
+        return [self._map(lambda values: np.split(values, count)[clip]) for clip in range(count)]  # noqa: B023
+
+    def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "ViewParams":
+        changed = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ViewParams(**{k: None if v is None else change(v) for k, v in changed.items()})
 
 
 def sample_clip_params(
@@ -66,9 +76,9 @@ def sample_clip_params(
     epoch: int,
     clips: int,
 ) -> ViewParams:
-    """ViewParams `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
+    """Sample `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
 
-    An epoch is that many passes at once: clip c is what `draw` gives in epoch `epoch · clips + c`.
+    An epoch is that many passes at once: clip c is what `sample_params` gives in epoch `epoch · clips + c`.
     """
     passes = [
         sample_params(spec, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
@@ -91,13 +101,13 @@ def sample_params(
     seed: int,
     epoch: int,
 ) -> ViewParams:
-    """ViewParams for B samples; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
+    """Sample the parameters of B videos; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
 
     Raises InputError for a video shorter than the spec under the policy "error".
     """
     B, V, T = len(rows), spec.views, spec.frames
     box_of, colour_of = spec.scope(spec.box_scope)[:, 0], spec.scope(spec.colour_scope)
-    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, tries(spec)
+    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, _tries(spec)
     starts, paces = (V, V) if spec.paces else (1, 0)
     # in this order for ever: a spec that adds draws at the end leaves those before them as they were
     counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * spec.channel_drop)
@@ -195,3 +205,51 @@ def _of_planes(
     mirrored = flips_BV[:, :, None, None]
     constant = constant + colour.MID_GREY * third + np.where(mirrored, 2 * colour.MID_GREY, 0.0) * u
     return np.stack([np.where(mirrored, -u, u), v, constant], axis=-1)
+
+
+def _tries(spec: ViewSpec) -> int:
+    """K, how many candidates a box is drawn from."""
+    return 1 if spec.crop or spec.centre else _BOX_TRIES
+
+
+def sample_boxes(
+    spec: ViewSpec, uniform_BGK4: NDArray, widths_B: NDArray, heights_B: NDArray
+) -> NDArray[np.int32]:
+    """Boxes (B, G, 4): left, top, width, height in pixels, from K tries of four uniform numbers each."""
+    W, H = (np.asarray(side, dtype=np.float64)[:, None, None] for side in (widths_B, heights_B))
+    if spec.crop or spec.centre:
+        # 1e-6: 7/10 of 240 is 168, whatever the rounding of .7
+        width = height = np.floor(np.minimum(W, H)[..., 0] * (spec.crop or 1.0) + 1e-6)
+        u_left, u_top = uniform_BGK4[..., 0, 2], uniform_BGK4[..., 0, 3]
+    else:
+        width, height, u_left, u_top = _random_resized(spec, uniform_BGK4, W, H)
+    if spec.centre:
+        u_left, u_top = np.full_like(u_left, 0.5), np.full_like(u_top, 0.5)
+    width, height = (np.maximum(2 * np.floor(side / 2), 2) for side in (width, height))
+    left, top = (
+        2 * np.floor(u * (np.floor((full[..., 0] - side) / 2) + 1))
+        for u, full, side in ((u_left, W, width), (u_top, H, height))
+    )
+    return np.stack(np.broadcast_arrays(left, top, width, height), axis=-1).astype(np.int32)
+
+
+def _random_resized(
+    spec: ViewSpec, uniform_BGK4: NDArray, W_B11: NDArray, H_B11: NDArray
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """The first of K tries that fits, else the largest centred one allowed: width, height, u_left, u_top (B, G)."""
+    W, H = W_B11, H_B11
+    area = W * H * (spec.area[0] + (spec.area[1] - spec.area[0]) * uniform_BGK4[..., 0])
+    low, high = np.log(spec.ratio)
+    ratio = np.exp(low + (high - low) * uniform_BGK4[..., 1])
+    width, height = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
+    fits = (width <= W) & (height <= H)
+    first = fits.argmax(-1)[..., None]
+    width, height = (
+        np.take_along_axis(width, first, -1)[..., 0],
+        np.take_along_axis(height, first, -1)[..., 0],
+    )
+    u_left, u_top = (np.take_along_axis(uniform_BGK4[..., k], first, -1)[..., 0] for k in (2, 3))
+    W, H, none_fits = W[..., 0], H[..., 0], ~fits.any(-1)
+    width = np.where(none_fits, np.minimum(W, H * spec.ratio[1]), width)
+    height = np.where(none_fits, np.minimum(H, W / spec.ratio[0]), height)
+    return width, height, np.where(none_fits, 0.5, u_left), np.where(none_fits, 0.5, u_top)

@@ -165,7 +165,7 @@ class ViewSpec:
         return np.broadcast_to(np.unique(list(groups), return_inverse=True)[1][:, None], shape)
 
 
-def plain(spec: ViewSpec) -> ViewSpec:
+def eval_view(spec: ViewSpec) -> ViewSpec:
     """The same frames as training shows, without its augmentation: for validation."""
     return replace(
         spec,

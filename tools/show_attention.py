@@ -30,7 +30,7 @@ from objectives.pace_config import pace_name
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import visible
-from pipelines.views import ViewSpec, paced, plain
+from pipelines.views import ViewSpec, paced, eval_view
 from shards import Dataset, InputError, at_least, demo, one_line
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
@@ -121,7 +121,7 @@ def first_batch(arguments: Arguments, dataset: Dataset, spec: ViewSpec) -> dict[
 
 def column_spec(config: PaceConfig) -> ViewSpec:
     """One view a pace, all from one start, in the middle of the picture, without augmentation."""
-    spec = plain(Pace.view_spec(config))
+    spec = eval_view(Pace.view_spec(config))
     offsets = [tuple(paced(range(spec.frames), pace).tolist()) for pace in config.paces]
     return replace(spec, offsets=tuple(offsets), paces=(), circular=False, padding="wrap", box_scope="clip")
 

@@ -14,7 +14,7 @@ import objectives
 from evaluation import finetune
 from evaluation.classifier import still_spec
 from evaluation.tuning import Tuning, rate
-from pipelines.views import plain
+from pipelines.views import eval_view
 from shards import InputError
 from tests.evaluation.rendered import Video, write_set
 from training.processes import Stopped
@@ -100,7 +100,7 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
             tuning.spec.modality,
             tuning.spec.lab,
         )
-        assert tested == plain(tested) and not tested.paces
+        assert tested == eval_view(tested) and not tested.paces
         rates = [rate(tuning, step) for step in range(0, tuning.steps, 100)]
         assert rates[0] == tuning.lr and np.all(np.diff(rates) <= 0) and rates[-1] < tuning.lr
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.sampling import sample_params
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, eval_view
 
 SPEC = ViewSpec(offsets=((0,), (1,)), size=32, crop=0.875, box_scope="view")
 even = st.integers(1, 300).map(lambda half: 2 * half)
@@ -61,18 +61,18 @@ def test_plain_shows_the_same_frames_without_augmentation() -> None:
     )  # fmt: skip
     rows, ones = np.arange(30), np.ones(30, dtype=np.int64)
     augmented, without = (
-        sample_params(p, rows, 40 * ones, 96 * ones, 64 * ones, seed=3, epoch=0) for p in (spec, plain(spec))
+        sample_params(p, rows, 40 * ones, 96 * ones, 64 * ones, seed=3, epoch=0) for p in (spec, eval_view(spec))
     )
     np.testing.assert_array_equal(without.frames, augmented.frames)
     assert not without.flips.any() and not without.angles.any() and without.noise is None
     for values in (without.boxes, without.colours):
         assert (values == values[:1, :1]).all()
     assert (without.boxes[0, 0] == [24, 8, 50, 50]).all()
-    assert plain(plain(spec)) == plain(spec)
+    assert eval_view(eval_view(spec)) == eval_view(spec)
 
 
 def test_plain_lab_drops_no_channel() -> None:
-    spec = plain(ViewSpec(offsets=((0,),), size=32, lab_drop=True))
+    spec = eval_view(ViewSpec(offsets=((0,),), size=32, lab_drop=True))
     ones = np.ones(20, dtype=np.int64)
     maps = sample_params(spec, np.arange(20), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours
     assert spec.lab and (maps == maps[:1]).all() and (maps[0, 0, 0] != 0).any(-1).all()

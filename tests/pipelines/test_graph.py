@@ -11,7 +11,7 @@ from pipelines.colour import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.decode import decode_views
 from pipelines.graph import Graph, choose_placement, define
 from pipelines.sampling import ViewParams, sample_params
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import Dataset, InputError
 from tests.pipelines.reference import decoded_views, disc, draw_for, lab, turned
 
@@ -195,7 +195,7 @@ def test_gpu_graphs_of_every_objective_are_defined(placement) -> None:
     for objective in found.values():
         for config in (objective.Config(), objective.small()):
             spec = objective.view_spec(config)
-            for one in (spec, plain(spec)):
+            for one in (spec, eval_view(spec)):
                 with Pipeline(4, 2, 0):
                     assert define(one, placement).device == "gpu"
 

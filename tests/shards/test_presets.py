@@ -10,7 +10,7 @@ from independent import make_shards, render
 import objectives
 from objectives.command import parse
 from pipelines.boxes import sample_boxes, tries
-from pipelines.views import plain
+from pipelines.views import eval_view
 from shards import Dataset
 from shards.encode import Encoding
 from shards.presets import PRESETS, Method, stride_of
@@ -28,8 +28,8 @@ def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
     if spec.crop is None:
         assert side >= 1.5 * spec.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
         return
-    uniform = [[[[0.5] * 4] * tries(plain(spec))]]
-    (box,) = sample_boxes(plain(spec), np.array(uniform), [side * 4 // 3], [side])[0]
+    uniform = [[[[0.5] * 4] * tries(eval_view(spec))]]
+    (box,) = sample_boxes(eval_view(spec), np.array(uniform), [side * 4 // 3], [side])[0]
     assert box[2] == box[3] == spec.size <= side
 
 

@@ -1,62 +1,40 @@
-"""The end of the cpu placement: decoded pixels → views, in NumPy, sample by sample.
+"""Augmentation in NumPy, for views that are made on the CPU: decoded pixels → views, sample by sample.
 
-The arithmetic is that of pipelines.augment, which DALI runs on a GPU. DALI's operators for the CPU are scalar code: a
-colour map of a 128² frame takes its coord_transform 0.24 ms of a core, and a product of matrices 0.04; see
-docs/fast-path.md.
-Letters: F frames of a sample (clips · V · T), n pixels a frame, P planes decoded, C channels of a view, K what a
-channel is a sum of: planes, noise, and a constant.
+The arithmetic is that of transforms.dali, which runs on a GPU. DALI's own operators for the CPU are scalar code: a
+colour map of a 128² frame takes its coord_transform 0.24 ms of a core, and a product of matrices 0.04 (docs/fast-path.md).
+Letters: F frames of a sample (clips · V · T), n pixels a frame, P planes decoded, C channels of a view, K terms that a
+channel is the sum of: planes, noise, and a constant.
 """
 
-import weakref
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipelines import augment, colour
-from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines import colour
+from pipelines.sampling import NOISE, NOISE_FRAMES, ViewParams, generator
 from pipelines.views import ViewSpec
 
+NOISE_SCALE = 30  # levels of 8 bits to a deviation
 _CHUNK = 16384  # pixels: what is computed of them stays in a core's cache
 
 
-class Painter:
-    """Makes the views of up to `batch_size` samples of `clips` clips each from their pixels. threads: of run."""
+class NumpyTransform:
+    """Turns the pixels of a sample's clips into its views. Threads may share one object."""
 
-    def __init__(self, spec: ViewSpec, batch_size: int, *, threads: int = 1, clips: int = 1) -> None:
-        self._spec, self._clips = spec, clips
-        self._memory = _Memory((batch_size, clips * spec.views * spec.frames, spec.size**2, spec.channels))
-        self._pool = ThreadPoolExecutor(threads, "slipstream-paint")
+    def __init__(self, spec: ViewSpec) -> None:
+        self._spec = spec
         if spec.channel_drop:
-            bank = augment.noise_bank(NOISE_FRAMES, spec.size).reshape(NOISE_FRAMES, -1, 3)
+            bank = noise_bank(NOISE_FRAMES, spec.size).reshape(NOISE_FRAMES, -1, 3)
             self._noise_N3n = np.ascontiguousarray(bank.transpose(0, 2, 1))
 
-    def run(self, batch_params: list[ViewParams], material: list[NDArray[np.uint8]]) -> torch.Tensor:
-        """As graph.Graph.run, of pixels (F, size, size, P); fastest where these lie in planes, as in decode_views."""
-        canvas_BFnC = self.canvas(len(batch_params))
-        for _ in self._pool.map(self.paint, batch_params, material, canvas_BFnC.numpy()):
-            pass
-        return self.views(canvas_BFnC)
+    def __call__(
+        self, pixels: NDArray[np.uint8], params: ViewParams, out_FnC: NDArray[np.float32]
+    ) -> None:
+        """pixels: (F, size, size, P) uint8; fastest where the planes lie apart, as decode.decode_views has them.
 
-    def canvas(self, samples: int) -> torch.Tensor:
-        """Memory for so many samples (B, F, n, C), each to be painted, by any thread."""
-        return self._memory.take(samples)
-
-    def views(self, canvas_BFnC: torch.Tensor) -> torch.Tensor:
-        """A painted canvas, seen as what graph.Graph.run returns."""
-        spec = self._spec
-        shape = (len(canvas_BFnC) * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
-        return canvas_BFnC.view(shape).permute(0, 1, 5, 2, 3, 4)
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown(wait=True)
-
-    def paint(self, params: ViewParams, pixels: NDArray[np.uint8], out_FnC: NDArray[np.float32]) -> None:
-        """One sample's views."""
+        params: of one sample, of its clips' views. out_FnC: where the views go, as the model is fed them.
+        """
         spec, n = self._spec, self._spec.size**2
         planes = pixels.transpose(0, 3, 1, 2)
         if spec.rotation:
@@ -84,7 +62,7 @@ class Painter:
     def _noise_shares(
         self, planes_FPn: NDArray[np.uint8], maps_FCK: NDArray[np.float32], views: int
     ) -> NDArray[np.float32]:
-        """(F, 3, 3): how much of each channel of noise goes into each channel; see augment.fill_dropped."""
+        """(F, 3, 3): how much of each channel of noise goes into each channel; see dali.fill_dropped."""
         dropped_FC = (maps_FCK == 0).all(-1)
         moments_F2 = np.array(
             [
@@ -92,31 +70,17 @@ class Painter:
                 for map_CK, dropped_C, planes_Pn in zip(maps_FCK, dropped_FC, planes_FPn, strict=True)
             ]
         )
-        parts = {"frame": len(maps_FCK), "view": views, "clip": self._clips}[self._spec.colour_scope]
+        parts = {"frame": len(maps_FCK), "view": views, "clip": views // spec.views}[self._spec.colour_scope]
         mean, variance = np.moveaxis(moments_F2.reshape(parts, -1, 2), -1, 0)
         deviation = np.sqrt(variance.mean(1) + mean.var(1)).repeat(len(maps_FCK) // parts)
-        strength = 0.01 / augment.NOISE_SCALE * deviation[:, None] * dropped_FC
+        strength = 0.01 / NOISE_SCALE * deviation[:, None] * dropped_FC
         return (strength[:, :, None] * np.eye(3)).astype(np.float32)
 
 
-class _Memory:
-    """Batches of one shape. Memory that nobody holds any more is used again: fresh pages cost as much as painting."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._free: deque[NDArray[np.float32]] = deque(maxlen=8)
-
-    def take(self, count: int) -> torch.Tensor:
-        """(count, …) float32, not initialised; for a GPU pinned, which torch itself uses again after the copy."""
-        if torch.cuda.is_available():
-            return torch.empty(count, *self._shape[1:], pin_memory=True)
-        try:
-            whole = self._free.pop()
-        except IndexError:
-            whole = np.empty(self._shape, np.float32)
-        lent = whole[:count]
-        weakref.finalize(lent, self._free.append, whole).atexit = False
-        return torch.from_numpy(lent)
+def noise_bank(count: int, size: int) -> NDArray[np.int8]:
+    """Gaussian noise (count, size, size, 3) of deviation NOISE_SCALE, the same for ever."""
+    noise = NOISE_SCALE * generator(NOISE, 0, 0).standard_normal((count, size, size, 3), dtype=np.float32)
+    return np.clip(np.rint(noise), -127, 127).astype(np.int8)
 
 
 def _turned(planes: NDArray[np.uint8], angles_V: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -179,7 +143,7 @@ _XYZ = colour.XYZ_OVER_WHITE.astype(np.float32)
 
 
 def _cube_root_xyz(rgb_3n: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """As augment.cube_root_xyz, (3, n)."""
+    """As dali.cube_root_xyz, (3, n)."""
     linear = np.empty(rgb_3n.shape, np.float32)
     np.take(
         _LINEAR, rgb_3n, out=linear, mode="clip"

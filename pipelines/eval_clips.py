@@ -19,7 +19,7 @@ from pipelines.damage import DecodeError
 from pipelines.decode import check_whole, decode_views
 from pipelines.graph import Graph, Placement
 from pipelines.sampling import ViewParams, sample_params
-from pipelines.views import ViewSpec, plain
+from pipelines.views import ViewSpec, eval_view
 from shards import DamagedError, Dataset
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def eval_params(spec: ViewSpec, dataset: Dataset, windows: Windows) -> ViewParam
     """
     if spec.paces:
         raise ValueError("an evaluation's windows have one pace: set the spec's paces to ()")
-    still = replace(plain(spec), padding="wrap" if spec.padding == "wrap" else "repeat_last")
+    still = replace(eval_view(spec), padding="wrap" if spec.padding == "wrap" else "repeat_last")
     facts = [dataset.column(name)[windows.row] for name in ("num_frames", "width", "height")]
     straight, mirrored = (
         sample_params(replace(still, flip=flip), windows.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)

@@ -1,8 +1,9 @@
-"""Decoded videos kept in memory, so that a later clip of one costs no decoding (--cache host, --cache gpu).
+"""A cache in front of any backend: decoded videos stay in memory, so that a later clip costs no decoding.
 
-Videos are kept whole, as their decoder gave them (4:2:0, 1.5 bytes a pixel), and each draw's boxes are cut from them
-anew: a cached video gives any view that its file gives. Which videos are kept is fixed before the first is read: those
-with the fewest bytes, as many as fit, because that serves the most clips. None ever makes room for another.
+--cache host, --cache gpu. Videos are kept whole, as their decoder gave them (4:2:0, 1.5 bytes a pixel), and the boxes of
+each clip are cropped from them: a cached video gives any view that its file gives. Which videos are kept is fixed before
+the first is read: those with the fewest bytes, as many as fit, because that serves the most clips. None ever makes room
+for another.
 """
 
 import os

@@ -1,0 +1,158 @@
+"""The seam between a loader and what decodes and augments for it: a backend is one class in one file.
+
+A loader calls `prepare` once for each video, from the threads of a pool, and `render` once for each batch, in order.
+Nobody else asks which backend it is.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipelines.sampler import Sample
+from pipelines.views import ViewSpec
+from shards import Dataset
+
+# What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
+_OF_THE_DEVICE = re.compile(
+    r"out of memory|bad_alloc|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
+    r"|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST"
+    r"|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert|NOT_INITIALIZED|DEINITIALIZED",
+)
+_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY", re.IGNORECASE
+)
+
+Rendered = Callable[[], Tensor]
+"""Waits for a batch's views (B, V, C, T, H, W), float32 in channels-last-3d strides, and returns them; to be called
+once. B counts clips. Raises RuntimeError where the batch could not be rendered."""
+
+
+class Video:
+    """The encoded video of a row, read when it is asked for. Raises as Dataset.read does."""
+
+    def __init__(self, dataset: Dataset, row: int, component: str) -> None:
+        self.row = row
+        self._dataset, self._component = dataset, component
+
+    def read(self) -> bytes:
+        """The whole file."""
+        return self._dataset.read(self.row, self._component)
+
+
+class Backend(ABC):
+    """Makes the views of a spec's clips.
+
+    spec: how clips are looked at. max_samples: videos in a batch, at most. max_clips: clips of a video, at most.
+    concurrent: batches that may be rendered at the same time.
+    """
+
+    concurrent = 1
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
+        self.spec, self.max_samples, self.max_clips = spec, max_samples, max_clips
+
+    def buffer(self, samples: list[Sample]) -> list[Any]:
+        """For each sample the memory that `prepare` writes its views to; None where a backend needs none."""
+        return [None] * len(samples)
+
+    @abstractmethod
+    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
+        """What `render` needs of one video: read it, trim or decode it. Called from many threads.
+
+        Raises DecodeError or shards.DamagedError for a video that cannot be used.
+        """
+
+    @abstractmethod
+    def render(self, samples: list[Sample], prepared: list[Any]) -> Rendered:
+        """Begin to make the views of a batch, clip after clip; at most `concurrent` batches are under way."""
+
+    def refused(self, samples: list[Sample], prepared: list[Any], error: RuntimeError) -> dict[int, str]:
+        """Which videos of a batch that could not be rendered are to blame: place in the batch → reason.
+
+        Raises `error` where it is none of them.
+        """
+        raise error
+
+    def describe(self) -> str:
+        """A line for people about what the backend keeps; empty where it keeps nothing."""
+        return ""
+
+    def close(self) -> None:
+        """Let go of threads and memory."""
+
+
+class Routed(Backend):
+    """Several backends in one: each sample goes the way that `route` says. All make the same views."""
+
+    def __init__(self, routes: list[Backend]) -> None:
+        first = routes[0]
+        super().__init__(first.spec, first.max_samples, first.max_clips)
+        self.routes = routes
+        self.concurrent = min(route.concurrent for route in routes)
+
+    @abstractmethod
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        """The number of the route that renders the sample, and what it needs for that."""
+
+    def render(self, samples: list[Sample], prepared: list[tuple[int, Any]]) -> Rendered:
+        ways: dict[int, list[int]] = {}
+        for place, (way, _) in enumerate(prepared):
+            ways.setdefault(way, []).append(place)
+        started = [
+            self.routes[way].render([samples[p] for p in places], [prepared[p][1] for p in places])
+            for way, places in ways.items()
+        ]
+        if len(started) == 1:
+            return started[0]
+        clips_before = [0]
+        for sample in samples:
+            clips_before.append(clips_before[-1] + sample.clips)
+
+        def views() -> Tensor:
+            made = [rendered() for rendered in started]
+            _, V, C, T, H, W = made[0].shape
+            out = made[0].new_empty(clips_before[-1], V, T, H, W, C).permute(0, 1, 5, 2, 3, 4)
+            for part, places in zip(made, ways.values(), strict=True):
+                first = 0
+                for place in places:
+                    count = samples[place].clips
+                    out[clips_before[place] : clips_before[place] + count] = part[first : first + count]
+                    first += count
+            return out
+
+        return views
+
+    def refused(
+        self, samples: list[Sample], prepared: list[tuple[int, Any]], error: RuntimeError
+    ) -> dict[int, str]:
+        found: dict[int, str] = {}
+        for way, route in enumerate(self.routes):
+            places = [place for place, (taken, _) in enumerate(prepared) if taken == way]
+            try:
+                reasons = route.refused(
+                    [samples[p] for p in places], [prepared[p][1] for p in places], error
+                )
+            except RuntimeError:
+                continue
+            found |= {places[place]: reason for place, reason in reasons.items()}
+        if not found:
+            raise error
+        return found
+
+    def close(self) -> None:
+        for route in self.routes:
+            route.close()
+
+
+def is_device_fault(error: RuntimeError) -> bool:
+    """Whether a GPU is in trouble, and not a video: then nothing is quarantined."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_OF_THE_DEVICE.search(str(error)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the GPU or of the computer."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OF_MEMORY.search(str(error)))

@@ -1,0 +1,1 @@
+"""The two implementations of augmentation, DALI and NumPy, of the same ViewParams."""
