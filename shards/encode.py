@@ -32,7 +32,7 @@ SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for
 class Encoding:
     """How every video of a data set is encoded.
 
-    codec: h264 and hevc decode on every NVDEC; vp9 and mjpeg also in DALI's CPU decoder.
+    codec: h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder.
     short_side: pixels; larger videos are scaled down to it, smaller ones are not scaled up.
     fps: frames per second, resampled by time; None keeps every frame, at the stream's average rate.
     gop: frames from one key frame to the next: the most a decoder reads for one frame. MJPEG: always 1.

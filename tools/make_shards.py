@@ -60,7 +60,7 @@ class Arguments:
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left."""
     codec: Codec = Encoding.codec
-    """h264 and hevc decode on every NVDEC; vp9 and mjpeg in DALI's CPU decoder too."""
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = Encoding.short_side
     """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
     multiple: int = Encoding.multiple
