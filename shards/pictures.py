@@ -1,4 +1,4 @@
-"""Frames made fit for the encoder: upright, even, of one size, at a steady rate."""
+"""Frames made fit for the encoder: upright, of one size whose sides are multiples, at a steady rate."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,30 +12,65 @@ from shards.reading import Rejected, Tally
 MOST_COPIES = 100  # output frames a decoded frame; more means broken time stamps, not slow motion
 
 
-def fitted(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """The even size, in pixels, with the short side at most `short_side`: aspect kept, never scaled up."""
-    scale = min(1.0, (short_side // 2 * 2) / min(width, height))
+def fitted(width: int, height: int, short_side: int, multiple: int = 1) -> tuple[int, int]:
+    """The even size, in pixels, that a whole picture is scaled to: aspect kept, never larger.
+
+    Its short side is the largest multiple of `multiple` that is at most `short_side` and at most the picture's own.
+    So the later crop takes nothing from the short side. A picture whose short side is below `multiple` keeps its
+    size, less an odd line or column.
+    """
+    short = min(width, height)
+    if 2 < multiple <= short:
+        scale = min(short, short_side) // multiple * multiple / short
+    else:
+        scale = min(1.0, short_side // 2 * 2 / short)
     even = [max(2, min(round(side * scale / 2) * 2, side // 2 * 2)) for side in (width, height)]
     return even[0], even[1]
 
 
+def cropped(width: int, height: int, multiple: int) -> tuple[int, int]:
+    """The size, in pixels, that is cut from the centre of a fitted picture: each side the largest multiple.
+
+    Fewer than `multiple` pixels of the long side are lost, half of them at either end. Where the short side is below
+    `multiple` nothing is cut: a crop of the long side alone would lose picture and gain nothing.
+    """
+    if min(width, height) < multiple:
+        return width, height
+    return width // multiple * multiple, height // multiple * multiple
+
+
 def upright(frames: Iterator[av.VideoFrame], encoding: Encoding) -> Iterator[av.VideoFrame]:
-    """House frames, scaled and turned as a player would show them; all have the size of the first."""
+    """House frames, scaled, cropped and turned as a player would show them; all have the size of the first."""
     reformatter = VideoReformatter()
     codec: Codec = encoding.codec
     graph: _Graph | None = None
     size: tuple[int, int] | None = None
+    chain = ""
     for frame in frames:
         if size is None:
-            size = fitted(frame.width, frame.height, encoding.short_side)
-            turn = {90: "transpose=cclock", -90: "transpose=clock"}.get(frame.rotation, "")
-            turn = "hflip,vflip" if abs(frame.rotation) == 180 else turn
-        standing = house_frame(frame, *size, codec, reformatter)
-        if turn:
-            graph = graph or _Graph(standing, turn)
-            yield from graph.through(standing)
+            size = fitted(frame.width, frame.height, encoding.short_side, encoding.multiple)
+            chain = ",".join(filter(None, [_centre(*size, encoding.multiple), _turn(frame.rotation)]))
+        scaled = house_frame(frame, *size, codec, reformatter)
+        if chain:
+            graph = graph or _Graph(scaled, chain)
+            yield from graph.through(scaled)
         else:
-            yield standing
+            yield scaled
+
+
+def _centre(width: int, height: int, multiple: int) -> str:
+    """FFmpeg's filter for the crop, or "". Its offsets are even, so that no chroma sample is cut in half."""
+    kept_width, kept_height = cropped(width, height, multiple)
+    if (kept_width, kept_height) == (width, height):
+        return ""
+    left, top = ((side - kept) // 4 * 2 for side, kept in ((width, kept_width), (height, kept_height)))
+    return f"crop={kept_width}:{kept_height}:{left}:{top}:exact=1"
+
+
+def _turn(rotation: int) -> str:
+    """FFmpeg's filters for a rotation tag in degrees, or ""."""
+    turn = {90: "transpose=cclock", -90: "transpose=clock"}.get(rotation, "")
+    return "hflip,vflip" if abs(rotation) == 180 else turn
 
 
 def resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally) -> Iterator[av.VideoFrame]:

@@ -21,9 +21,10 @@ def copy(
 ) -> Clip | None:
     """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
 
-    They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, the GOPs are
-    closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality, preset, and whether
-    frames refer to B-frames are not looked at. The new file is decoded whole. Raises Rejected.
+    They are when codec, pixel format, colour matrix, short side, rate and GOP agree, the rate is constant, the GOPs
+    are closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality, preset,
+    whether frames refer to B-frames, and `encoding.multiple` are not looked at: encoded frames cannot be cropped. The
+    new file is decoded whole. Raises Rejected.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         stream = largest_video(container)

@@ -28,6 +28,7 @@ from shards import InputError, one_line
 from shards.attempt import Processing
 from shards.build import Limits, Progress, build, prepare
 from shards.cluster import build_on_ray
+from shards.columns import Columns
 from shards.encode import Codec, Encoding, Tune
 from shards.finish import UNLISTED, Summary
 from shards.flow import Flow
@@ -36,7 +37,8 @@ from shards.job import Job, Part
 from shards.layouts import Layout
 from shards.presets import PRESETS, Method
 from shards.reading import REASONS, WHOLE_ENOUGH
-from shards.table import REJECTED
+from shards.sides import sides_remark
+from shards.table import REJECTED, TABLE
 
 TIMEOUT = 1800.0
 TIMEOUT_WITH_FLOW = 18000.0  # TV-L1 takes a tenth of a second a frame
@@ -58,9 +60,13 @@ class Arguments:
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left."""
     codec: Codec = Encoding.codec
-    """h264 and hevc decode on every NVDEC; vp9 and mjpeg in DALI's CPU decoder too."""
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = Encoding.short_side
-    """Pixels; larger videos are scaled down to it, smaller ones keep their size."""
+    """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
+    multiple: int = Encoding.multiple
+    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
+    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
+    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
     fps: float | None = Encoding.fps
     """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
     gop: int = Encoding.gop
@@ -164,6 +170,7 @@ def _encoding(arguments: Arguments) -> Encoding:
         arguments.preset,
         arguments.tune,
         arguments.b_frames,
+        arguments.multiple,
     )
 
 
@@ -226,6 +233,9 @@ def _report(out: Path, summary: Summary) -> None:
         print(f"rejected: {sum(summary.rejected.values())}, listed in {out / REJECTED}")
         for reason, count in summary.rejected.items():
             print(f"  {count:6d} {reason}: {REASONS.get(reason, '')}")
+    columns = Columns(out / TABLE)
+    if remark := sides_remark(columns.values("width"), columns.values("height")):
+        print(remark)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def test_it_is_executable_and_its_help_names_every_flag() -> None:
         "--out",
         "--codec",
         "--short-side",
+        "--multiple",
         "--fps",
         "--gop",
         "--crf",

@@ -148,8 +148,8 @@ def test_fitted_is_even_never_larger_and_keeps_the_aspect(width: int, height: in
 @pytest.mark.parametrize("codec", CODECS)
 def test_odd_sizes_become_even_and_large_ones_small(tmp_path: Path, codec: str) -> None:
     source = render(tmp_path / "in.mkv", frames=2, size=(127, 95), codec="ffv1")
-    assert decode(transcode(source, Encoding(codec=codec)).data).width == 126
-    small = decode(transcode(source, Encoding(codec=codec, short_side=48)).data)
+    assert decode(transcode(source, Encoding(codec=codec, multiple=1)).data).width == 126
+    small = decode(transcode(source, Encoding(codec=codec, short_side=48, multiple=1)).data)
     assert (small.width, small.height) == (64, 48)
 
 
@@ -210,6 +210,10 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
     [
         ({"codec": "av1"}, "--codec"),
         ({"short_side": 8}, "--short-side"),
+        ({"multiple": 0}, "--multiple 0"),
+        ({"multiple": 3}, "--multiple 3"),
+        ({"multiple": 128}, "--multiple 128"),
+        ({"multiple": 64, "short_side": 48}, "--short-side 48: is less than --multiple 64"),
         ({"fps": 0.0}, "--fps"),
         ({"gop": 0}, "--gop"),
         ({"crf": 52}, "--crf"),
