@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from shards.attempt import Processing
+from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole
 from shards.encode import BEFORE
 from shards.errors import InputError
 from shards.keys import keys, safe_name
+from shards.schema import TAR
 from shards.sources import Found, Source
-from shards.table import read_json, write_json
+from shards.table import write_json
 from shards.writer import Shard
 
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
 OUTLINE = "job.json"
+_OUTLINE = {
+    "settings": {"layout": str},
+    "classes": [str],
+    "shards": whole(0, 2**32),
+    "missing": [str],
+    "unlisted": [str],
+}
+_SHARD = {"name": TAR, "size": whole(0), "sha256": SHA256, "rows": [dict]}
+_NOTE = {
+    "shard": AnyOf(NOTHING, _SHARD),
+    "rejected": [{"source": str, "reason": str, "detail": str}],
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Notes:
     def outline(self) -> dict[str, Any] | None:
         """The settings, classes, number of shards and what is missing; None before the job began."""
         path = self.folder / OUTLINE
-        return read_json(path) if path.is_file() else None
+        return dict(read_json(path, _OUTLINE, f"remove {self.folder}")) if path.is_file() else None
 
     def begin(self, outline: dict[str, Any]) -> None:
         write_json(self.folder / OUTLINE, outline)
@@ -69,7 +83,7 @@ class Notes:
         write_json(self.note(shard), {"shard": asdict(made) if made else None, "rejected": rejected})
 
     def read(self, shard: int) -> dict[str, Any]:
-        return read_json(self.note(shard))
+        return dict(read_json(self.note(shard), _NOTE, "remove it: its shard is made again"))
 
     def is_finished(self, shard: int) -> bool:
         """Whether a shard's note is there and its tar is as long as the note says."""

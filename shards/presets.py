@@ -4,13 +4,13 @@ Sizes are the smallest multiples of 16 from which the paper's views are cut with
 nearly), rates those at which the paper looks, key frames as close as the clip's length makes worth their bytes.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shards.encode import Encoding
-from shards.table import DESCRIPTION
+from shards.errors import InputError
+from shards.schema import read_description
 
 Method = Literal["dpc", "memdpc", "tcp", "pace", "vdim"]
 
@@ -45,7 +45,7 @@ PRESETS: dict[Method, Preset] = {
 def stride_of(data: Path) -> int | None:
     """The stride that a data set was made for, as its dataset.json says; None where it says nothing or is not here."""
     try:
-        settings = json.loads((data / DESCRIPTION).read_text(encoding="utf-8"))["settings"]
-        return int(settings["stride"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stride: int | None = read_description(data)["settings"].get("stride")
+    except InputError:  # whoever opens the data set says so
         return None
+    return stride
