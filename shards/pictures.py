@@ -1,5 +1,6 @@
 """Frames made fit for the encoder: upright, even, of one size, at a steady rate."""
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from av.video.reformatter import VideoReformatter
 from shards.encode import Codec, Encoding, house_frame
 from shards.reading import Rejected, Tally
 
+LONGEST_PIXEL = 8
 MOST_COPIES = 100  # output frames a decoded frame; more means broken time stamps, not slow motion
 
 
@@ -19,35 +21,78 @@ def fitted(width: int, height: int, short_side: int) -> tuple[int, int]:
     return even[0], even[1]
 
 
-def upright(frames: Iterator[av.VideoFrame], encoding: Encoding) -> Iterator[av.VideoFrame]:
-    """House frames, scaled and turned as a player would show them; all have the size of the first."""
+def squared(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
+    """The size, in square pixels, of a picture whose pixels are `aspect` times as wide as high; never scaled up.
+
+    What no camera makes (beyond 8:1) is taken for a mistake, as None is for "not said".
+    """
+    if not aspect or not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
+        return width, height
+    return max(1, round(width * min(aspect, 1))), max(1, round(height / max(aspect, 1)))
+
+
+def turn(frame: av.VideoFrame) -> str:
+    """FFmpeg's filters that show a frame as its display matrix says, to a quarter turn, mirrored or not; "" for none."""
+    try:
+        tag = frame.side_data["DISPLAYMATRIX"]
+    except KeyError:
+        return ""
+    # a point (x, y) of the picture, y downwards, is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = struct.unpack("=5i", bytes(tag)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _TRANSPOSED[b > 0, c > 0]
+    return ",".join(["hflip"] * (a < 0) + ["vflip"] * (d < 0))
+
+
+# FFmpeg's names: clock is a quarter turn clockwise, _flip mirrors top and bottom before it
+_TRANSPOSED = {
+    (True, True): "transpose=cclock_flip",
+    (True, False): "transpose=clock",
+    (False, True): "transpose=cclock",
+    (False, False): "transpose=clock_flip",
+}
+
+
+def upright(
+    frames: Iterator[av.VideoFrame], encoding: Encoding, aspect: Fraction | None = None
+) -> Iterator[av.VideoFrame]:
+    """House frames, scaled and turned as a player would show them; all have the size of the first.
+
+    aspect: width over height of the source's pixels, None for square ones.
+    """
     reformatter = VideoReformatter()
     codec: Codec = encoding.codec
     graph: _Graph | None = None
     size: tuple[int, int] | None = None
     for frame in frames:
         if size is None:
-            size = fitted(frame.width, frame.height, encoding.short_side)
-            turn = {90: "transpose=cclock", -90: "transpose=clock"}.get(frame.rotation, "")
-            turn = "hflip,vflip" if abs(frame.rotation) == 180 else turn
+            size = fitted(*squared(frame.width, frame.height, aspect), encoding.short_side)
+            turned = turn(frame)
         standing = house_frame(frame, *size, codec, reformatter)
-        if turn:
-            graph = graph or _Graph(standing, turn)
+        if turned:
+            graph = graph or _Graph(standing, turned)
             yield from graph.through(standing)
         else:
             yield standing
 
 
-def resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally) -> Iterator[av.VideoFrame]:
-    """At n / rate the last frame that began by then, to half a step: FFmpeg's `fps` filter. Raises Rejected."""
+def resampled(
+    frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally, stays: Fraction = Fraction(0)
+) -> Iterator[av.VideoFrame]:
+    """At n / rate the last frame that began by then, to half a step: FFmpeg's `fps` filter. Raises Rejected.
+
+    stays: seconds that the last frame is shown for beyond its own duration.
+    """
     graph: _Graph | None = None
     start: int | None = None
     count = 0
-    for frame in frames:
+    for frame, is_last in _with_end(frames):
         # counted from the first frame: a late start must not move the grid
         if frame.pts is not None:
             start = frame.pts if start is None else start
             frame.pts -= start
+        if is_last and stays and frame.time_base:
+            frame.duration += round(stays / frame.time_base)
         graph = graph or _Graph(frame, f"fps={rate.numerator}/{rate.denominator}")
         for steady in graph.through(frame):
             count += 1
@@ -56,6 +101,17 @@ def resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally) -> 
             yield steady
     if graph is not None:
         yield from graph.through(None)
+
+
+def _with_end(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Each frame, and whether it is the last one."""
+    before = next(frames, None)
+    for frame in frames:
+        assert before is not None
+        yield before, False
+        before = frame
+    if before is not None:
+        yield before, True
 
 
 class _Graph:

@@ -78,7 +78,9 @@ class Arguments:
     copy: bool = False
     """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     keep_damaged: float = WHOLE_ENOUGH
-    """Least share of the frames announced that must decode; the table has the share. 0 keeps every frame."""
+    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
+    keep_stills: bool = False
+    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
     flow: Literal["tvl1", "dis"] | None = None
     """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
     flow_limit: float = Flow.limit
@@ -135,7 +137,15 @@ def _run(arguments: Arguments, out: Path) -> None:
     job = prepare(
         arguments.src,
         out,
-        Processing(encoding, arguments.copy, flow, arguments.keep_damaged, made_for, stride),
+        Processing(
+            encoding,
+            arguments.copy,
+            flow,
+            arguments.keep_damaged,
+            made_for,
+            stride,
+            keep_stills=arguments.keep_stills,
+        ),
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
