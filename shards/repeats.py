@@ -16,6 +16,7 @@ from typing import BinaryIO
 import av
 
 FOURCC = re.compile(rb"[\x20-\x7e]{4}")
+USUAL_RATES = (5, 10, 12, 15, 20, 24, 25, 30, 50, 60)  # frames a second
 LISTS = (b"RIFF", b"LIST")  # what holds chunks; its own data begins with the four letters of its kind
 
 
@@ -43,17 +44,15 @@ class Repeats:
     def rate(self, stored: Fraction) -> Fraction:
         """The rate at which the coded frames last as long as coded and repeated ones do at `stored`.
 
-        The plainest such rate that is right to half a tick: 33 frames in 40 ticks at 30 are 25 a second, not 24.75.
+        A usual rate where it is right to less than a tick: 33 frames in 40 ticks at 30 are 25 a second, not 24.75.
         """
         if self.count == 0 or self.coded == 0:
             return stored
         ticks = self.coded + self.count
         exact = self.coded * stored / ticks
-        low, high = (self.coded * stored / (ticks + half) for half in (Fraction(1, 2), Fraction(-1, 2)))
-        for denominator in range(1, 1001):
-            plain = Fraction(round(exact * denominator), denominator)
-            if low <= plain <= high:
-                return plain
+        for usual in sorted(USUAL_RATES, key=lambda rate: abs(rate - exact)):
+            if abs(self.coded * stored / usual - ticks) < 1:
+                return Fraction(usual)
         return exact.limit_denominator(100_000)
 
 

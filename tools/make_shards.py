@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from shards import InputError, one_line
 from shards.attempt import Processing
-from shards.build import Limits, Progress, build, prepare
+from shards.build import MEMORY, Limits, Progress, build, prepare
 from shards.cluster import build_on_ray
 from shards.encode import Codec, Encoding, Tune
 from shards.finish import UNLISTED, Summary
@@ -93,8 +93,8 @@ class Arguments:
     """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = None
     """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
-    memory: float = 4.0
-    """GiB that each worker may allocate; a video that needs more is rejected."""
+    memory: float = MEMORY
+    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory."""
     part: str | None = None
     """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
     ray: str | None = None
@@ -215,7 +215,8 @@ def _show(plan: Forecast, limits: Limits) -> None:
     )
     for column, counts in plan.splits.items():
         print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    for what, names in (("missing", plan.missing), ("unlisted", plan.unlisted)):
+    unusual = (("missing", plan.missing), ("unlisted", plan.unlisted), ("unreadable", plan.unreadable))
+    for what, names in unusual:
         if names:
             print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
     print(
