@@ -24,7 +24,7 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 # so that a decoder of in-memory bytes finds it first
 CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
 # The values of settings that older data sets lack.
-BEFORE = {"tune": "none", "b_frames": 0, "multiple": 1}
+BEFORE = {"tune": "none", "b_frames": 0, "multiple": 1, "keep_stills": False}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 

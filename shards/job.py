@@ -116,6 +116,7 @@ class Job:
             "shards": len(self.batches),
             "missing": self.found.missing,
             "unlisted": self.found.unlisted,
+            "unreadable": self.found.unreadable,
         }
 
     def shards(self, part: Part) -> range:

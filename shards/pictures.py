@@ -1,5 +1,6 @@
 """Frames made fit for the encoder: upright, of one size whose sides are multiples, at a steady rate."""
 
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ from av.video.reformatter import VideoReformatter
 from shards.encode import Codec, Encoding, house_frame
 from shards.reading import Rejected, Tally
 
+LONGEST_PIXEL = 8
 MOST_COPIES = 100  # output frames a decoded frame; more means broken time stamps, not slow motion
 
 
@@ -39,8 +41,45 @@ def cropped(width: int, height: int, multiple: int) -> tuple[int, int]:
     return width // multiple * multiple, height // multiple * multiple
 
 
-def upright(frames: Iterator[av.VideoFrame], encoding: Encoding) -> Iterator[av.VideoFrame]:
-    """House frames, scaled, cropped and turned as a player would show them; all have the size of the first."""
+def squared(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
+    """The size, in square pixels, of a picture whose pixels are `aspect` times as wide as high; never scaled up.
+
+    What no camera makes (beyond 8:1) is taken for a mistake, as None is for "not said".
+    """
+    if not aspect or not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
+        return width, height
+    return max(1, round(width * min(aspect, 1))), max(1, round(height / max(aspect, 1)))
+
+
+def turn(frame: av.VideoFrame) -> str:
+    """FFmpeg's filters that show a frame as its display matrix says, to a quarter turn, mirrored or not; "" for none."""
+    try:
+        tag = frame.side_data["DISPLAYMATRIX"]
+    except KeyError:
+        return ""
+    # a point (x, y) of the picture, y downwards, is shown at (a x + c y, b x + d y)
+    a, b, _, c, d = struct.unpack("=5i", bytes(tag)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _TRANSPOSED[b > 0, c > 0]
+    return ",".join(["hflip"] * (a < 0) + ["vflip"] * (d < 0))
+
+
+# FFmpeg's names: clock is a quarter turn clockwise, _flip mirrors top and bottom before it
+_TRANSPOSED = {
+    (True, True): "transpose=cclock_flip",
+    (True, False): "transpose=clock",
+    (False, True): "transpose=cclock",
+    (False, False): "transpose=clock_flip",
+}
+
+
+def upright(
+    frames: Iterator[av.VideoFrame], encoding: Encoding, aspect: Fraction | None = None
+) -> Iterator[av.VideoFrame]:
+    """House frames, scaled, cropped and turned as a player would show them; all have the size of the first.
+
+    aspect: width over height of the source's pixels, None for square ones.
+    """
     reformatter = VideoReformatter()
     codec: Codec = encoding.codec
     graph: _Graph | None = None
@@ -48,8 +87,9 @@ def upright(frames: Iterator[av.VideoFrame], encoding: Encoding) -> Iterator[av.
     chain = ""
     for frame in frames:
         if size is None:
-            size = fitted(frame.width, frame.height, encoding.short_side, encoding.multiple)
-            chain = ",".join(filter(None, [_centre(*size, encoding.multiple), _turn(frame.rotation)]))
+            square = squared(frame.width, frame.height, aspect)
+            size = fitted(*square, encoding.short_side, encoding.multiple)
+            chain = ",".join(filter(None, [_centre(*size, encoding.multiple), turn(frame)]))
         scaled = house_frame(frame, *size, codec, reformatter)
         if chain:
             graph = graph or _Graph(scaled, chain)
@@ -67,22 +107,23 @@ def _centre(width: int, height: int, multiple: int) -> str:
     return f"crop={kept_width}:{kept_height}:{left}:{top}:exact=1"
 
 
-def _turn(rotation: int) -> str:
-    """FFmpeg's filters for a rotation tag in degrees, or ""."""
-    turn = {90: "transpose=cclock", -90: "transpose=clock"}.get(rotation, "")
-    return "hflip,vflip" if abs(rotation) == 180 else turn
+def resampled(
+    frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally, stays: Fraction = Fraction(0)
+) -> Iterator[av.VideoFrame]:
+    """At n / rate the last frame that began by then, to half a step: FFmpeg's `fps` filter. Raises Rejected.
 
-
-def resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally) -> Iterator[av.VideoFrame]:
-    """At n / rate the last frame that began by then, to half a step: FFmpeg's `fps` filter. Raises Rejected."""
+    stays: seconds that the last frame is shown for beyond its own duration.
+    """
     graph: _Graph | None = None
     start: int | None = None
     count = 0
-    for frame in frames:
+    for frame, is_last in _with_end(frames):
         # counted from the first frame: a late start must not move the grid
         if frame.pts is not None:
             start = frame.pts if start is None else start
             frame.pts -= start
+        if is_last and stays and frame.time_base:
+            frame.duration += round(stays / frame.time_base)
         graph = graph or _Graph(frame, f"fps={rate.numerator}/{rate.denominator}")
         for steady in graph.through(frame):
             count += 1
@@ -91,6 +132,17 @@ def resampled(frames: Iterator[av.VideoFrame], rate: Fraction, tally: Tally) -> 
             yield steady
     if graph is not None:
         yield from graph.through(None)
+
+
+def _with_end(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Each frame, and whether it is the last one."""
+    before = next(frames, None)
+    for frame in frames:
+        assert before is not None
+        yield before, False
+        before = frame
+    if before is not None:
+        yield before, True
 
 
 class _Graph:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from shards import InputError, one_line
 from shards.attempt import Processing
-from shards.build import Limits, Progress, build, prepare
+from shards.build import MEMORY, Limits, Progress, build, prepare
 from shards.cluster import build_on_ray
 from shards.columns import Columns
 from shards.encode import Codec, Encoding, Tune
@@ -84,7 +84,9 @@ class Arguments:
     copy: bool = False
     """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     keep_damaged: float = WHOLE_ENOUGH
-    """Least share of the frames announced that must decode; the table has the share. 0 keeps every frame."""
+    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
+    keep_stills: bool = False
+    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
     flow: Literal["tvl1", "dis"] | None = None
     """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
     flow_limit: float = Flow.limit
@@ -97,8 +99,8 @@ class Arguments:
     """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = None
     """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
-    memory: float = 4.0
-    """GiB that each worker may allocate; a video that needs more is rejected."""
+    memory: float = MEMORY
+    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory."""
     part: str | None = None
     """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
     ray: str | None = None
@@ -141,7 +143,15 @@ def _run(arguments: Arguments, out: Path) -> None:
     job = prepare(
         arguments.src,
         out,
-        Processing(encoding, arguments.copy, flow, arguments.keep_damaged, made_for, stride),
+        Processing(
+            encoding,
+            arguments.copy,
+            flow,
+            arguments.keep_damaged,
+            made_for,
+            stride,
+            keep_stills=arguments.keep_stills,
+        ),
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
@@ -212,7 +222,8 @@ def _show(plan: Forecast, limits: Limits) -> None:
     )
     for column, counts in plan.splits.items():
         print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    for what, names in (("missing", plan.missing), ("unlisted", plan.unlisted)):
+    unusual = (("missing", plan.missing), ("unlisted", plan.unlisted), ("unreadable", plan.unreadable))
+    for what, names in unusual:
         if names:
             print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
     print(

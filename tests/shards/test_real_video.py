@@ -39,6 +39,7 @@ BAD = [
     "truncated_10pct.avi",
     "bitflips_2000_mid.mp4",
     "zeroed_hole.mp4",
+    "still_image.jpg.mp4",  # a JPEG: no video, unless --keep-stills
 ]
 
 
