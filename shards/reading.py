@@ -16,7 +16,13 @@ WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file i
 UNANNOUNCED = "an unannounced number"
 # FFmpeg's names of what holds pictures, animated ones at best; and the brands of HEIF and AVIF that are never animated
 PICTURES = re.compile(r".*_pipe|image2|ico|gif|apng|webp|jpegxl_anim")
-DRAWN = ("tty", "bin", "xbin", "adf", "idf")  # characters that FFmpeg draws: any text named .nfo is a video to it
+DRAWN = (
+    "tty",
+    "bin",
+    "xbin",
+    "adf",
+    "idf",
+)  # characters that FFmpeg draws: any text named .nfo is a video to it
 STILL_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
 ANIMATED_BRANDS = ("hevc", "hevx", "msf1", "avis")
 
@@ -139,7 +145,9 @@ def decoded(
                 tally.reached = max(end, tally.reached or end)
             if packet.stream.index != stream.index:
                 continue
-            if packet.size == 0 and packet.buffer_ptr:  # not the one that ends the stream: that one has no data
+            if (
+                packet.size == 0 and packet.buffer_ptr
+            ):  # not the one that ends the stream: that one has no data
                 tally.repeats += 1
                 continue
             if packet.has_sidedata("encryption_info"):

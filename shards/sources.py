@@ -112,7 +112,9 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
 
     def unlistable(error: OSError) -> None:
         if Path(error.filename) == folder:
-            raise InputError(f"{folder}: {error.strerror}; give yourself the right to read it, or another folder")
+            raise InputError(
+                f"{folder}: {error.strerror}; give yourself the right to read it, or another folder"
+            )
         note(Path(error.filename), f"the folder cannot be listed: {error.strerror}")
 
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlistable):
