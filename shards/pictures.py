@@ -48,15 +48,20 @@ def squared(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]
     """
     if not aspect or not 1 / LONGEST_PIXEL <= aspect <= LONGEST_PIXEL:
         return width, height
-    return max(1, round(width * min(aspect, 1))), max(1, round(height / max(aspect, 1)))
+    one = Fraction(1)
+    return max(1, round(width * min(aspect, one))), max(1, round(height / max(aspect, one)))
 
 
 def turn(frame: av.VideoFrame) -> str:
     """FFmpeg's filters that show a frame as its display matrix says, to a quarter turn, mirrored or not; "" for none."""
     try:
-        tag = frame.side_data["DISPLAYMATRIX"]
+        tag = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
     except KeyError:
         return ""
+    except ValueError:  # PyAV refuses them all where it does not know one of them, such as a picture's EXIF
+        return {90: "transpose=cclock", -90: "transpose=clock", 180: "hflip,vflip", -180: "hflip,vflip"}.get(
+            frame.rotation, ""
+        )
     # a point (x, y) of the picture, y downwards, is shown at (a x + c y, b x + d y)
     a, b, _, c, d = struct.unpack("=5i", bytes(tag)[:20])
     if abs(b) + abs(c) > abs(a) + abs(d):

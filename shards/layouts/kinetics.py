@@ -129,7 +129,7 @@ def _spellings(listing: Listing, labels: list[str | None], official: set[str]) -
     for label in official:
         alike[_loose(label)].add(label)
     distinct = {loose for (_, loose), names in beside.items() if len(names) > 1}
-    spelled = {}
+    spelled: dict[str, str] = {}
     for loose, names in alike.items():
         known = sorted(names & official)
         if loose not in distinct and len(known) < 2:
