@@ -1,16 +1,16 @@
 """What suits a method's view spec: `make_shards --for`, and the stride that goes with it.
 
-Sizes are the smallest from which the paper's views are cut without scaling up (VDIM's random boxes: nearly), rates
-those at which the paper looks, key frames as close as the clip's length makes worth their bytes.
+Sizes are the smallest multiples of 16 from which the paper's views are cut without scaling up (VDIM's random boxes:
+nearly), rates those at which the paper looks, key frames as close as the clip's length makes worth their bytes.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from shards.encode import Encoding
-from shards.table import DESCRIPTION
+from shards.errors import InputError
+from shards.schema import read_description
 
 Method = Literal["dpc", "memdpc", "tcp", "pace", "vdim"]
 
@@ -32,7 +32,7 @@ class Preset:
         return max(1, round(encoding.fps / self.rate))
 
 
-_BLOCKS = Preset(148, 10, fps=10, rate=10)  # 7/8 of 148 is 128, rounded down to even
+_BLOCKS = Preset(160, 10, fps=10, rate=10)  # 7/8 of 144 is less than the 128 of a view
 PRESETS: dict[Method, Preset] = {
     "dpc": _BLOCKS,
     "memdpc": _BLOCKS,
@@ -45,7 +45,7 @@ PRESETS: dict[Method, Preset] = {
 def stride_of(data: Path) -> int | None:
     """The stride that a data set was made for, as its dataset.json says; None where it says nothing or is not here."""
     try:
-        settings = json.loads((data / DESCRIPTION).read_text(encoding="utf-8"))["settings"]
-        return int(settings["stride"])
-    except (OSError, ValueError, KeyError, TypeError):
+        stride: int | None = read_description(data)["settings"].get("stride")
+    except InputError:  # whoever opens the data set says so
         return None
+    return stride
