@@ -1,0 +1,570 @@
+"""The packets that a clip needs: found by the mp4's index, and cut out as a file of their own.
+
+A packet index is read from the mp4's `moov` box, without FFmpeg (ISO/IEC 14496-12 names the boxes). It says which
+bytes hold which frame, and what has to be decoded to show it. Arrays have one letter: P packets, in decoding order.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipelines.damage import DecodeError, damage_named
+
+SEEK_COST = 2  # frames that could be decoded in the time of a seek
+MOST_EQUAL_PACKETS = (
+    1 << 20
+)  # where the file states one size for all packets and so holds no table that bounds them
+
+
+@dataclass(frozen=True, eq=False)
+class PacketIndex:
+    """Where the packets of a video lie in its mp4 file. Arrays (P,) are in decoding order.
+
+    codec: name of FFmpeg's decoder: h264, hevc, vp9, av1, mjpeg, mpeg4, ….
+    extradata: what the decoder needs before the first packet (avcC, hvcC, av1C, …); b"" where that is nothing.
+    width, height: pixels, as the container states them.
+    offsets, sizes: first byte of each packet in the file, and how many it has.
+    numbers: frame number, counted from 0 in order of presentation; −1 where the edit list hides the frame.
+    keys: whether the packet is a key frame (sync sample).
+    head: bytes of the file up to the end of `moov` if that precedes `mdat`, else the whole file's.
+    full_range, colorspace: as the container's colr box states them, colorspace as FFmpeg's enum; None if it does not.
+    description: the stsd box, for `trim`; b"" if FFmpeg's demuxer made the index.
+    ranks: place of the packet in order of presentation among all packets, hidden ones too.
+    """
+
+    codec: str
+    extradata: bytes
+    width: int
+    height: int
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    keys: NDArray[np.bool_]
+    head: int
+    full_range: bool | None
+    colorspace: int | None
+    description: bytes
+    ranks: NDArray[np.int64]
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.numbers.max(initial=-1)) + 1
+
+
+class _Unusual(Exception):
+    """A file that FFmpeg may read, and the parser below does not."""
+
+
+def read_index(video: bytes | memoryview) -> PacketIndex:
+    """The index of an mp4 or mov file's first video track.
+
+    video: the whole file, or exactly its first `head` bytes. Files of an unusual make (fragments, several edits or
+    sample descriptions, codecs not named here, …) are demuxed by FFmpeg and have to be given whole.
+    Raises DecodeError if the file is neither, or if a packet lies beyond the end of the whole file.
+    """
+    data = memoryview(video)
+    try:
+        index = _parsed(data)
+    except _Unusual:
+        index = _demuxed(data)
+    except (struct.error, IndexError, ValueError) as error:
+        raise DecodeError(f"the mp4's index is damaged: {error}") from error
+    end = int((index.offsets + index.sizes).max())
+    only_head = len(data) == index.head and index.offsets[0] >= index.head
+    if not only_head and max(end, index.sizes.sum()) > len(data):
+        raise DecodeError(f"the packets end at byte {end} of {len(data)}")
+    return index
+
+
+def runs(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> list[NDArray[np.int64]]:
+    """The packets that have to be decoded to show these frames, as ascending places in the index.
+
+    Each run begins at a key frame; flush the decoder between two runs. A new run begins where that skips more than
+    SEEK_COST frames. Left out are packets that no other frame refers to (H.264: nal_ref_idc 0; HEVC: sub-layer
+    non-reference pictures of the highest temporal layer), unless they are asked for.
+    numbers: ascending frame numbers, repeats allowed. Raises DecodeError if the video lacks one of them.
+    """
+    data, wanted = np.frombuffer(video, np.uint8), _packets_of(index, numbers)
+    return [_needed(index, data, first, last, wanted) for first, last in _stretches(index, wanted)]
+
+
+def trim(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> tuple[bytes, NDArray[np.int32]]:
+    """A minimal mp4 of the packets of `runs`, and the rank of each of `numbers` among the frames it shows.
+
+    A decoder is not flushed within it, so H.264 and HEVC streams with open GOPs keep what lies between two runs.
+    If FFmpeg's demuxer made the index, the whole video and the numbers are returned unchanged.
+    """
+    if not index.description:
+        return bytes(video), numbers.astype(np.int32)
+    data, wanted = np.frombuffer(video, np.uint8), _packets_of(index, numbers)
+    stretches = _stretches(index, wanted)
+    if not _restarts(index, data, [first for first, _ in stretches[1:]]).all():
+        stretches = [(stretches[0][0], stretches[-1][1])]
+    parts = [_needed(index, data, first, last, wanted) for first, last in stretches]
+    packets = np.concatenate(parts)
+    run = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    ranks = np.empty(len(packets), np.int64)
+    ranks[np.lexsort((index.ranks[packets], run))] = np.arange(len(packets))
+    ends = (index.offsets + index.sizes)[packets]
+    if ends.max() > len(data):
+        raise DecodeError(f"a packet ends at byte {ends.max()} of {len(data)}")
+    view = memoryview(video)
+    pieces = [view[a:b] for a, b in zip(index.offsets[packets].tolist(), ends.tolist(), strict=True)]
+    out = _mp4_head(index, packets, ranks) + b"".join(pieces)
+    return out, ranks[np.searchsorted(packets, wanted)].astype(np.int32)
+
+
+# --- which packets ---------------------------------------------------------------------------------------------------
+
+
+def _packets_of(index: PacketIndex, numbers: NDArray) -> NDArray[np.int64]:
+    """The packet of each frame number."""
+    lacking = numbers[(numbers < 0) | (numbers >= index.num_frames)]
+    if len(lacking):
+        raise DecodeError(f"frame {lacking[0]} is not there (the last one is {index.num_frames - 1})")
+    shown = np.flatnonzero(index.numbers >= 0)
+    places = np.empty(len(shown), np.int64)
+    places[index.numbers[shown]] = shown
+    return places[numbers]
+
+
+def _stretches(index: PacketIndex, wanted: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """First and last packet of each run."""
+    if not len(wanted):
+        return []
+    starts = np.flatnonzero(index.keys)
+    if not len(starts) or starts[0] != 0:
+        starts = np.concatenate([[0], starts])
+    gop = np.searchsorted(starts, wanted, side="right") - 1
+    ranks = index.ranks[wanted]
+    leading = index.ranks[starts[gop]] > ranks  # shown before its key frame: it refers to the GOP before, too
+    start = starts[np.maximum(gop - leading, 0)]
+    last = np.maximum.accumulate(wanted)
+    gap = (index.ranks[start[1:]] > ranks[:-1] + SEEK_COST) & (start[1:] > last[:-1])
+    first_of_run = np.concatenate([[0], np.flatnonzero(gap) + 1])
+    last_of_run = np.concatenate([first_of_run[1:] - 1, [len(wanted) - 1]])
+    firsts = np.minimum.reduceat(start, first_of_run)
+    return list(zip(firsts.tolist(), last[last_of_run].tolist(), strict=True))
+
+
+def _needed(
+    index: PacketIndex, data: NDArray[np.uint8], first: int, last: int, wanted: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Of the packets first … last, those that are wanted, or that others refer to."""
+    packets = np.arange(first, last + 1)
+    keep = _referred_to(index, data, packets)
+    if first > 0:  # pictures shown before the first key frame refer to what is not here
+        keep &= index.ranks[packets] >= index.ranks[first]
+    keep[wanted[(wanted >= first) & (wanted <= last)] - first] = True
+    return packets[keep]
+
+
+def _referred_to(
+    index: PacketIndex, data: NDArray[np.uint8], packets: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """False for packets that no other one of `packets` refers to, as far as their headers say so."""
+    if index.codec == "h264" and index.extradata:
+        return (_slice_headers(index, data, packets)[:, 0] & 0x60) != 0
+    if index.codec == "hevc" and index.extradata:
+        headers = _slice_headers(index, data, packets)
+        kind, layer = (headers[:, 0] >> 1) & 0x3F, headers[:, 1] & 7
+        return (kind > 14) | (kind % 2 == 1) | (layer < layer.max())
+    return np.ones(len(packets), bool)
+
+
+def _restarts(index: PacketIndex, data: NDArray[np.uint8], packets: ArrayLike) -> NDArray[np.bool_]:
+    """Whether the decoder starts over at these key frames by itself, without a flush."""
+    packets = np.asarray(packets, np.int64)
+    if index.codec == "h264":
+        return (_slice_headers(index, data, packets)[:, 0] & 0x1F) == 5
+    if index.codec == "hevc":
+        kind = (_slice_headers(index, data, packets)[:, 0] >> 1) & 0x3F
+        return (kind >= 16) & (kind <= 20)
+    return np.ones(len(packets), bool)
+
+
+def _slice_headers(
+    index: PacketIndex, data: NDArray[np.uint8], packets: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The two first bytes of each packet's first slice (P, 2); 0xFF where none is found, which counts as needed.
+
+    Packets are NAL units, each after its length; parameter sets and SEI may precede the first slice.
+    """
+    hevc = index.codec == "hevc"
+    width = 1 + (index.extradata[21 if hevc else 4] & 3) if len(index.extradata) > (21 if hevc else 4) else 4
+    places = index.offsets[packets]
+    ends = places + index.sizes[packets]
+    if ends.max(initial=0) > len(data):
+        raise DecodeError(f"a packet ends at byte {ends.max()} of {len(data)}")
+    headers = np.full((len(packets), 2), 0xFF, np.uint8)
+    ahead = np.flatnonzero(places + width + 2 <= ends)
+    for _ in range(32):
+        if not len(ahead):
+            break
+        found = data[places[ahead, None] + np.arange(width + 2)]
+        kind = (found[:, width] >> 1) & 0x3F if hevc else found[:, width] & 0x1F
+        is_slice = kind < 32 if hevc else (kind >= 1) & (kind <= 5)
+        headers[ahead[is_slice]] = found[is_slice, width:]
+        lengths = found[:, :width].astype(np.int64) @ (1 << 8 * np.arange(width - 1, -1, -1))
+        places[ahead] += width + lengths
+        ahead = ahead[~is_slice & (places[ahead] + width + 2 <= ends[ahead])]
+    return headers
+
+
+# --- reading mp4 -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Box:
+    data: memoryview
+    start: int  # of its content
+    end: int
+
+    def numbers(self, layout: str, at: int = 0) -> tuple[Any, ...]:
+        """Big-endian numbers, `at` bytes into the content."""
+        if self.start + at + struct.calcsize(">" + layout) > self.end:
+            raise DecodeError("a box of the mp4's index is too short")
+        return struct.unpack_from(">" + layout, self.data, self.start + at)
+
+    def content(self, at: int = 0) -> bytes:
+        return bytes(self.data[self.start + at : self.end])
+
+    def table(self, *, columns: int = 1, at: int = 4, dtype: str = ">u4") -> NDArray[np.int64]:
+        """Its rows (N, columns), which follow their count `at` bytes into the content."""
+        (rows,) = self.numbers("I", at)
+        items = rows * columns
+        if items * np.dtype(dtype).itemsize > self.end - self.start - at - 4:
+            raise DecodeError(f"a table of the mp4's index announces {rows} rows and ends before")
+        values = np.frombuffer(self.data, dtype, items, self.start + at + 4)
+        return values.astype(np.int64).reshape(rows, columns)
+
+    def boxes(self, at: int = 0) -> Iterator[tuple[bytes, "_Box"]]:
+        """The boxes in it: (name, box)."""
+        place = self.start + at
+        while place + 8 <= self.end:
+            size, name = struct.unpack_from(">I4s", self.data, place)
+            header = 8
+            if size == 1 and place + 16 <= self.end:
+                (size,), header = struct.unpack_from(">Q", self.data, place + 8), 16
+            size = size or self.end - place
+            if size < header or place + size > self.end:
+                raise DecodeError(f"the mp4's box {name!r} has {size} bytes of {self.end - place}")
+            yield name, _Box(self.data, place + header, place + size)
+            place += size
+
+    def children(self, at: int = 0) -> "dict[bytes, _Box]":
+        """The first box of each name in it."""
+        return dict(reversed(list(self.boxes(at))))
+
+
+def _parsed(data: memoryview) -> PacketIndex:
+    moov, head = _find_moov(data)
+    track, scale = _video_track(moov), _needs(moov, b"mvhd")
+    media = _needs(track, b"mdia").children()
+    if b"minf" not in media or b"mdhd" not in media:
+        raise _Unusual("no minf or mdhd")
+    tables = _needs(media[b"minf"], b"stbl").children()
+    if any(name not in tables for name in (b"stsd", b"stts", b"stsc", b"stsz")):
+        raise _Unusual("a table is missing, or of another kind")
+    sizes = _sizes(tables[b"stsz"])
+    times = _times(tables, len(sizes))
+    shown = _shown(track.children().get(b"edts"), times, _timescale(scale), _timescale(media[b"mdhd"]))
+    order = np.argsort(times, kind="stable")
+    ranks, numbers = np.empty(len(times), np.int64), np.full(len(times), -1)
+    ranks[order] = np.arange(len(times))
+    visible = order[shown[order]]
+    numbers[visible] = np.arange(len(visible))
+    if not len(visible):
+        raise _Unusual("no frame is shown")
+    codec, extradata, width, height, full_range, colorspace = _described(tables[b"stsd"])
+    return PacketIndex(
+        codec=codec,
+        extradata=extradata,
+        width=width,
+        height=height,
+        offsets=_offsets(tables, sizes),
+        sizes=sizes,
+        numbers=numbers,
+        keys=_keys(data, tables, len(sizes)),
+        head=head,
+        full_range=full_range,
+        colorspace=colorspace,
+        description=bytes(data[tables[b"stsd"].start - 8 : tables[b"stsd"].end]),
+        ranks=ranks,
+    )
+
+
+def _find_moov(data: memoryview) -> tuple[_Box, int]:
+    """The index, and how many bytes of the file hold it and all that precedes it."""
+    media_seen = False
+    for name, box in _Box(data, 0, len(data)).boxes():
+        if name == b"moov":
+            return box, len(data) if media_seen else box.end
+        media_seen |= name == b"mdat"
+    raise _Unusual("no moov")
+
+
+def _needs(parent: _Box, name: bytes) -> _Box:
+    found = parent.children().get(name)
+    if found is None:
+        raise _Unusual(f"no {name!r}")
+    return found
+
+
+def _video_track(moov: _Box) -> _Box:
+    if b"mvex" in moov.children():
+        raise _Unusual("fragments")
+    for name, box in moov.boxes():
+        if name == b"trak" and _needs(_needs(box, b"mdia"), b"hdlr").numbers("4s", 8) == (b"vide",):
+            return box
+    raise _Unusual("no video track")
+
+
+def _timescale(header: _Box) -> int:
+    """Ticks a second, of mvhd and mdhd."""
+    (version,) = header.numbers("B")
+    (ticks,) = header.numbers("I", 20 if version == 1 else 12)
+    if ticks == 0:
+        raise _Unusual("no timescale")
+    return ticks
+
+
+def _sizes(stsz: _Box) -> NDArray[np.int64]:
+    size, count = stsz.numbers("II", 4)
+    if size and count > MOST_EQUAL_PACKETS:
+        raise DecodeError(f"the mp4's index announces {count} packets of {size} bytes")
+    sizes = np.full(count, size, np.int64) if size else stsz.table(at=8)[:, 0]
+    if not sizes.all() or not count:
+        raise _Unusual("empty packets")
+    return sizes
+
+
+def _repeated(runs_N2: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Rows of (times, value) → the first `count` values."""
+    if runs_N2[:, 0].sum() != count:
+        raise _Unusual(f"times of {runs_N2[:, 0].sum()} packets, and {count} packets")
+    return np.repeat(runs_N2[:, 1], runs_N2[:, 0])
+
+
+def _times(tables: dict[bytes, _Box], count: int) -> NDArray[np.int64]:
+    """When each packet's frame is presented, in ticks."""
+    durations = _repeated(tables[b"stts"].table(columns=2), count)
+    if durations.max() >= 1 << 31:
+        raise _Unusual("negative durations")
+    times = np.cumsum(durations) - durations
+    if (
+        b"ctts" in tables
+    ):  # version 1 has signed offsets; writers of version 0 have been seen to mean them, too
+        offsets = _repeated(tables[b"ctts"].table(columns=2), count)
+        times += offsets.astype(np.int32)
+    return times
+
+
+def _shown(edts: _Box | None, times: NDArray[np.int64], movie: int, media: int) -> NDArray[np.bool_]:
+    """Whether the edit list shows each packet's frame."""
+    edits = []
+    if edts is not None:
+        elst = _needs(edts, b"elst")
+        version, count = elst.numbers("B3xI")
+        layout = "Qqi" if version == 1 else "Iii"
+        if count > 16:
+            raise _Unusual(f"{count} edits")
+        edits = [elst.numbers(layout, 8 + n * struct.calcsize(">" + layout)) for n in range(count)]
+        while edits and edits[0][1] == -1:  # shown later: numbers stay as they are
+            edits.pop(0)
+    if not edits:
+        return np.ones(len(times), bool)
+    duration, first, rate = edits[0]
+    if len(edits) > 1 or first < 0 or duration == 0 or rate != 1 << 16:
+        raise _Unusual("an edit list that does more than skip frames")
+    first += min(int(times.min()), 0)  # FFmpeg counts from the earliest frame where offsets are negative
+    return (times >= first) & (times < first + round(duration * media / movie))
+
+
+def _offsets(tables: dict[bytes, _Box], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """First byte of each packet: packets lie one after another in chunks."""
+    if b"stco" in tables:
+        chunks = tables[b"stco"].table()[:, 0]
+    elif b"co64" in tables:
+        chunks = tables[b"co64"].table(dtype=">i8")[:, 0]
+    else:
+        raise _Unusual("no chunks")
+    first, each, description = tables[b"stsc"].table(columns=3).T
+    chunks_of = np.diff(first, append=len(chunks) + 1)
+    if (
+        not len(first)
+        or first[0] != 1
+        or (chunks_of < 1).any()
+        or (description != 1).any()
+        or chunks.min(initial=0) < 0
+    ):
+        raise _Unusual("packets of several kinds, or without a place")
+    counts = np.repeat(each, chunks_of)
+    if counts.sum() != len(sizes) or counts.max() > len(sizes):
+        raise _Unusual(f"{counts.sum()} packets in chunks, and {len(sizes)} packets")
+    before = np.cumsum(sizes) - sizes
+    first_packets = np.minimum(np.cumsum(counts) - counts, len(sizes) - 1)
+    return before + np.repeat(chunks - before[first_packets], counts)
+
+
+def _keys(data: memoryview, tables: dict[bytes, _Box], count: int) -> NDArray[np.bool_]:
+    if b"sbgp" in tables and tables[b"sbgp"].numbers("4s", 4)[0] in (b"rap ", b"sync"):
+        raise _Unusual("key frames in sample groups")
+    if b"stss" not in tables:
+        return np.ones(count, bool)
+    places = np.concatenate([tables[name].table()[:, 0] - 1 for name in (b"stss", b"stps") if name in tables])
+    if not len(places) or places.min() < 0 or places.max() >= count:
+        raise _Unusual("key frames that are not there")
+    keys = np.zeros(count, bool)
+    keys[places] = True
+    return keys
+
+
+def _described(stsd: _Box) -> tuple[str, bytes, int, int, bool | None, int | None]:
+    """Codec, extradata, width, height, full range, matrix of the only sample description."""
+    entries = list(stsd.boxes(8))
+    if stsd.numbers("I", 4) != (1,) or len(entries) != 1:
+        raise _Unusual("several sample descriptions")
+    name, entry = entries[0]
+    if name not in _CODECS:
+        raise _Unusual(f"{name!r}")
+    width, height = entry.numbers("HH", 24)
+    boxes = entry.children(78)
+    codec, setup = _CODECS[name]
+    if setup and setup not in boxes:
+        raise _Unusual(f"{name!r} without {setup!r}")
+    extradata = boxes[setup].content() if setup else b""
+    if name == b"mp4v":
+        codec, extradata = _esds(extradata)
+    full_range = colorspace = None
+    if b"colr" in boxes:
+        kind, _, _, matrix = boxes[b"colr"].numbers("4sHHH")
+        if kind in (b"nclx", b"nclc"):
+            colorspace = matrix if matrix != 2 else None  # 2: unspecified
+        if kind == b"nclx":
+            full_range = bool(boxes[b"colr"].numbers("B", 10)[0] & 0x80)
+    return codec, extradata, width, height, full_range, colorspace
+
+
+_CODECS = {  # sample entry: codec, and the box that its decoder needs
+    b"avc1": ("h264", b"avcC"),
+    b"avc3": ("h264", b"avcC"),
+    b"hvc1": ("hevc", b"hvcC"),
+    b"hev1": ("hevc", b"hvcC"),
+    b"vp09": ("vp9", b""),
+    b"av01": ("av1", b"av1C"),
+    b"jpeg": ("mjpeg", b""),
+    b"mp4v": ("", b"esds"),
+}
+
+
+def _esds(content: bytes) -> tuple[str, bytes]:
+    """Codec and what its decoder needs, from an elementary stream descriptor (ISO/IEC 14496-1, 7.2.6)."""
+    found: dict[int, bytes] = {}
+    place = 4  # version and flags
+    while place < len(content):
+        tag, size, place = content[place], 0, place + 1
+        while place < len(content):
+            byte, place = content[place], place + 1
+            size = size << 7 | byte & 0x7F
+            if byte < 0x80:
+                break
+        found.setdefault(tag, content[place : place + size])
+        place += {3: 3, 4: 13}.get(tag, size)  # these two hold others, after so many bytes of their own
+    codec = {b"\x6c": "mjpeg", b"\x20": "mpeg4"}.get(found.get(4, b"")[:1])
+    if codec is None or 3 not in found or found[3][2:3] != b"\0":
+        raise _Unusual("an elementary stream of another kind")
+    return codec, found.get(5, b"")
+
+
+def _demuxed(data: memoryview) -> PacketIndex:
+    """The index as FFmpeg's demuxer gives it."""
+    with damage_named(), av.open(io.BytesIO(data), "r", format="mov", metadata_errors="ignore") as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if not packets or any(
+            packet.pts is None or packet.pos is None or packet.pos < 0 for packet in packets
+        ):
+            raise DecodeError("the file has no video packets, or some without a time or a place")
+        order = np.argsort(np.array([packet.pts for packet in packets], np.int64), kind="stable")
+        hidden = np.array([packet.is_discard for packet in packets])
+        ranks, numbers = np.empty(len(order), np.int64), np.full(len(order), -1)
+        ranks[order] = np.arange(len(order))
+        visible = order[~hidden[order]]
+        numbers[visible] = np.arange(len(visible))
+        return PacketIndex(
+            codec=context.name,
+            extradata=context.extradata or b"",
+            width=stream.width,
+            height=stream.height,
+            offsets=np.array([packet.pos for packet in packets], np.int64),
+            sizes=np.array([packet.size for packet in packets], np.int64),
+            numbers=numbers,
+            keys=np.array([packet.is_keyframe for packet in packets]),
+            head=len(data),
+            full_range={1: False, 2: True}.get(int(context.color_range)),
+            colorspace=None if context.colorspace == 2 else int(context.colorspace),
+            description=b"",
+            ranks=ranks,
+        )
+
+
+# --- writing mp4 -----------------------------------------------------------------------------------------------------
+
+
+def _box(name: bytes, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+
+def _table(name: bytes, *columns: ArrayLike, version: int = 0) -> bytes:
+    rows = np.stack(np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, np.int64)) for c in columns)), axis=1)
+    return _box(name, struct.pack(">B3xI", version, len(rows)), rows.astype(">i4").tobytes())
+
+
+_IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+
+
+def _mp4_head(index: PacketIndex, packets: NDArray[np.int64], ranks: NDArray[np.int64]) -> bytes:
+    """All of a file that precedes its packets, which last one tick each. ranks: their order of presentation."""
+    count, sizes, rate = len(packets), index.sizes[packets], 25
+    places = np.arange(count)
+    tables = [
+        index.description,
+        _table(b"stts", count, 1),
+        b"" if (ranks == places).all() else _table(b"ctts", np.ones(count), ranks - places, version=1),
+        b"" if index.keys.all() else _table(b"stss", 1 + np.flatnonzero(index.keys[packets])),
+        _table(b"stsc", 1, count, 1),
+        _box(b"stsz", struct.pack(">3I", 0, 0, count), sizes.astype(">u4").tobytes()),
+    ]
+    track = struct.pack(">6I16x", 7, 0, 0, 1, 0, count) + _IDENTITY
+    track += struct.pack(">II", index.width << 16, index.height << 16)
+    movie = (
+        struct.pack(">5IIH10x", 0, 0, 0, rate, count, 1 << 16, 1 << 8)
+        + _IDENTITY
+        + bytes(24)
+        + struct.pack(">I", 2)
+    )
+    data_at_itself = _box(b"dref", struct.pack(">II", 0, 1), _box(b"url ", struct.pack(">I", 1)))
+
+    def moov(first_byte: int) -> bytes:
+        stbl = _box(b"stbl", *tables, _table(b"stco", first_byte))
+        minf = _box(b"minf", _box(b"vmhd", struct.pack(">IQ", 1, 0)), _box(b"dinf", data_at_itself), stbl)
+        mdhd = _box(b"mdhd", struct.pack(">5IHH", 0, 0, 0, rate, count, 0x55C4, 0))  # und
+        hdlr = _box(b"hdlr", struct.pack(">II4s13x", 0, 0, b"vide"))
+        return _box(
+            b"moov",
+            _box(b"mvhd", movie),
+            _box(b"trak", _box(b"tkhd", track), _box(b"mdia", mdhd, hdlr, minf)),
+        )
+
+    ftyp = _box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso2mp41")
+    first_byte = len(ftyp) + len(moov(0)) + 8
+    return ftyp + moov(first_byte) + struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat")
