@@ -65,10 +65,10 @@ def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.Vi
     yield from _decode(read_index(video), video, numbers)
 
 
-def check_whole(video: bytes) -> None:
-    """Decode the whole file; raises DecodeError if FFmpeg finds anything wrong with it."""
+def check_frames(video: bytes, numbers: list[int] | None = None) -> None:
+    """Decode these frames, by default all; raises DecodeError if FFmpeg finds anything wrong with them."""
     index = read_index(video)
-    for _ in _decode(index, video, list(range(index.num_frames))):
+    for _ in _decode(index, video, list(range(index.num_frames)) if numbers is None else numbers):
         pass
 
 

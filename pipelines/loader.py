@@ -1,145 +1,98 @@
-"""The loader: an endless run of batches, made ahead of the training thread.
+"""The loader: batches of views, made ahead of whoever takes them, for training and evaluation alike.
 
-    planner thread   order → rows → params           one batch after the other                  schedule.py, draw.py
-    pool             row → bytes (→ views' pixels   one task a video, over all batches ahead   reading.py, cache.py,
-                     → views, without DALI)                                                    decode.py, cut.py, painter.py
-    graph thread     DALI: → views                  one batch after the other                  batches.py, graph.py
+    plan thread     sampler: position → rows, params        one batch after the other                  sampler.py, eval_clips.py
+    pool            Backend.prepare: read, trim or decode   one task a video, over all batches ahead   backends/
+    start thread    Backend.render: begin a batch           as many under way as the backend allows
+    finish thread   wait for its views; find out which video a backend refuses, and replace it
 
-Each process takes its own slice of every global batch. The whole state is one number: samples consumed.
+A loader's whole state is one number, the sampler's position.
 """
 
+import logging
+import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import partial
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from pipelines.batches import Batches
-from pipelines.cache import Cache, Where
-from pipelines.decode import keep_freed_memory
-from pipelines.graph import Graph, Placement
-from pipelines.painter import Painter
-from pipelines.reading import Paint, Reader, Sample, check_flow, component_of
-from pipelines.schedule import Schedule, Visits
-from pipelines.views import ViewSpec
-from shards import Dataset, InputError
+from pipelines.backends import BackendSettings, open_backend
+from pipelines.backends.base import Backend, Rendered, Video, is_device_fault
+from pipelines.sampler import BatchIndices, Sample, Sampler
+from pipelines.trim import DecodeError
+from shards import DamagedError, Dataset, InputError
 
-Planned = tuple[Visits, "list[Future[Sample]]", torch.Tensor | None]
-"""A batch's videos, the tasks that read them, and the views that they paint, if they do."""
+log = logging.getLogger(__name__)
+_MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
+_ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video, is to blame
+
+Prepared = tuple[Sample, Any] | None
+"""A sample and what its backend needs of it; None for a place that stays empty."""
 
 
 class Loader:
-    """Batches for one process, for ever.
+    """The batches of a sampler, made by a backend.
 
-    dataset: an open shards.Dataset. rows: (N,) its rows that take part, frozen for the run. spec: how the method
-    looks at them. batch_size: samples a process and batch. rank, world: this process and how many there are.
-    placement: see pipelines.graph. threads: of the pool and of DALI. prefetch: batches made ahead.
-    device: where the views go; the placement's own by default. window: bytes of shards whose rows are shuffled
-    together (see pipelines.order); by default dataset.window, which is all of them where they lie on this disk.
+    dataset: an open shards.Dataset. sampler: which videos, looked at how; see pipelines.sampler and eval_clips.
+    backend: its settings, or one that is made already. threads: of the pool that prepares. prefetch: batches made
+    ahead. device: where the views go; the backend's own by default. quarantine: note videos that cannot be decoded in
+    the data set's quarantine.jsonl.
 
-    When decoding is the limit: clips_per_decode, N neighbours of a batch are clips of one video, params apart and
-    decoded together; an epoch then shows each video N times, with the params of N epochs (see sampling.sample_clip_params), and the
-    order of the videos is another. cpu_share: with the placement gpu, this share of the videos goes the way of
-    hybrid, spread evenly. cache: keep decoded videos in host or GPU memory, at most cache_gib GiB in this process; see
-    pipelines.cache.
-
-    A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
-    int64, rows of the table; key, B strings; epoch, int; params, the samples' sampling.ViewParams as a list; and pace (B, V)
-    int64 where the spec has paces.
-    A video that cannot be read or decoded is quarantined and another takes its slot. Whether it can is asked anew
-    each time, so the batches depend on the videos' bytes alone, not on what this process met before.
-    Raises InputError if the rows are fewer than a global batch, if one of them lacks the flow that the spec asks
-    for, if an option does not go with the others, or if nothing can be read.
+    A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,) int64, rows
+    of the table; index (B,) int64, places in the sampler's list; key, B strings; epoch, int; params, the clips'
+    ViewParams as a list; and pace (B, V) int64 where the spec has paces.
+    Another sample takes the place of a video that cannot be read or decoded, or none, as the sampler says. Whether it
+    can is asked again each time, so the batches depend on the videos' bytes alone, not on what this process met before.
+    failed: row → reason, of those that could not.
+    Raises InputError if a row lacks the flow that the spec asks for, if settings do not go together, or if nothing can
+    be read.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        rows: NDArray[np.int64],
-        spec: ViewSpec,
+        sampler: Sampler,
+        backend: BackendSettings | Backend = BackendSettings(),  # noqa: B008 (frozen)
         *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        placement: Placement = "cpu",
         threads: int = 2,
         prefetch: int = 2,
         device: torch.device | None = None,
-        decoder: str = "mixed",
-        window: int | None = None,
-        clips_per_decode: int = 1,
-        cpu_share: float = 0.0,
-        cache: Where | None = None,
-        cache_gib: float = 16.0,
+        quarantine: bool = False,
     ) -> None:
-        rows = np.asarray(rows, dtype=np.int64)
+        spec = sampler.spec
+        self._component = "flow.mp4" if spec.modality == "flow" else "mp4"
         if spec.modality == "flow":
-            check_flow(dataset, rows)
-        _check_options(batch_size, clips_per_decode, cpu_share, cache, placement, decoder)
-        visits = batch_size // clips_per_decode
-        self._schedule = Schedule(dataset, rows, visits, seed=seed, rank=rank, world=world, window=window)
-        # asked here: threads other than the main one begin with the first GPU
-        gpu = None if "cpu" in (placement, decoder) else torch.cuda.current_device()
-        self.cache = Cache(dataset, rows, component_of(spec), cache, cache_gib, gpu) if cache else None
-        self._reader = Reader(
-            dataset,
-            rows,
-            spec,
-            self._schedule.order,
-            clips=clips_per_decode,
-            placement=placement,
-            cpu_share=cpu_share,
-            decoder=decoder,
-            cache=self.cache,
+            _check_flow(dataset, sampler.rows)
+        if isinstance(backend, BackendSettings):
+            backend = open_backend(
+                backend, spec, sampler.max_samples, sampler.max_clips, dataset, sampler.rows
+            )
+        self.dataset, self.sampler, self.backend, self.failed = dataset, sampler, backend, dict[int, str]()
+        self._prefetch, self._device, self._quarantine = prefetch, device, quarantine
+        self._bad: set[tuple[int, int]] = set()  # epoch and row that need not be tried again
+        self._noted = set(dataset.quarantined().tolist())  # rows in quarantine
+        self._last, self._lock = "", threading.Lock()
+        self._planner, self._starter, self._finisher = (
+            ThreadPoolExecutor(1, f"slipstream-{name}") for name in ("plan", "start", "finish")
         )
-        if placement != "gpu":
-            keep_freed_memory()
-        paints = self._reader.on_cpu == "cpu"
-        self._painter = Painter(spec, visits, clips=clips_per_decode) if paints else None
-        self._planner = ThreadPoolExecutor(1, "slipstream-spec")
-        self._pool = ThreadPoolExecutor(threads, "slipstream-decode")
-        self._grapher = ThreadPoolExecutor(1, "slipstream-graph")
-        self._batches = Batches(
-            self._reader,
-            lambda way: Graph(
-                spec,
-                visits,
-                way,
-                threads=threads,
-                decoder=decoder,
-                clips=clips_per_decode,
-                device_id=gpu,
-            ),
-            self._pool.map,
-            clips=clips_per_decode,
-            device=device,
-        )
-        self._clips, self._prefetch = clips_per_decode, prefetch
-        self._global_batch = batch_size * world
-        self._samples, self._closed = 0, False
-        self._ahead: deque[tuple[Future[Planned], Future[dict[str, Any]]]] = deque()
+        self._pool = ThreadPoolExecutor(threads, "slipstream-prepare")
+        self._position, self._closed = 0, False
+        self._ahead: deque[tuple[Future[Any], Future[dict[str, Any] | None]]] = deque()
 
     @property
-    def samples(self) -> int:
-        """Samples consumed by all processes together: those of the batches handed out so far."""
-        return self._samples
-
-    @property
-    def epoch_samples(self) -> int:
-        """Samples of an epoch, over all processes."""
-        return self._schedule.order.epoch_samples * self._clips
+    def position(self) -> int:
+        """The sampler's position after the batches handed out so far."""
+        return self._position
 
     def state_dict(self) -> dict[str, int]:
-        return {"samples": self._samples}
+        return {"samples": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where the state was taken; batches already made ahead are dropped."""
         self._drop()
-        self._samples = int(state["samples"])
+        self._position = int(state["samples"])
 
     def __iter__(self) -> Self:
         return self
@@ -148,28 +101,30 @@ class Loader:
         if self._closed:
             raise RuntimeError("the loader is closed: make another one")
         while len(self._ahead) <= self._prefetch:
-            start = self._samples + len(self._ahead) * self._global_batch
-            planned = self._planner.submit(self._start, start)
-            self._ahead.append((planned, self._grapher.submit(self._finish, planned)))
+            position = self._position + len(self._ahead) * self.sampler.step
+            planned = self._planner.submit(self._plan, position)
+            started = self._starter.submit(self._start, planned)
+            self._ahead.append((planned, self._finisher.submit(self._finish, planned, started)))
         try:
             batch = self._ahead[0][1].result()
         except Exception:
             self.load_state_dict(self.state_dict())  # the next call tries the same batch again
-            self._reader.forget()
+            self._bad.clear()
             raise
+        if batch is None:
+            self._drop()
+            raise StopIteration
         self._ahead.popleft()
-        self._samples += self._global_batch
+        self._position += self.sampler.step
         return batch
 
     def close(self) -> None:
         """End the loader's threads; batches on their way are dropped."""
         self._closed = True
         self._drop()
-        for executor in (self._planner, self._grapher, self._pool):
+        for executor in (self._planner, self._starter, self._finisher, self._pool):
             executor.shutdown(wait=True, cancel_futures=True)
-        self._batches.close()
-        if self._painter:
-            self._painter.close()
+        self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,50 +135,151 @@ class Loader:
     def _drop(self) -> None:
         """Give up the batches ahead, and wait until no thread works on one: what it met would be noted too late."""
         dropped, self._ahead = list(self._ahead), deque()
-        for planned, batch in dropped:
-            batch.cancel()
-            if not planned.cancel() and planned.exception() is None:
+        for planned, _ in dropped:
+            if not planned.cancel() and planned.exception() is None and planned.result():
                 tasks = planned.result()[1]
                 wait([task for task in tasks if not task.cancel()])
-        wait([batch for _, batch in dropped if not batch.cancelled()])
+        # a batch that a backend has begun is taken from it
+        wait([batch for _, batch in dropped])
 
-    def _start(self, samples: int) -> Planned:
-        """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
-        visits = self._schedule.at(samples // self._clips)
-        batch_params = self._reader.draw(visits.indices, visits.epoch)
-        painted, painter = None, self._painter
-        paints: list[Paint | None] = [None] * len(visits.indices)
-        if painter:
-            canvas = painter.canvas(len(paints))
-            paints = [partial(painter.paint, out_FnC=place_FnC) for place_FnC in canvas.numpy()]
-            painted = painter.views(canvas)
-        tasks = [
-            self._pool.submit(
-                self._reader.read, visits.slot + i, int(index), batch_params.sample(i), visits, paints[i]
-            )
-            for i, index in enumerate(visits.indices)
-        ]
-        return visits, tasks, painted
+    def _plan(self, position: int) -> "tuple[BatchIndices, list[Future[Prepared]]] | None":
+        """Plan thread: sample the batch that begins at a position, and set the pool to work."""
+        batch = self.sampler.batch(position)
+        if batch is None:
+            return None
+        buffers = self.backend.buffer(batch.samples)
+        return batch, [self._pool.submit(self._prepare, batch, p, out) for p, out in enumerate(buffers)]
 
-    def _finish(self, planned: "Future[Planned]") -> dict[str, Any]:
-        """Graph thread: wait for the batch's material and make the batch of it."""
-        visits, tasks, painted = planned.result()
-        return self._batches.make([task.result() for task in tasks], visits, painted)
+    def _start(self, planned: Future[Any]) -> "tuple[list[Prepared], Rendered | RuntimeError] | None":
+        """Start thread: wait for what the batch is made of, and begin to make it."""
+        plan = planned.result()
+        if plan is None:
+            return None
+        prepared = [task.result() for task in plan[1]]
+        try:
+            return prepared, self._render(prepared)
+        except RuntimeError as error:
+            return prepared, error
 
+    def _finish(self, planned: Future[Any], started: Future[Any]) -> dict[str, Any] | None:
+        """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
+        try:
+            plan, begun = planned.result(), started.result()
+        except CancelledError:
+            return None
+        if plan is None or begun is None:
+            return None
+        batch: BatchIndices = plan[0]
+        prepared, rendered = begun
+        while True:
+            try:
+                if isinstance(rendered, RuntimeError):
+                    raise rendered
+                return self._batch(batch, [one for one in prepared if one], rendered())
+            except RuntimeError as error:
+                prepared = self._without_refused(batch, prepared, error)
+            try:
+                rendered = self._render(prepared)
+            except RuntimeError as error:
+                rendered = error
 
-def _check_options(
-    batch_size: int, clips: int, cpu_share: float, cache: Where | None, placement: Placement, decoder: str
-) -> None:
-    if clips < 1 or batch_size % clips:
+    def _render(self, prepared: list[Prepared]) -> Rendered:
+        there = [one for one in prepared if one]
+        if not there:
+            spec = self.sampler.spec
+            empty = torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
+            return lambda: empty
+        return self.backend.render([sample for sample, _ in there], [material for _, material in there])
+
+    def _prepare(self, batch: BatchIndices, place: int, out: Any) -> Prepared:
+        """Pool: what one place of the batch needs, stepping over videos that cannot be used."""
+        sample: Sample | None = batch.samples[place]
+        for attempt in range(_ATTEMPTS):
+            if sample is None:
+                return None
+            if (batch.epoch, sample.row) not in self._bad:
+                try:
+                    video = Video(self.dataset, sample.row, self._component)
+                    return sample, self.backend.prepare(video, sample, out)
+                except (DecodeError, DamagedError) as error:
+                    self._note_bad(batch.epoch, sample.row, str(error))
+            sample = self.sampler.replacement(batch, place, attempt)
         raise InputError(
-            f"--clips-per-decode {clips}: must be at least 1 and divide --batch-size {batch_size}: "
-            "the clips of a video stand in one batch"
+            f"{self.dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
+            "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
-    if not 0 <= cpu_share <= 1:
-        raise InputError(f"--cpu-share {cpu_share:g}: give a share from 0 to 1")
-    if cpu_share and placement != "gpu":
+
+    def _without_refused(
+        self, batch: BatchIndices, prepared: list[Prepared], error: RuntimeError
+    ) -> list[Prepared]:
+        """The batch with others in the places of the videos that the backend refuses; raises `error` if it refuses none."""
+        if is_device_fault(error):
+            raise error
+        places = [place for place, one in enumerate(prepared) if one]
+        there = [one for one in prepared if one]
+        try:
+            reasons = self.backend.refused([s for s, _ in there], [m for _, m in there], error)
+        except RuntimeError as unexplained:
+            if unexplained is not error:
+                raise
+            keys = ", ".join(self.dataset.keys([sample.row for sample, _ in there]))
+            raise RuntimeError(
+                f"{self.dataset.path}: a batch cannot be made, and FFmpeg finds nothing wrong with its videos ({keys}): "
+                f"{error}; --device hybrid or cpu decodes with FFmpeg"
+            ) from error
+        for position, reason in reasons.items():
+            place, (sample, _) = places[position], there[position]
+            self._note_bad(batch.epoch, sample.row, reason)
+            prepared[place] = self._prepare(batch, place, self.backend.buffer([sample])[0])
+        return prepared
+
+    def _batch(self, batch: BatchIndices, prepared: list[tuple[Sample, Any]], views: Tensor) -> dict[str, Any]:
+        samples = [sample for sample, _ in prepared]
+        params = [one for sample in samples for one in sample.params.clips(sample.clips)]
+        index = np.concatenate([np.zeros(0, np.int64), *(sample.index for sample in samples)])
+        rows = self.sampler.rows[index]
+        paces = [one.pace for one in params if one.pace is not None]
+        return {
+            "views": views if self._device is None else _handed_over(views, self._device),
+            "label": torch.from_numpy(self.sampler.labels[index]),
+            "row": torch.from_numpy(rows),
+            "index": torch.from_numpy(index),
+            "key": self.dataset.keys(rows),
+            "epoch": batch.epoch,
+            "params": params,
+            **({"pace": torch.from_numpy(np.stack(paces))} if paces else {}),
+        }
+
+    def _note_bad(self, epoch: int, row: int, reason: str) -> None:
+        """A video cannot be used, now and in this epoch: say so once, and put it into quarantine."""
+        key = self.dataset.keys([row])[0]
+        with self._lock:
+            self._bad.add((epoch, row))
+            self._last = f"{key}: {reason}"
+            known = row in self._noted or row in self.failed
+            self._noted.add(row)
+            self.failed[row] = reason
+        if not known:
+            log.warning("%s cannot be decoded and is left out: %s", key, reason)
+            if self._quarantine:
+                self.dataset.quarantine(row, reason)
+
+
+def _handed_over(views: Tensor, device: torch.device) -> Tensor:
+    return views.to(device, non_blocking=True)
+
+
+def _check_flow(dataset: Dataset, rows: np.ndarray) -> None:
+    """Raise InputError where a row has no flow."""
+    try:
+        lacking = np.isnan(dataset.column("flow.mp4_offset")[rows].astype(np.float64))
+    except InputError as error:
         raise InputError(
-            f"--cpu-share {cpu_share:g}: with --device {placement} the CPU decodes all: leave it out"
+            f"{dataset.path}: the method looks at flow, and the data set has none; {_MAKE_FLOW}"
+        ) from error
+    if lacking.any():
+        first = dataset.keys(rows[[int(lacking.argmax())]])[0]
+        raise InputError(
+            f"{dataset.path}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
+            + _MAKE_FLOW
         )
-    if cache == "gpu" and placement == "cpu" and decoder != "cpu":
-        raise InputError("--cache gpu: with --device cpu nothing is made on a GPU; use --cache host")

@@ -60,6 +60,15 @@ class ViewParams:
         """The reverse of `joined`: the parameters of each of the `count` clips that a sample has."""
         return [self._map(lambda values: np.split(values, count)[clip]) for clip in range(count)]  # noqa: B023
 
+    @staticmethod
+    def concatenated(parts: "list[ViewParams]") -> "ViewParams":
+        """The parameters of one sample from those of its clips, or of samples (…, V, …), along their first axis."""
+        found: dict[str, Any] = {}
+        for field in fields(ViewParams):
+            values = [getattr(part, field.name) for part in parts]
+            found[field.name] = None if values[0] is None else np.concatenate(values)
+        return ViewParams(**found)
+
     def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "ViewParams":
         changed = {field.name: getattr(self, field.name) for field in fields(self)}
         return ViewParams(**{k: None if v is None else change(v) for k, v in changed.items()})
@@ -107,7 +116,7 @@ def sample_params(
     """
     B, V, T = len(rows), spec.views, spec.frames
     box_of, colour_of = spec.scope(spec.box_scope)[:, 0], spec.scope(spec.colour_scope)
-    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, _tries(spec)
+    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, box_tries(spec)
     starts, paces = (V, V) if spec.paces else (1, 0)
     # in this order for ever: a spec that adds draws at the end leaves those before them as they were
     counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * spec.channel_drop)
@@ -207,7 +216,7 @@ def _of_planes(
     return np.stack([np.where(mirrored, -u, u), v, constant], axis=-1)
 
 
-def _tries(spec: ViewSpec) -> int:
+def box_tries(spec: ViewSpec) -> int:
     """K, how many candidates a box is drawn from."""
     return 1 if spec.crop or spec.centre else _BOX_TRIES
 

@@ -9,7 +9,6 @@ for another.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 import av
@@ -18,10 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.cut import cut_views
-from pipelines.damage import DecodeError, damage_named
-from pipelines.decode import decode_frames
+from pipelines import colour
+from pipelines.backends.base import Backend, Rendered, Routed, Video
+from pipelines.backends.cpu import CpuDecodeBackend
+from pipelines.decode import crop_views, decode_frames
+from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
+from pipelines.trim import DecodeError
+from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
 Where = Literal["host", "gpu"]
@@ -63,14 +66,9 @@ class Decoded:
     def height(self) -> int:
         return int(self.planes.shape[1] * 2 // 3)
 
-    @property
-    def time_base(self) -> Fraction:
-        return Fraction(1, 1000)  # filter graphs ask for one; cutting and scaling do not depend on it
-
-    def cut(self, params: ViewParams, size: int, modality: str) -> NDArray[np.uint8]:
+    def crop(self, params: ViewParams, size: int, modality: str) -> NDArray[np.uint8]:
         """What decode.decode_views gives of the file, pixel for pixel."""
-        with damage_named():
-            return cut_views(self, self._frames, params, size, modality)
+        return crop_views(self._frames, params, size, modality)
 
     def _frames(self, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for number in numbers:
@@ -132,8 +130,9 @@ class Cache:
         on_gpu = where == "gpu" and gpu is not None
         self._device = torch.device(f"cuda:{gpu}" if on_gpu else "cpu")
         _check_room(gib, self._device)
+        self.rows = np.unique(rows)
         frames, width, height = (
-            dataset.column(name)[rows].astype(np.int64) for name in ("num_frames", "width", "height")
+            dataset.column(name)[self.rows].astype(np.int64) for name in ("num_frames", "width", "height")
         )
         self._shapes = np.stack([frames, height * (2 if component == "flow.mp4" else 1), width], axis=1)
         self.sizes = self._shapes.prod(1) * 3 // 2
@@ -141,19 +140,20 @@ class Cache:
         self._kept: dict[int, Decoded | Resident | None] = {}
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
 
-    def get(self, index: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
-        """The video of rows[index], whose bytes `read` reads; None if it is not kept, be it that it cannot be."""
-        if not self.chosen[index]:
+    def get(self, row: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
+        """The video of a row, whose bytes `read` reads; None if it is not cached or could not be decoded."""
+        place = int(np.searchsorted(self.rows, row))
+        if place == len(self.rows) or self.rows[place] != row or not self.chosen[place]:
             return None
-        if index not in self._kept:
-            self._kept[index] = self._decoded(index, read())
-        return self._kept[index]
+        if row not in self._kept:
+            self._kept[row] = self._decoded(place, read())
+        return self._kept[row]
 
-    def _decoded(self, index: int, data: bytes) -> Decoded | Resident | None:
-        frames, height, width = self._shapes[index].tolist()
+    def _decoded(self, place: int, data: bytes) -> Decoded | Resident | None:
+        frames, height, width = self._shapes[place].tolist()
         try:
             video = Decoded.of(data, frames)
-        except DecodeError:  # perhaps in a frame that no draw asks for: who decodes the file will see
+        except DecodeError:  # perhaps in a frame that no clip shows: who decodes the file will see
             return None
         if (video.height, video.width) != (height, width):
             return None
@@ -189,3 +189,29 @@ def _check_room(gib: float, device: torch.device) -> None:
             f"--cache-gib {gib:g}: the {'GPU' if device.type == 'cuda' else 'machine'} has {there / _GIB:.3g} GiB in all; "
             "leave room for the model and for what is decoded ahead"
         )
+
+
+class CachedBackend(Routed):
+    """A backend with a cache before it. on_cpu: what cached pixels go through; for a cache in GPU memory unused."""
+
+    def __init__(
+        self, inner: Backend, on_cpu: CpuDecodeBackend, from_memory: Backend | None, cache: Cache
+    ) -> None:
+        super().__init__([inner, on_cpu, *([from_memory] if from_memory else [])])
+        self._on_cpu, self.cache = on_cpu, cache
+
+    def buffer(self, samples: list[Sample]) -> list[Any]:
+        inner = self.routes[0].buffer(samples)
+        return inner if inner[0] is not None else self._on_cpu.buffer(samples)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        kept = self.cache.get(video.row, video.read)
+        if isinstance(kept, Resident):
+            return 2, kept
+        if kept is not None:
+            pixels = kept.crop(sample.params, self.spec.size, self.spec.modality)
+            return 1, self._on_cpu.accept(pixels, sample.params, out)
+        return 0, self.routes[0].prepare(video, sample, out)
+
+    def describe(self) -> str:
+        return self.cache.describe()

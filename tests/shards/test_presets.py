@@ -9,7 +9,7 @@ from independent import make_shards, render
 
 import objectives
 from objectives.command import parse
-from pipelines.sampling import sample_boxes
+from pipelines.sampling import box_tries, sample_boxes
 from pipelines.views import eval_view
 from shards import Dataset
 from shards.encode import Encoding
@@ -28,7 +28,7 @@ def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
     if spec.crop is None:
         assert side >= 1.5 * spec.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
         return
-    uniform = [[[[0.5] * 4] * tries(eval_view(spec))]]
+    uniform = [[[[0.5] * 4] * box_tries(eval_view(spec))]]
     (box,) = sample_boxes(eval_view(spec), np.array(uniform), [side * 4 // 3], [side])[0]
     assert spec.size <= box[2] == box[3] <= side
 

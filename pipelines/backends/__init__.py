@@ -1,0 +1,168 @@
+"""The registry of backends: which there are, which suits this machine and these shards, and how one is made.
+
+    cpu      FFmpeg decodes, crops and resizes; NumPy does the rest. DALI is not needed
+    hybrid   FFmpeg decodes, crops and resizes; DALI does the rest on the GPU
+    gpu      NVDEC decodes; DALI does the rest on the GPU
+
+A further backend is a class and its line in BACKENDS.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.backends.base import Backend
+from pipelines.views import ViewSpec
+from shards import Dataset, InputError
+
+MANY_CORES = 8  # for one GPU: from these on the CPU decodes faster than NVDEC is expected to, until --autotune has measured
+NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}  # pixels of a side; other codecs NVDEC does not take
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """Which backend makes the views, and with what.
+
+    name: of BACKENDS. threads: of DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    cpu_share: of the samples, decoded on the CPU beside NVDEC (gpu only). cache: keep decoded videos in host or GPU
+    memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
+    """
+
+    name: str = "cpu"
+    threads: int = 2
+    nvdec_threads: int = 8
+    cpu_share: float = 0.0
+    cache: Literal["host", "gpu"] | None = None
+    cache_gib: float = 16.0
+    on_cpu_dali: bool = False
+
+
+def _cpu(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+    from pipelines.backends.cpu import CpuBackend
+
+    return CpuBackend(spec, samples, clips)
+
+
+def _hybrid(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+    from pipelines.backends.hybrid import HybridBackend
+
+    return HybridBackend(spec, samples, clips, threads=settings.threads, device=_gpu(settings))
+
+
+def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+    from pipelines.backends.nvdec import NvdecBackend, SharedBackend
+
+    nvdec = NvdecBackend(spec, samples, clips, threads=settings.nvdec_threads, device=_gpu(settings))
+    if not settings.cpu_share:
+        return nvdec
+    beside = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)
+    return SharedBackend(nvdec, beside, settings.cpu_share)
+
+
+BACKENDS: dict[str, Callable[[BackendSettings, ViewSpec, int, int], Backend]] = {
+    "cpu": _cpu,
+    "hybrid": _hybrid,
+    "gpu": _nvdec,
+}
+
+
+def open_backend(
+    settings: BackendSettings,
+    spec: ViewSpec,
+    max_samples: int,
+    max_clips: int,
+    dataset: Dataset,
+    rows: NDArray[np.int64],
+) -> Backend:
+    """Make the backend for a loader of these rows; to be closed. Raises InputError for settings that do not go together."""
+    _check(settings)
+    backend = BACKENDS[settings.name](settings, spec, max_samples, max_clips)
+    if settings.cache is None:
+        return backend
+    from pipelines.backends.cached import Cache, CachedBackend, MemoryBackend
+    from pipelines.backends.cpu import CpuDecodeBackend
+
+    component = "flow.mp4" if spec.modality == "flow" else "mp4"
+    gpu = None if settings.name == "cpu" else _gpu(settings)
+    cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
+    on_cpu = backend
+    if not isinstance(backend, CpuDecodeBackend):
+        on_cpu = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, max_samples, max_clips)
+    assert isinstance(on_cpu, CpuDecodeBackend)
+    if settings.cache == "host":
+        return CachedBackend(backend, on_cpu, None, cache)
+    memory = MemoryBackend(spec, max_samples, max_clips, threads=settings.threads, device=gpu)
+    return CachedBackend(backend, on_cpu, memory, cache)
+
+
+def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None = None) -> str:
+    """Resolve "auto", and check that this machine has what was asked for; raises InputError where it has not.
+
+    auto, without a GPU: cpu. With one: hybrid where NVDEC cannot be reached or does not take the data set's codec or
+    size, or where the process has MANY_CORES or more; else gpu. tools/bench_loader.py --autotune measures it instead.
+    cores: of this process; by default those that it may use.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise InputError(f"--device {name}: choose one of auto, {', '.join(BACKENDS)}")
+    cuda = torch.cuda.is_available()
+    if name in ("cpu", "auto") and not cuda:
+        return "cpu"
+    if name == "cpu":
+        return name
+    if not cuda:
+        raise InputError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+    objection = _nvdec_objection(dataset)
+    if name == "gpu" and objection:
+        raise InputError(f"--device gpu: {objection}; or decode on the CPU with --device hybrid")
+    if name == "auto":
+        many = (cores or len(os.sched_getaffinity(0))) >= MANY_CORES
+        return "hybrid" if objection or many else "gpu"
+    return name
+
+
+def _nvdec_objection(dataset: Dataset | None) -> str:
+    """Why NVDEC cannot decode a data set here; nothing where it can, as far as that is known."""
+    if not _has_nvdec():
+        return (
+            "libnvcuvid.so.1 cannot be loaded, so NVDEC is out of reach. In a container the driver's *video* capability "
+            "must be exposed (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        )
+    if dataset is None:
+        return ""
+    codec = dataset.info["settings"].get("codec", "h264")
+    if codec not in NVDEC_LEAST:
+        return f"NVDEC does not decode {codec}; make the shards with --codec h264"
+    side = int(min(dataset.column("width").min(), dataset.column("height").min()))
+    if side < NVDEC_LEAST[codec]:
+        return f"NVDEC decodes {codec} from {NVDEC_LEAST[codec]} pixels a side on, and there are videos of {side}"
+    return ""
+
+
+def _has_nvdec() -> bool:
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _gpu(settings: BackendSettings) -> int | None:
+    # asked in the main thread: others begin with the first GPU
+    return None if settings.on_cpu_dali else torch.cuda.current_device()
+
+
+def _check(settings: BackendSettings) -> None:
+    if not 0 <= settings.cpu_share <= 1:
+        raise InputError(f"--cpu-share {settings.cpu_share:g}: give a share from 0 to 1")
+    if settings.cpu_share and settings.name != "gpu":
+        raise InputError(
+            f"--cpu-share {settings.cpu_share:g}: with --device {settings.name} the CPU decodes all: leave it out"
+        )
+    if settings.cache == "gpu" and settings.name == "cpu" and not settings.on_cpu_dali:
+        raise InputError("--cache gpu: with --device cpu nothing is made on a GPU; use --cache host")

@@ -1,0 +1,143 @@
+"""hybrid: FFmpeg decodes, crops and resizes on the CPU; DALI does the rest on the GPU."""
+
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline
+from torch import Tensor
+
+from pipelines.backends.base import Rendered
+from pipelines.backends.cpu import CpuDecodeBackend
+from pipelines.sampler import Sample
+from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.transforms import dali
+from pipelines.transforms.numpy import noise_bank
+from pipelines.views import ViewSpec
+
+UNDER_WAY = 2  # DALI pipelines, that take turns: while one's batch is augmented, the other's is decoded
+
+
+class DaliGraph:
+    """A graph in `UNDER_WAY` pipelines that take turns. Samples of fewer than `clips` clips are filled up.
+
+    device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
+    """
+
+    def __init__(
+        self,
+        spec: ViewSpec,
+        source: dali.Source,
+        max_samples: int,
+        clips: int,
+        *,
+        threads: int,
+        device: int | None,
+    ) -> None:
+        self._spec, self._source, self._clips, self._device = spec, source, clips, device
+        self._max_samples, self._threads = max_samples, threads
+        self._free: SimpleQueue[Pipeline | None] = SimpleQueue()
+        for _ in range(UNDER_WAY):
+            self._free.put(None)  # built when it is first needed
+        self._stream = None if device is None else torch.cuda.Stream(device)
+        self._noise: Any = None
+
+    def render(
+        self,
+        samples: list[Sample],
+        inputs: dict[str, list[Any]],
+        stream: torch.cuda.Stream | None = None,
+    ) -> Rendered:
+        """Begin a batch. inputs: name of a graph's input → an array a sample, of `clips` clips each; what lies on the
+        GPU was made on `stream`."""
+        params = [self.filled(sample.params, sample.clips) for sample in samples]
+        pipeline = self._free.get() or self._built()
+        try:
+            with torch.cuda.stream(stream):
+                for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
+                    pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))
+                if self._spec.channel_drop:
+                    pipeline.feed_input("noise_bank", [self._bank()] * len(samples), layout="FHWC")
+                pipeline.schedule_run()
+        except BaseException:
+            self._free.put(None)  # a pipeline is of no use after a failure
+            raise
+
+        def views() -> Tensor:
+            kept: Pipeline | None = None
+            try:
+                batch = self._taken(pipeline, len(samples))
+                kept = pipeline
+            finally:
+                self._free.put(kept)
+            return self._without_filling(batch, [sample.clips for sample in samples])
+
+        return views
+
+    def filled(self, params: ViewParams, clips: int) -> ViewParams:
+        """The parameters of a sample, its last clip repeated up to the number that the graph is built for."""
+        if clips == self._clips:
+            return params
+        parts = params.clips(clips)
+        return ViewParams.concatenated([*parts, *[parts[-1]] * (self._clips - clips)])
+
+    def _built(self) -> Pipeline:
+        # the work of a batch begins when it is scheduled: two pipelines, each with a queue of one, are two batches
+        pipeline = Pipeline(self._max_samples, self._threads, self._device, prefetch_queue_depth=1)
+        device = "cpu" if self._device is None else "gpu"
+        with pipeline:
+            pipeline.set_outputs(dali.define(self._spec, self._source, device, self._clips))
+        pipeline.build()
+        return pipeline
+
+    def _taken(self, pipeline: Pipeline, samples: int) -> Tensor:
+        """A pipeline's batch (samples · clips, V, C, T, H, W), bound to the current stream of torch."""
+        if self._stream is None:
+            frames = torch.from_dlpack(pipeline.outputs()[0].as_tensor())
+        else:
+            # nothing waits here but the streams: this graph's for DALI's, and the model's for this one (see Loader)
+            with torch.cuda.stream(self._stream):
+                (output,) = pipeline.outputs(self._stream)
+                frames = torch.from_dlpack(output.as_tensor())
+        spec = self._spec
+        shape = (samples * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
+        return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
+
+    def _without_filling(self, batch: Tensor, clips: list[int]) -> Tensor:
+        if all(count == self._clips for count in clips):
+            return batch
+        with torch.cuda.stream(self._stream):
+            return torch.cat([part[:count] for part, count in zip(batch.split(self._clips), clips, strict=True)])
+
+    def _bank(self) -> Any:
+        if self._noise is None:
+            bank = noise_bank(NOISE_FRAMES, self._spec.size)
+            self._noise = bank if self._device is None else torch.from_numpy(bank).to(f"cuda:{self._device}")
+        return self._noise
+
+
+_LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
+
+
+class HybridBackend(CpuDecodeBackend):
+    """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
+
+    concurrent = UNDER_WAY
+
+    def __init__(
+        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+    ) -> None:
+        super().__init__(spec, max_samples, max_clips)
+        self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
+
+    def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+    def render(self, samples: list[Sample], prepared: list[NDArray[np.uint8]]) -> Rendered:
+        whole = self.max_clips * self.spec.views * self.spec.decoded
+        filled = [np.concatenate([p, p[-1:].repeat(whole - len(p), 0)]) if len(p) < whole else p for p in prepared]
+        return self._graph.render(samples, {"pixels": filled})
+
+

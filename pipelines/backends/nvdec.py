@@ -1,0 +1,102 @@
+"""gpu: NVDEC decodes, and DALI crops and augments what it decoded: pixels never leave the GPU.
+
+NVDEC is given only what a clip needs: DALI's decoder never seeks, it decodes a file from its first packet on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.backends.base import Backend, Rendered, Routed, Video
+from pipelines.backends.hybrid import UNDER_WAY, DaliGraph
+from pipelines.decode import check_frames
+from pipelines.sampler import Sample
+from pipelines.transforms import dali
+from pipelines.trim import DecodeError, read_index, trim
+from pipelines.views import ViewSpec
+
+
+@dataclass(frozen=True)
+class _Trimmed:
+    """A file with what the clips need. numbers: of the frames to show, ascending, among those that the file shows."""
+
+    file: NDArray[np.uint8]
+    numbers: NDArray[np.int32]
+
+
+class NvdecBackend(Backend):
+    """Everything on the GPU. threads: of NVDEC, in each of the pipelines that take turns."""
+
+    concurrent = UNDER_WAY
+
+    def __init__(
+        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+    ) -> None:
+        super().__init__(spec, max_samples, max_clips)
+        self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=device)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
+        data = video.read()
+        file, numbers = trim(read_index(data), data, np.unique(sample.params.frames))
+        return _Trimmed(np.frombuffer(file, np.uint8), numbers)
+
+    def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
+        params = [self._graph.filled(sample.params, sample.clips) for sample in samples]
+        _, inputs = dali.frame_inputs(self.spec, params, self.max_clips)
+        return self._graph.render(
+            samples,
+            {**inputs, "encoded": [one.file for one in prepared], "numbers": [one.numbers for one in prepared]},
+        )
+
+    def refused(
+        self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError
+    ) -> dict[int, str]:
+        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
+        found = {place: reason for place, one in enumerate(prepared) if (reason := _damage(one))}
+        if not found:
+            alone = {place: self._refusal(samples[place], one) for place, one in enumerate(prepared)}
+            found = {place: reason for place, reason in alone.items() if reason}
+            if len(found) == len(prepared):
+                raise error
+        if not found:
+            raise error
+        return found
+
+    def _refusal(self, sample: Sample, one: _Trimmed) -> str:
+        """What DALI says of a video on its own; nothing where it decodes."""
+        try:
+            self.render([sample], [one])()
+        except RuntimeError as error:
+            return "DALI: " + " ".join(str(error).rpartition("encountered:")[2].split())
+        return ""
+
+
+class SharedBackend(Routed):
+    """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
+
+    def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
+        super().__init__([nvdec, on_cpu])
+        self._share = cpu_share
+
+    def buffer(self, samples: list[Sample]) -> list[Any]:
+        return self.routes[1].buffer(samples)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        way = int(in_share(sample.slot, self._share))
+        return way, self.routes[way].prepare(video, sample, out)
+
+
+def in_share(slot: int, share: float) -> bool:
+    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
+    return int((slot + 1) * share) > int(slot * share)
+
+
+def _damage(one: _Trimmed) -> str:
+    """What FFmpeg says of a file; nothing where it decodes."""
+    try:
+        check_frames(one.file.tobytes(), one.numbers.tolist())
+    except DecodeError as error:
+        return str(error)
+    return ""
