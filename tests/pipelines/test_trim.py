@@ -464,16 +464,23 @@ def test_files_cut_off() -> None:
                 read_index(video_of(name)[:kept])
 
 
+@pytest.fixture(scope="module")
+def healthy() -> dict[str, bytes]:
+    return {name: video_of(name, 40) for name in ("h264", "h264, pyramid", "hevc", "mpeg4", "vp9")}
+
+
 @settings(deadline=timedelta(seconds=1), max_examples=300)
 @given(
-    name=st.sampled_from(["h264", "hevc", "mpeg4", "vp9"]),
+    name=st.sampled_from(["h264", "h264, pyramid", "hevc", "mpeg4", "vp9"]),
     flips=st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(0, 255)), min_size=1, max_size=6),
     kept=st.one_of(st.just(1.0), st.floats(0, 1)),
     head_only=st.booleans(),
 )
-def test_damaged_heads(name: str, flips: list[tuple[int, int]], kept: float, head_only: bool) -> None:
+def test_damaged_heads(
+    healthy: dict[str, bytes], name: str, flips: list[tuple[int, int]], kept: float, head_only: bool
+) -> None:
     """DecodeError, or an index that packets can be taken by."""
-    video = bytearray(video_of(name, 40))
+    video = bytearray(healthy[name])
     (moov,) = struct.unpack_from(">I", video, video.index(b"moov") - 4)
     start = video.index(b"moov") - 4
     for place, value in flips:
