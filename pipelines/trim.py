@@ -26,7 +26,7 @@ MOST_EQUAL_PACKETS = (
 class PacketIndex:
     """Where the packets of a video lie in its mp4 file. Arrays (P,) are in decoding order.
 
-    codec: name of FFmpeg's decoder: h264, hevc, vp9, av1, mjpeg, mpeg4, ….
+    codec: FFmpeg's name of it: h264, hevc, vp9, av1, mjpeg, mpeg4, …; the decoder of av1 is called libdav1d.
     extradata: what the decoder needs before the first packet (avcC, hvcC, av1C, …); b"" where that is nothing.
     width, height: pixels, as the container states them.
     offsets, sizes: first byte of each packet in the file, and how many it has.
@@ -75,10 +75,11 @@ def read_index(video: bytes | memoryview) -> PacketIndex:
         index = _demuxed(data)
     except (struct.error, IndexError, ValueError) as error:
         raise DecodeError(f"the mp4's index is damaged: {error}") from error
-    end = int((index.offsets + index.sizes).max())
-    only_head = len(data) == index.head and index.offsets[0] >= index.head
-    if not only_head and max(end, index.sizes.sum()) > len(data):
-        raise DecodeError(f"the packets end at byte {end} of {len(data)}")
+    ends = index.offsets + index.sizes
+    only_head = len(data) == index.head and (index.offsets >= index.head).all()
+    beyond = not only_head and max(ends.max(), index.sizes.sum()) > len(data)
+    if beyond or index.offsets.min() < 0 or ends.min() < 0:
+        raise DecodeError(f"the packets lie in bytes {index.offsets.min()} to {ends.max()} of {len(data)}")
     return index
 
 
@@ -97,7 +98,7 @@ def runs(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> lis
 def trim(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> tuple[bytes, NDArray[np.int32]]:
     """A minimal mp4 of the packets of `runs`, and the rank of each of `numbers` among the frames it shows.
 
-    A decoder is not flushed within it, so H.264 and HEVC streams with open GOPs keep what lies between two runs.
+    numbers: ascending frame numbers, at least one. A decoder is not flushed within the file, so H.264 and HEVC streams with open GOPs keep what lies between two runs.
     If FFmpeg's demuxer made the index, the whole video and the numbers are returned unchanged.
     """
     if not index.description:
@@ -145,12 +146,12 @@ def _stretches(index: PacketIndex, wanted: NDArray[np.int64]) -> list[tuple[int,
     ranks = index.ranks[wanted]
     leading = index.ranks[starts[gop]] > ranks  # shown before its key frame: it refers to the GOP before, too
     start = starts[np.maximum(gop - leading, 0)]
+    start = np.minimum.accumulate(start[::-1])[::-1]
     last = np.maximum.accumulate(wanted)
     gap = (index.ranks[start[1:]] > ranks[:-1] + SEEK_COST) & (start[1:] > last[:-1])
     first_of_run = np.concatenate([[0], np.flatnonzero(gap) + 1])
     last_of_run = np.concatenate([first_of_run[1:] - 1, [len(wanted) - 1]])
-    firsts = np.minimum.reduceat(start, first_of_run)
-    return list(zip(firsts.tolist(), last[last_of_run].tolist(), strict=True))
+    return list(zip(start[first_of_run].tolist(), last[last_of_run].tolist(), strict=True))
 
 
 def _needed(
@@ -232,8 +233,8 @@ class _Box:
             raise DecodeError("a box of the mp4's index is too short")
         return struct.unpack_from(">" + layout, self.data, self.start + at)
 
-    def content(self, at: int = 0) -> bytes:
-        return bytes(self.data[self.start + at : self.end])
+    def content(self) -> bytes:
+        return bytes(self.data[self.start : self.end])
 
     def table(self, *, columns: int = 1, at: int = 4, dtype: str = ">u4") -> NDArray[np.int64]:
         """Its rows (N, columns), which follow their count `at` bytes into the content."""
@@ -254,7 +255,7 @@ class _Box:
                 (size,), header = struct.unpack_from(">Q", self.data, place + 8), 16
             size = size or self.end - place
             if size < header or place + size > self.end:
-                raise DecodeError(f"the mp4's box {name!r} has {size} bytes of {self.end - place}")
+                raise _Unusual(f"box {name!r} has {size} bytes of {self.end - place}")
             yield name, _Box(self.data, place + header, place + size)
             place += size
 
@@ -262,42 +263,47 @@ class _Box:
         """The first box of each name in it."""
         return dict(reversed(list(self.boxes(at))))
 
+    def child(self, *path: bytes) -> "_Box":
+        """The first box of that name in it; in that one the next, …."""
+        box = self
+        for name in path:
+            inner = box.children()
+            if name not in inner:
+                raise _Unusual(f"no box {name!r}")
+            box = inner[name]
+        return box
+
 
 def _parsed(data: memoryview) -> PacketIndex:
     moov, head = _find_moov(data)
-    track, scale = _video_track(moov), _needs(moov, b"mvhd")
-    media = _needs(track, b"mdia").children()
-    if b"minf" not in media or b"mdhd" not in media:
-        raise _Unusual("no minf or mdhd")
-    tables = _needs(media[b"minf"], b"stbl").children()
-    if any(name not in tables for name in (b"stsd", b"stts", b"stsc", b"stsz")):
-        raise _Unusual("a table is missing, or of another kind")
-    sizes = _sizes(tables[b"stsz"])
+    track = _video_track(moov)
+    stbl = track.child(b"mdia", b"minf", b"stbl")
+    tables = stbl.children()
+    sizes = _sizes(stbl.child(b"stsz"))
     times = _times(tables, len(sizes))
-    shown = _shown(track.children().get(b"edts"), times, _timescale(scale), _timescale(media[b"mdhd"]))
-    order = np.argsort(times, kind="stable")
-    ranks, numbers = np.empty(len(times), np.int64), np.full(len(times), -1)
-    ranks[order] = np.arange(len(times))
-    visible = order[shown[order]]
-    numbers[visible] = np.arange(len(visible))
-    if not len(visible):
-        raise _Unusual("no frame is shown")
-    codec, extradata, width, height, full_range, colorspace = _described(tables[b"stsd"])
+    shown = _shown(track, times, _timescale(moov.child(b"mvhd")), _timescale(track.child(b"mdia", b"mdhd")))
+    ranks, numbers = _ordered(times, shown)
     return PacketIndex(
-        codec=codec,
-        extradata=extradata,
-        width=width,
-        height=height,
         offsets=_offsets(tables, sizes),
         sizes=sizes,
         numbers=numbers,
-        keys=_keys(data, tables, len(sizes)),
+        keys=_keys(tables, len(sizes)),
         head=head,
-        full_range=full_range,
-        colorspace=colorspace,
-        description=bytes(data[tables[b"stsd"].start - 8 : tables[b"stsd"].end]),
+        description=_box(b"stsd", stbl.child(b"stsd").content()),
         ranks=ranks,
+        **_described(stbl.child(b"stsd")),
     )
+
+
+def _ordered(
+    times: NDArray[np.int64], shown: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """PacketIndex.ranks and .numbers."""
+    order = np.argsort(times, kind="stable")
+    ranks, numbers = np.empty(len(times), np.int64), np.full(len(times), -1)
+    ranks[order] = np.arange(len(times))
+    numbers[order[shown[order]]] = np.arange(np.count_nonzero(shown))
+    return ranks, numbers
 
 
 def _find_moov(data: memoryview) -> tuple[_Box, int]:
@@ -310,18 +316,11 @@ def _find_moov(data: memoryview) -> tuple[_Box, int]:
     raise _Unusual("no moov")
 
 
-def _needs(parent: _Box, name: bytes) -> _Box:
-    found = parent.children().get(name)
-    if found is None:
-        raise _Unusual(f"no {name!r}")
-    return found
-
-
 def _video_track(moov: _Box) -> _Box:
     if b"mvex" in moov.children():
         raise _Unusual("fragments")
     for name, box in moov.boxes():
-        if name == b"trak" and _needs(_needs(box, b"mdia"), b"hdlr").numbers("4s", 8) == (b"vide",):
+        if name == b"trak" and box.child(b"mdia", b"hdlr").numbers("4s", 8) == (b"vide",):
             return box
     raise _Unusual("no video track")
 
@@ -354,23 +353,23 @@ def _repeated(runs_N2: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 def _times(tables: dict[bytes, _Box], count: int) -> NDArray[np.int64]:
     """When each packet's frame is presented, in ticks."""
+    if b"stts" not in tables:
+        raise _Unusual("no times")
     durations = _repeated(tables[b"stts"].table(columns=2), count)
     if durations.max() >= 1 << 31:
         raise _Unusual("negative durations")
     times = np.cumsum(durations) - durations
-    if (
-        b"ctts" in tables
-    ):  # version 1 has signed offsets; writers of version 0 have been seen to mean them, too
+    if b"ctts" in tables:  # signed in version 1, and in what some writers call version 0
         offsets = _repeated(tables[b"ctts"].table(columns=2), count)
         times += offsets.astype(np.int32)
     return times
 
 
-def _shown(edts: _Box | None, times: NDArray[np.int64], movie: int, media: int) -> NDArray[np.bool_]:
-    """Whether the edit list shows each packet's frame."""
+def _shown(track: _Box, times: NDArray[np.int64], movie: int, media: int) -> NDArray[np.bool_]:
+    """Whether the edit list shows each packet's frame. movie, media: ticks a second of the list and of the times."""
     edits = []
-    if edts is not None:
-        elst = _needs(edts, b"elst")
+    if b"edts" in track.children():
+        elst = track.child(b"edts", b"elst")
         version, count = elst.numbers("B3xI")
         layout = "Qqi" if version == 1 else "Iii"
         if count > 16:
@@ -384,7 +383,10 @@ def _shown(edts: _Box | None, times: NDArray[np.int64], movie: int, media: int) 
     if len(edits) > 1 or first < 0 or duration == 0 or rate != 1 << 16:
         raise _Unusual("an edit list that does more than skip frames")
     first += min(int(times.min()), 0)  # FFmpeg counts from the earliest frame where offsets are negative
-    return (times >= first) & (times < first + round(duration * media / movie))
+    shown = (times >= first) & (times < first + round(duration * media / movie))
+    if not shown.any():
+        raise _Unusual("no frame is shown")
+    return shown
 
 
 def _offsets(tables: dict[bytes, _Box], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -395,15 +397,12 @@ def _offsets(tables: dict[bytes, _Box], sizes: NDArray[np.int64]) -> NDArray[np.
         chunks = tables[b"co64"].table(dtype=">i8")[:, 0]
     else:
         raise _Unusual("no chunks")
+    if b"stsc" not in tables:
+        raise _Unusual("no packets in chunks")
     first, each, description = tables[b"stsc"].table(columns=3).T
     chunks_of = np.diff(first, append=len(chunks) + 1)
-    if (
-        not len(first)
-        or first[0] != 1
-        or (chunks_of < 1).any()
-        or (description != 1).any()
-        or chunks.min(initial=0) < 0
-    ):
+    sound = len(first) and first[0] == 1 and chunks_of.min() >= 1 and chunks.min() >= 0
+    if not sound or (description != 1).any():
         raise _Unusual("packets of several kinds, or without a place")
     counts = np.repeat(each, chunks_of)
     if counts.sum() != len(sizes) or counts.max() > len(sizes):
@@ -413,7 +412,7 @@ def _offsets(tables: dict[bytes, _Box], sizes: NDArray[np.int64]) -> NDArray[np.
     return before + np.repeat(chunks - before[first_packets], counts)
 
 
-def _keys(data: memoryview, tables: dict[bytes, _Box], count: int) -> NDArray[np.bool_]:
+def _keys(tables: dict[bytes, _Box], count: int) -> NDArray[np.bool_]:
     if b"sbgp" in tables and tables[b"sbgp"].numbers("4s", 4)[0] in (b"rap ", b"sync"):
         raise _Unusual("key frames in sample groups")
     if b"stss" not in tables:
@@ -426,8 +425,8 @@ def _keys(data: memoryview, tables: dict[bytes, _Box], count: int) -> NDArray[np
     return keys
 
 
-def _described(stsd: _Box) -> tuple[str, bytes, int, int, bool | None, int | None]:
-    """Codec, extradata, width, height, full range, matrix of the only sample description."""
+def _described(stsd: _Box) -> dict[str, Any]:
+    """What the only sample description states: codec, extradata, width, height, full_range, colorspace."""
     entries = list(stsd.boxes(8))
     if stsd.numbers("I", 4) != (1,) or len(entries) != 1:
         raise _Unusual("several sample descriptions")
@@ -449,7 +448,14 @@ def _described(stsd: _Box) -> tuple[str, bytes, int, int, bool | None, int | Non
             colorspace = matrix if matrix != 2 else None  # 2: unspecified
         if kind == b"nclx":
             full_range = bool(boxes[b"colr"].numbers("B", 10)[0] & 0x80)
-    return codec, extradata, width, height, full_range, colorspace
+    return {
+        "codec": codec,
+        "extradata": extradata,
+        "width": width,
+        "height": height,
+        "full_range": full_range,
+        "colorspace": colorspace,
+    }
 
 
 _CODECS = {  # sample entry: codec, and the box that its decoder needs
@@ -470,15 +476,14 @@ def _esds(content: bytes) -> tuple[str, bytes]:
     place = 4  # version and flags
     while place < len(content):
         tag, size, place = content[place], 0, place + 1
-        while place < len(content):
-            byte, place = content[place], place + 1
-            size = size << 7 | byte & 0x7F
+        for byte in content[place : place + 4]:
+            size, place = size << 7 | byte & 0x7F, place + 1
             if byte < 0x80:
                 break
         found.setdefault(tag, content[place : place + size])
         place += {3: 3, 4: 13}.get(tag, size)  # these two hold others, after so many bytes of their own
     codec = {b"\x6c": "mjpeg", b"\x20": "mpeg4"}.get(found.get(4, b"")[:1])
-    if codec is None or 3 not in found or found[3][2:3] != b"\0":
+    if codec is None or len(found.get(3, b"")) < 3 or found[3][2] & 0xE0:  # flags: more fields follow
         raise _Unusual("an elementary stream of another kind")
     return codec, found.get(5, b"")
 
@@ -488,23 +493,20 @@ def _demuxed(data: memoryview) -> PacketIndex:
     with damage_named(), av.open(io.BytesIO(data), "r", format="mov", metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         context = stream.codec_context
+        if context is None:
+            raise DecodeError("FFmpeg has no decoder for the video's codec")
         packets = [packet for packet in container.demux(stream) if packet.size]
-        if not packets or any(
-            packet.pts is None or packet.pos is None or packet.pos < 0 for packet in packets
-        ):
+        places = np.array([-1 if packet.pos is None else packet.pos for packet in packets], np.int64)
+        if not packets or places.min() < 0 or any(packet.pts is None for packet in packets):
             raise DecodeError("the file has no video packets, or some without a time or a place")
-        order = np.argsort(np.array([packet.pts for packet in packets], np.int64), kind="stable")
-        hidden = np.array([packet.is_discard for packet in packets])
-        ranks, numbers = np.empty(len(order), np.int64), np.full(len(order), -1)
-        ranks[order] = np.arange(len(order))
-        visible = order[~hidden[order]]
-        numbers[visible] = np.arange(len(visible))
+        times = np.array([packet.pts for packet in packets], np.int64)
+        ranks, numbers = _ordered(times, np.array([not packet.is_discard for packet in packets]))
         return PacketIndex(
-            codec=context.name,
+            codec=context.codec.canonical_name,
             extradata=context.extradata or b"",
             width=stream.width,
             height=stream.height,
-            offsets=np.array([packet.pos for packet in packets], np.int64),
+            offsets=places,
             sizes=np.array([packet.size for packet in packets], np.int64),
             numbers=numbers,
             keys=np.array([packet.is_keyframe for packet in packets]),
