@@ -32,7 +32,7 @@ from shards.table import QUARANTINE
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
-from training.speed import settle
+from training.speed import settle, uneven_sides
 from training.trainer import Trainer
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     with StopSignals() as stop:
         settings, config = parse(argv, Settings, __doc__, "train.py")
         accelerator = start(settings)
-        speed = settle(settings, objectives.get(settings.objective).view_plan(config))
+        speed = settle(settings, objectives.get(settings.objective).view_spec(config))
         run = open_run(settings, config, accelerator.mixed_precision)
         torch.manual_seed(settings.seed)
         objective = objectives.get(settings.objective)(config)
@@ -82,18 +82,20 @@ def start(settings: Settings) -> Accelerator:
 
 
 def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
-    plan, objective = trainer.plan, trainer.state.objective
+    spec, objective = trainer.spec, trainer.state.objective
     lines = [f"resumed from {run.resumed}, step {trainer.step}"] if run.resumed else []
     lines += [
         f"{settings.objective} on {run.dataset.path}: {len(run.rows)} videos, {settings.steps} steps of "
-        f"{run.identity['global_batch'] * settings.accumulate} clips ({plan.views} views of {plan.frames} frames, "
-        f"{plan.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
+        f"{run.identity['global_batch'] * settings.accumulate} clips ({spec.views} views of {spec.frames} frames, "
+        f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
     if settings.small:
         changed = differences(objective.config)
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
+    if remark := uneven_sides(trainer.speed, run):
+        lines += [remark]
     if trainer.loader.cache:
         lines += [trainer.loader.cache.describe()]
     return "\n".join([*lines, trainer.speed.origin])

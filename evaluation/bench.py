@@ -49,9 +49,9 @@ class Bench:
         return self.extract(trained, down.train), self.extract(tested, down.test)
 
     def extract(self, rows: NDArray[np.int64], layout: Layout) -> Features:
-        windows = Windows.of(self.dataset, rows, self.downstream.plan, layout)
+        windows = Windows.of(self.dataset, rows, self.downstream.spec, layout)
         found = extract(
-            self.model, self.dataset, windows, self.downstream.plan, self.machine, self.settings.layer
+            self.model, self.dataset, windows, self.downstream.spec, self.machine, self.settings.layer
         )
         return found.by_video() if self.downstream.average == "features" else found
 

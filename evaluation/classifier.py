@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from evaluation.model import Representation
 from objectives import Objective
 from objectives.downstream import FineTuning
-from pipelines.plan import ViewPlan, plain
+from pipelines.views import ViewSpec, plain
 
 
 class Classifier(nn.Module):
     """views (B, V, C, T, H, W) → logits (B, classes), of the windows' features. layer: as of Representation."""
 
     def __init__(
-        self, objective: Objective, plan: ViewPlan, classes: int, tuning: FineTuning, layer: str
+        self, objective: Objective, spec: ViewSpec, classes: int, tuning: FineTuning, layer: str
     ) -> None:
         super().__init__()
         self.objective, self.layer = objective, layer
         with torch.no_grad():
-            D = Representation(objective.eval(), layer)(blank(1, plan)).shape[1]
+            D = Representation(objective.eval(), layer)(blank(1, spec)).shape[1]
         layers: list[nn.Module] = [nn.BatchNorm1d(D)]
         if tuning.hidden:
             layers += [nn.Linear(D, tuning.hidden), nn.ReLU()]
@@ -42,22 +42,22 @@ def copy_of(trained: Objective) -> Objective:
     return objective
 
 
-def still_plan(plan: ViewPlan) -> ViewPlan:
+def still_spec(spec: ViewSpec) -> ViewSpec:
     """One window of a test video: the training clip without augmentation; a single view where each has a start of its own."""
-    still = plain(plan)
+    still = plain(spec)
     return replace(still, offsets=still.offsets[:1], groups=(), paces=()) if still.paces else still
 
 
-def used_parameters(classifier: Classifier, plan: ViewPlan) -> list[nn.Parameter]:
+def used_parameters(classifier: Classifier, spec: ViewSpec) -> list[nn.Parameter]:
     """Those that logits depend on; the others, of pretraining's heads, are frozen, as DDP demands."""
     classifier.eval()
-    classifier(blank(2, plan)).sum().backward()
+    classifier(blank(2, spec)).sum().backward()
     for parameter in classifier.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     return [parameter for parameter in classifier.parameters() if parameter.requires_grad]
 
 
-def blank(count: int, plan: ViewPlan) -> Tensor:
+def blank(count: int, spec: ViewSpec) -> Tensor:
     """So many windows of nothing."""
-    return torch.zeros(count, plan.views, plan.channels, plan.frames, plan.size, plan.size)
+    return torch.zeros(count, spec.views, spec.channels, spec.frames, spec.size, spec.size)

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.draw import Draw, draw
 from pipelines.graph import Placement
 from pipelines.order import Order
-from pipelines.plan import ViewPlan
+from pipelines.sampling import ViewParams, sample_params
+from pipelines.views import ViewSpec
 from pipelines.windows import WindowLoader, Windows, frames_from
 from shards import Dataset, InputError
 
 
 class ClipBatches:
-    """Endless batches of windows, augmented as the plan says, in a new order each epoch.
+    """Endless batches of windows, augmented as the spec says, in a new order each epoch.
 
-    windows, labels: (N,) each; one that occurs k times is shown k times an epoch, each time drawn anew. Batches have
+    windows, labels: (N,) each; one that occurs k times is shown k times an epoch, each time params anew. Batches have
     views and label, as those of pipelines.loader; the whole state is samples consumed. A video that cannot be decoded
     leaves its place to others of the batch. Raises InputError where that is all of them.
     """
@@ -29,7 +29,7 @@ class ClipBatches:
         dataset: Dataset,
         windows: Windows,
         labels: NDArray[np.int64],
-        plan: ViewPlan,
+        spec: ViewSpec,
         *,
         batch_size: int,
         seed: int,
@@ -39,7 +39,7 @@ class ClipBatches:
         threads: int,
         device: torch.device,
     ) -> None:
-        self._dataset, self._windows, self._labels, self._plan = dataset, windows, labels, plan
+        self._dataset, self._windows, self._labels, self._spec = dataset, windows, labels, spec
         self._order = Order(len(windows), batch_size * world, seed)
         self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
         self._placement, self._threads, self._device = placement, threads, device
@@ -76,22 +76,22 @@ class ClipBatches:
         whole = self._order.epoch(epoch)[slot : self._order.epoch_samples]
         mine = whole.reshape(-1, self._world, self._batch_size)[:, self._rank].ravel()
 
-        def drawn(places: NDArray[np.int64]) -> Draw:
+        def params(places: NDArray[np.int64]) -> ViewParams:
             numbers = mine[places]
             of = self._windows.at(numbers)
             facts = [self._dataset.column(name)[of.row] for name in ("num_frames", "width", "height")]
-            found = draw(self._plan, numbers, *facts, seed=self._seed, epoch=epoch)
-            return replace(found, frames=frames_from(self._plan, of.start, facts[0]))
+            found = sample_params(self._spec, numbers, *facts, seed=self._seed, epoch=epoch)
+            return replace(found, frames=frames_from(self._spec, of.start, facts[0]))
 
         loader = WindowLoader(
             self._dataset,
             self._windows.at(mine),
-            self._plan,
+            self._spec,
             batch_size=self._batch_size,
             placement=self._placement,
             threads=self._threads,
             device=self._device,
-            drawn=drawn,
+            params=params,
         )
         for batch in loader:
             there = batch["index"]

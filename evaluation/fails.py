@@ -17,7 +17,7 @@ from evaluation.bench import Bench
 from evaluation.features import Features
 from evaluation.model import SURPRISE
 from evaluation.splits import Split
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from pipelines.windows import Windows
 from shards import Dataset, InputError
 
@@ -83,36 +83,36 @@ class Fails:
         failures[test] = np.random.Generator(np.random.Philox(key=0)).permutation(failures[test])
         return replace(self, failures=failures, shuffled=True)
 
-    def clips(self, rows: NDArray[np.int64], plan: ViewPlan) -> Windows:
+    def clips(self, rows: NDArray[np.int64], spec: ViewSpec) -> Windows:
         """One window for each clip, ending where the clip ends."""
-        found = [(row, start, 0) for row in rows.tolist() for start in self._begins(row, plan)]
+        found = [(row, start, 0) for row in rows.tolist() for start in self._begins(row, spec)]
         return Windows(*np.array(found, dtype=np.int64).T)
 
-    def begins(self, found: Features | Windows, plan: ViewPlan) -> NDArray[np.float64]:
+    def begins(self, found: Features | Windows, spec: ViewSpec) -> NDArray[np.float64]:
         """First moments (N,), in seconds, of the clips that windows end with."""
-        of_row = {row: self._begins(row, plan) for row in np.unique(found.row).tolist()}
+        of_row = {row: self._begins(row, spec) for row in np.unique(found.row).tolist()}
         pairs = zip(found.row.tolist(), found.start.tolist(), strict=True)
         return np.array([of_row[row][start] for row, start in pairs])
 
-    def _begins(self, row: int, plan: ViewPlan) -> dict[int, float]:
+    def _begins(self, row: int, spec: ViewSpec) -> dict[int, float]:
         """A video's windows' first frames, and the first moments of their clips: of clips that show the same frames
         (below 4 a second) the first."""
         fps, length = (float(self.dataset.column(name)[row]) for name in ("fps", "num_frames"))
         moments: dict[int, float] = {}
         for begin in clip_begins(length / fps).tolist():
-            moments.setdefault(round((begin + CLIP) * fps) - plan.span, begin)
+            moments.setdefault(round((begin + CLIP) * fps) - spec.span, begin)
         return moments
 
-    def classes(self, found: Features | Windows, plan: ViewPlan) -> NDArray[np.int64]:
+    def classes(self, found: Features | Windows, spec: ViewSpec) -> NDArray[np.int64]:
         """Each clip's class, (N,)."""
-        return classify(self.begins(found, plan), self.failures[found.row])
+        return classify(self.begins(found, spec), self.failures[found.row])
 
-    def trivial(self, windows: Windows, plan: ViewPlan) -> Features:
+    def trivial(self, windows: Windows, spec: ViewSpec) -> Features:
         """What needs no network: the clip's moment, the video's length, size and frame rate."""
         columns = [
             self.dataset.column(name)[windows.row] for name in ("fps", "num_frames", "width", "height")
         ]
-        begins, seconds = self.begins(windows, plan), columns[1] / columns[0]
+        begins, seconds = self.begins(windows, spec), columns[1] / columns[0]
         x = np.stack([begins, begins / seconds, seconds, *columns], axis=1).astype(np.float32)
         return Features(x, windows.row, windows.start, {})
 
@@ -126,14 +126,14 @@ class Fails:
             raise InputError(f"{self.dataset.path}: has one annotated training video; two or more are needed")
         return np.isin(row_N, videos[: max(1, int(len(videos) * HELD_OUT))])
 
-    def scores(self, runs: list[Features], plan: ViewPlan) -> dict[str, Any]:
+    def scores(self, runs: list[Features], spec: ViewSpec) -> dict[str, Any]:
         """Clips' probabilities (a run a seed) → accuracy over clips (a video weighs as one in the interval), its mean
         over classes, and localisation."""
         names = [f"within {seconds:g} s" for seconds in WITHIN]
         hits: dict[str, list[NDArray]] = {name: [] for name in ("clips", *names)}
         counts = np.zeros((3, 3), np.int64)
         for found in runs:
-            begins, truth = self.begins(found, plan), self.classes(found, plan)
+            begins, truth = self.begins(found, spec), self.classes(found, spec)
             if self.shuffled:
                 truth = np.random.Generator(np.random.Philox(key=1)).permutation(truth)
             videos, place = np.unique(found.row, return_inverse=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evaluation.model import Model, Representation
 from pipelines.graph import Placement
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 from shards.aside import written_aside
@@ -71,7 +71,7 @@ def extract(
     model: Model,
     dataset: Dataset,
     windows: Windows,
-    plan: ViewPlan,
+    spec: ViewSpec,
     machine: Machine,
     layer: str = "",
 ) -> Features:
@@ -84,7 +84,7 @@ def extract(
         "weights": model.fingerprint,
         "data": dataset.fingerprint,
         "windows": hashlib.sha256(where.tobytes()).hexdigest(),
-        "plan": asdict(plan),
+        "spec": asdict(spec),
         "layer": layer,
         "batch_size": machine.batch_size,
         "precision": machine.accelerator.mixed_precision,
@@ -101,7 +101,7 @@ def extract(
     mine = chunks[machine.accelerator.process_index :: machine.accelerator.num_processes]
     missing = [chunk for chunk in mine if not chunk[0].is_file()]
     if missing:
-        _compute(model, dataset, windows, plan, machine, layer, missing)
+        _compute(model, dataset, windows, spec, machine, layer, missing)
     machine.accelerator.wait_for_everyone()
     return _gather(dataset, windows, [file for file, _ in chunks])
 
@@ -110,7 +110,7 @@ def _compute(
     model: Model,
     dataset: Dataset,
     windows: Windows,
-    plan: ViewPlan,
+    spec: ViewSpec,
     machine: Machine,
     layer: str,
     chunks: list[tuple[Path, range]],
@@ -128,7 +128,7 @@ def _compute(
     loader = WindowLoader(
         dataset,
         windows,
-        plan,
+        spec,
         batch_size=machine.batch_size,
         batches=[batch for _, batches in chunks for batch in batches],
         placement=machine.placement,

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from evaluation import metrics, resume
 from evaluation.bench import Bench, open_bench, output_folder
-from evaluation.classifier import still_plan
+from evaluation.classifier import still_spec
 from evaluation.features import Features
 from evaluation.probe import Trained
 from evaluation.protocols import most_frequent, tested_labels, told, trivial_outcomes
@@ -104,7 +104,7 @@ def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuni
     held = labelled.held_out(split.train, seed)
     if not held.any():
         raise InputError(f"{bench.dataset.path}: too few training videos to hold a fifth of them out")
-    machine, still = bench.machine, still_plan(tuning.plan)
+    machine, still = bench.machine, still_spec(tuning.spec)
     accelerator = machine.accelerator
     rows = split.train[~held]
 
@@ -112,7 +112,7 @@ def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuni
         return Loader(
             bench.dataset,
             rows,
-            tuning.plan,
+            tuning.spec,
             batch_size=size,
             seed=seed,
             rank=accelerator.process_index,
@@ -125,7 +125,7 @@ def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuni
     def layout(part: str) -> Layout:
         """The method's own, of windows as long as those that are trained on."""
         own: Layout = getattr(bench.downstream, part)
-        moved = own.hop and still.span != bench.downstream.plan.span
+        moved = own.hop and still.span != bench.downstream.spec.span
         return replace(own, hop=max(1, still.span // 2)) if moved else own
 
     def judge(found: Features) -> float:

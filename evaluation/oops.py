@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from evaluation import metrics, resume
 from evaluation.bench import Bench, open_bench, output_folder
-from evaluation.classifier import still_plan
+from evaluation.classifier import still_spec
 from evaluation.clips import ClipBatches
 from evaluation.fails import Fails, oversampling, seen_by
 from evaluation.features import Features, extract
@@ -27,27 +27,27 @@ HEAD = Head(lr=1e-3)
 def oops(settings: Oops) -> None:
     """A linear classifier of clips' features."""
     bench = seen_by(open_bench(settings))
-    fails, plan = Fails.of(bench.dataset), bench.downstream.plan
-    clips = [fails.clips(rows, plan) for rows in (fails.split.train, fails.split.test)]
+    fails, spec = Fails.of(bench.dataset), bench.downstream.spec
+    clips = [fails.clips(rows, spec) for rows in (fails.split.train, fails.split.test)]
     models = {"": bench, "random": bench.random()}
     features = {
-        name: [extract(one.model, one.dataset, w, plan, one.machine, one.settings.layer) for w in clips]
+        name: [extract(one.model, one.dataset, w, spec, one.machine, one.settings.layer) for w in clips]
         for name, one in models.items()
         if one
     }
     if not bench.main:
         return
     if settings.baselines:
-        features["trivial"] = [fails.trivial(windows, plan) for windows in clips]
+        features["trivial"] = [fails.trivial(windows, spec) for windows in clips]
     judged = fails.permuted() if settings.permute_labels else fails
-    found = {name: judged.scores(_probes(bench, fails, *both), plan) for name, both in features.items()}
+    found = {name: judged.scores(_probes(bench, fails, *both), spec) for name, both in features.items()}
     failed = features[""][0].failed | features[""][1].failed
     _report(bench, "oops", fails, features[""][1], failed, found)
 
 
 def _probes(bench: Bench, fails: Fails, train: Features, test: Features) -> list[Features]:
     """A classifier for each seed → its probabilities of the test clips."""
-    y = fails.classes(train, bench.downstream.plan)
+    y = fails.classes(train, bench.downstream.spec)
     device, first = bench.machine.accelerator.device, bench.settings.seed
     runs = []
     for seed in range(first, first + bench.settings.seeds):
@@ -67,8 +67,8 @@ def oops_finetune(settings: OopsFinetune) -> None:
     fails = Fails.of(bench.dataset)
     tuning = tuning_of(settings, bench)
     # the clip decides where a window lies: one start for all views, as on the frozen network
-    plan = replace(tuning.plan, offsets=bench.downstream.plan.offsets, paces=(), wrap=False)
-    tuning = replace(tuning, plan=plan)
+    spec = replace(tuning.spec, offsets=bench.downstream.spec.offsets, paces=(), circular=False)
+    tuning = replace(tuning, spec=spec)
     folder = on_main(lambda: output_folder(settings, "oops-finetune", bench.model, bench.dataset))
     resume.claim(folder, bench, tuning, settings, layer=bench.settings.layer)
     models = {"": bench, "random": bench.random()}
@@ -87,7 +87,7 @@ def oops_finetune(settings: OopsFinetune) -> None:
         stop.end()
     if not bench.main:
         return
-    still = still_plan(plan)
+    still = still_spec(spec)
     if settings.baselines:
         both = [
             fails.trivial(fails.clips(rows, still), still) for rows in (fails.split.train, fails.split.test)
@@ -101,7 +101,7 @@ def oops_finetune(settings: OopsFinetune) -> None:
 
 def intention(bench: Bench, fails: Fails, tuning: FineTuning, seed: int) -> Task:
     """Telling the three classes of clips apart, a fifth of the training videos held out."""
-    still, accelerator = still_plan(tuning.plan), bench.machine.accelerator
+    still, accelerator = still_spec(tuning.spec), bench.machine.accelerator
     clips = fails.clips(fails.split.train, still)
     held = fails.held_out(clips.row, seed)
     train = clips.at(~held)
@@ -113,7 +113,7 @@ def intention(bench: Bench, fails: Fails, tuning: FineTuning, seed: int) -> Task
             bench.dataset,
             train.at(often),
             labels[often],
-            tuning.plan,
+            tuning.spec,
             batch_size=size,
             seed=seed,
             rank=accelerator.process_index,

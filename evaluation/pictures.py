@@ -13,8 +13,8 @@ from PIL import Image
 
 from pipelines.damage import DecodeError
 from pipelines.decode import decode_views
-from pipelines.plan import ViewPlan
-from pipelines.windows import Windows, draw_windows
+from pipelines.views import ViewSpec
+from pipelines.windows import Windows, eval_params
 from shards import Dataset
 
 matplotlib.use("Agg")
@@ -119,10 +119,10 @@ def clip(dataset: Dataset, row: int, window: tuple[int, int] | None = None) -> s
     first, frames = window or (0, length)
     last = min(first + frames, length) - 1
     offsets = tuple(np.unique(np.linspace(first, last, FRAMES).round().astype(int)).tolist())
-    plan = ViewPlan(offsets=(offsets,), size=SIDE)
-    drawn = draw_windows(plan, dataset, Windows(*np.array([[row], [0], [0]]))).sample(0)
+    spec = ViewSpec(offsets=(offsets,), size=SIDE)
+    params = eval_params(spec, dataset, Windows(*np.array([[row], [0], [0]]))).sample(0)
     try:
-        pixels = decode_views(dataset.read(row), drawn, SIDE)
+        pixels = decode_views(dataset.read(row), params, SIDE)
     except DecodeError:
         return None
     still, *rest = (Image.fromarray(frame) for frame in pixels)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evaluation.classifier import Classifier
 from evaluation.features import Features, Machine
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 
@@ -18,7 +18,7 @@ def predict(
     classifier: Classifier,
     dataset: Dataset,
     windows: Windows,
-    plan: ViewPlan,
+    spec: ViewSpec,
     machine: Machine,
     *,
     by_feature: bool = False,
@@ -31,7 +31,7 @@ def predict(
     loader = WindowLoader(
         dataset,
         windows,
-        plan,
+        spec,
         batch_size=size,
         batches=range(
             accelerator.process_index, WindowLoader.count(windows, size), accelerator.num_processes

@@ -65,7 +65,7 @@ def describe(
     dataset, model = bench.dataset, bench.model
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(bench.settings).items()}
     down = bench.downstream
-    windows = {"train": asdict(down.train), "test": asdict(down.test), "span": down.plan.span}
+    windows = {"train": asdict(down.train), "test": asdict(down.test), "span": down.spec.span}
     return {
         "protocol": protocol,
         "checkpoint": bench.settings.checkpoint,

@@ -49,6 +49,6 @@ def chance(query_labels: NDArray, gallery_labels: NDArray, k: int) -> float:
     G = len(gallery_labels)
     same = np.bincount(gallery_labels, minlength=query_labels.max() + 1)[query_labels].astype(np.float64)
     missed = np.ones(len(query_labels))
-    for drawn in range(min(k, G)):
-        missed *= np.maximum(G - same - drawn, 0) / (G - drawn)
+    for params in range(min(k, G)):
+        missed *= np.maximum(G - same - params, 0) / (G - params)
     return float(1 - missed.mean())

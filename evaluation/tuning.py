@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from tqdm import tqdm
 
 from evaluation.bench import Bench
-from evaluation.classifier import Classifier, copy_of, still_plan, used_parameters
+from evaluation.classifier import Classifier, copy_of, still_spec, used_parameters
 from evaluation.features import Features
 from evaluation.predict import predict
 from objectives import checkpoint
@@ -45,7 +45,7 @@ class Task:
     """What a network is tuned for.
 
     classes: how many. samples: of an epoch. batches: a process's batch size → its batches. held, tested: windows of
-    tuning's plan without augmentation. judge: predictions of held → the accuracy to choose by. by_feature: a video is
+    tuning's spec without augmentation. judge: predictions of held → the accuracy to choose by. by_feature: a video is
     classified by its windows' mean feature, not their probabilities. name: for people.
     """
 
@@ -72,16 +72,16 @@ class Tuning:
                 "give --train-batch-size and as many videos"
             )
         torch.manual_seed(seed)
-        self.plan = still_plan(tuning.plan)
+        self.spec = still_spec(tuning.spec)
         objective = copy_of(bench.model.objective)
-        self.classifier = Classifier(objective, self.plan, task.classes, tuning, bench.settings.layer)
+        self.classifier = Classifier(objective, self.spec, task.classes, tuning, bench.settings.layer)
         self.model, self.optimizer = self.accelerator.prepare(self.classifier, self._optimizer())
         self.start = {name: p.detach().clone() for name, p in objective.named_parameters()}
         self.step, self.best, self.best_step = 0, -1.0, 0
         self.batches = task.batches(size)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        tuning, parameters = self.tuning, used_parameters(self.classifier, self.plan)
+        tuning, parameters = self.tuning, used_parameters(self.classifier, self.spec)
         if tuning.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=tuning.lr, weight_decay=tuning.weight_decay)
         return torch.optim.SGD(parameters, lr=tuning.lr, momentum=0.9, weight_decay=tuning.weight_decay)
@@ -107,7 +107,7 @@ class Tuning:
 
     def predict(self, windows: Windows) -> Features:
         dataset, machine, by_feature = self.bench.dataset, self.bench.machine, self.task.by_feature
-        return predict(self.classifier, dataset, windows, self.plan, machine, by_feature=by_feature)
+        return predict(self.classifier, dataset, windows, self.spec, machine, by_feature=by_feature)
 
     def validate(self) -> float:
         """Accuracy of the held-out training videos; the best weights are kept."""
@@ -202,10 +202,10 @@ def rate(tuning: FineTuning, step: int) -> float:
 def with_flags(tuning: FineTuning, steps: int, changes: dict[str, Any]) -> FineTuning:
     """The paper's fine-tuning with the user's changes; milestones move with the length. No video is too short."""
     scale = steps / tuning.steps
-    plan = replace(tuning.plan, short="edge") if tuning.plan.short == "reject" else tuning.plan
+    spec = replace(tuning.spec, padding="repeat_last") if tuning.spec.padding == "error" else tuning.spec
     return replace(
         tuning,
-        plan=plan,
+        spec=spec,
         steps=steps,
         decay_at=tuple(round(at * scale) for at in tuning.decay_at),
         decay_every=max(1, round(tuning.decay_every * scale)) if tuning.decay_every else 0,

@@ -1,4 +1,4 @@
-"""Methods: a view plan, a model and a loss each. `get(name)` finds one, `load(directory)` rebuilds a trained one."""
+"""Methods: a view spec, a model and a loss each. `get(name)` finds one, `load(directory)` rebuilds a trained one."""
 
 from objectives.base import Objective, Output, available, get
 from objectives.checkpoint import load

@@ -1,6 +1,6 @@
 """The contract of an objective, and where they are found.
 
-An objective is one file of this package with one subclass of Objective: a frozen Config, a view plan, a loss.
+An objective is one file of this package with one subclass of Objective: a frozen Config, a view spec, a loss.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from objectives.downstream import Downstream, FineTuning
-from pipelines.plan import ViewPlan, plain
+from pipelines.views import ViewSpec, plain
 from shards import InputError
 
 
@@ -69,24 +69,24 @@ class Objective(nn.Module):
 
     @staticmethod
     @abstractmethod
-    def view_plan(config: Any) -> ViewPlan:
+    def view_spec(config: Any) -> ViewSpec:
         """What the loader has to draw."""
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> Output:
-        """batch["views"]: (B, V, C, T, H, W) float32 as the plan says. Returns the loss and its metrics."""
+        """batch["views"]: (B, V, C, T, H, W) float32 as the spec says. Returns the loss and its metrics."""
 
     @abstractmethod
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W) → features (B, V, D) for downstream use, each view on its own."""
 
     def downstream(self) -> Downstream:
-        """How labelled videos are shown to this network; here ten windows of the plan, spread evenly."""
-        plan = replace(self.view_plan(self.config), paces=(), wrap=False)
-        return Downstream(plain(plan), FineTuning(plan))
+        """How labelled videos are shown to this network; here ten windows of the spec, spread evenly."""
+        spec = replace(self.view_spec(self.config), paces=(), circular=False)
+        return Downstream(plain(spec), FineTuning(spec))
 
     def represent(self, views: Tensor) -> Tensor:
-        """Windows of downstream's plan (B, V, C, T, H, W) → a feature each, (B, D); here the mean of their views'."""
+        """Windows of downstream's spec (B, V, C, T, H, W) → a feature each, (B, D); here the mean of their views'."""
         return self.embed(views).mean(1)
 
     @abstractmethod

@@ -17,7 +17,7 @@ from models.resnet2d3d import DEPTHS, ResNet2d3d
 from models.stages import Stages
 from objectives.base import Objective, Plateau
 from objectives.choices import check_backbone, check_choices
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 from shards import InputError
 
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}  # the papers' own encoders
@@ -54,7 +54,7 @@ class BlocksConfig:
     """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
     grey_from: Literal["luma", "channel"] = "luma"
     """Grey is the luminance, or one of the colour channels at random (the released code)."""
-    short: Literal["edge", "loop", "reject"] = "edge"
+    padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     """A video shorter than the clip repeats its last frame, starts over, or is left out (the released code)."""
     negatives: Literal["local", "gathered"] = "local"
     """Contrast with the videos of this process, or of all of them (with gradient)."""
@@ -129,10 +129,10 @@ class BlockObjective(Objective):
         self.encoder.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
 
     @staticmethod
-    def view_plan(config: Any) -> ViewPlan:
+    def view_spec(config: Any) -> ViewSpec:
         """V blocks of T consecutive frames, one box and flip a clip, colour frame by frame."""
         V, T = config.blocks, config.frames
-        return ViewPlan(
+        return ViewSpec(
             offsets=tuple(tuple(config.stride * (v * T + t) for t in range(T)) for v in range(V)),
             size=config.size,
             crop=0.875 if config.crop == "fixed" else None,
@@ -142,7 +142,7 @@ class BlockObjective(Objective):
             jitter=Jitter(0.5, 0.5, 0.5, 0.25, probability=1.0, grey=config.grey, grey_from=config.grey_from),
             box_scope="clip",
             colour_scope="frame",
-            short=config.short,
+            padding=config.padding,
         )
 
     def encode(self, views_BVCTHW: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from pipelines.windows import Layout
 
 
@@ -11,12 +11,12 @@ from pipelines.windows import Layout
 class FineTuning:
     """Supervised training of the whole network.
 
-    plan: a training clip, augmented; tests see the same frames without augmentation. decay_at: steps at which the
+    spec: a training clip, augmented; tests see the same frames without augmentation. decay_at: steps at which the
     learning rate is multiplied by decay_by; every_steps: so again every so many steps, for ever. weight_decay: towards 0;
     pull: towards the pretrained weights (TCP section 4.2.4). hidden: width of a layer before the last; 0 is none.
     """
 
-    plan: ViewPlan
+    spec: ViewSpec
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 1e-3
@@ -32,13 +32,13 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Downstream:
-    """plan: one window of the frozen network, V views of T frames without augmentation.
+    """spec: one window of the frozen network, V views of T frames without augmentation.
 
     train, test: which windows of a video take part. average: a video's prediction is the mean of its windows'
     probabilities, or one from the mean of their features. hidden, dropout: of the non-linear probe.
     """
 
-    plan: ViewPlan
+    spec: ViewSpec
     finetuning: FineTuning
     train: Layout = field(default_factory=lambda: Layout(count=10))
     test: Layout = field(default_factory=lambda: Layout(count=10))

@@ -7,7 +7,7 @@
     loss         every ẑ must find its z among all locations, predicted steps and videos   Eq. 5
 
 The paper is the default; what the authors' code (github.com/TengdaHan/DPC) does otherwise are options:
---norm batch-statistics, and on Kinetics-400 --stride 5 --crop resized; --grey-from channel, --short reject.
+--norm batch-statistics, and on Kinetics-400 --stride 5 --crop resized; --grey-from channel, --padding error.
 Settled here: Eq. 5's sum is a mean; targets are z before the ReLU and get gradients, both as in that code.
 """
 
@@ -23,7 +23,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
-from pipelines.plan import plain
+from pipelines.views import plain
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -100,11 +100,11 @@ class DPC(BlockObjective):
         """5 blocks, half-overlapping windows, centre crop (section 4); steps and where the rate falls are settled here."""
         config = self.config
         seen_blocks = config.blocks - config.pred_steps
-        full = self.view_plan(config)
-        plan = replace(full, offsets=full.offsets[:seen_blocks], short="edge")
-        every = Layout(hop=max(plan.span // 2, 1))
-        tuning = FineTuning(plan, weight_decay=1e-3, steps=30_000, decay_at=(18_000, 24_000), dropout=0.5)
-        return Downstream(plain(plan), tuning, every, every)
+        full = self.view_spec(config)
+        spec = replace(full, offsets=full.offsets[:seen_blocks], padding="repeat_last")
+        every = Layout(hop=max(spec.span // 2, 1))
+        tuning = FineTuning(spec, weight_decay=1e-3, steps=30_000, decay_at=(18_000, 24_000), dropout=0.5)
+        return Downstream(plain(spec), tuning, every, every)
 
     def represent(self, views: Tensor) -> Tensor:
         """c_t after the last block, averaged over space, (B, D)."""

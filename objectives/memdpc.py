@@ -7,7 +7,7 @@
     both ways    one f, φ and M; a second GRU predicts the first blocks from the last (section 3.3)
 
 The paper is the default; what the authors' code (github.com/TengdaHan/MemDPC) does otherwise are options:
---directions-loss sum, --crop resized, --grey-from channel, --short reject. The best input is both, RGB and flow, each
+--directions-loss sum, --crop resized, --grey-from channel, --padding error. The best input is both, RGB and flow, each
 with a network of its own, whose predictions are averaged downstream: train two runs.
 """
 
@@ -24,7 +24,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
-from pipelines.plan import Jitter, ViewPlan, plain
+from pipelines.views import Jitter, ViewSpec, plain
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -78,8 +78,8 @@ class MemDPC(BlockObjective):
         return MemDPCConfig(width=0.25, size=64, memory_size=128, warmup_steps=10)
 
     @staticmethod
-    def view_plan(config: Any) -> ViewPlan:
-        return replace(BlockObjective.view_plan(config), modality=config.modality)
+    def view_spec(config: Any) -> ViewSpec:
+        return replace(BlockObjective.view_spec(config), modality=config.modality)
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""
@@ -124,14 +124,14 @@ class MemDPC(BlockObjective):
 
     def downstream(self) -> Downstream:
         """8 blocks, ten crops and a moving window in tests, dropout 0.9, clip-wise jitter (section 5.3)."""
-        plan = replace(self.view_plan(self.config), short="edge")
-        hop = max(plan.span // 2, 1)
+        spec = replace(self.view_spec(self.config), padding="repeat_last")
+        hop = max(spec.span // 2, 1)
         jitter = Jitter(0.5, 0.5, 0.5, 0.25, probability=1.0, grey=0.0)
         tuning = FineTuning(
-            replace(plan, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
+            replace(spec, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
         )
         train, test = Layout(hop=hop), Layout(hop=hop, crops=10)
-        return Downstream(plain(plan), tuning, train, test, dropout=0.9)
+        return Downstream(plain(spec), tuning, train, test, dropout=0.9)
 
     def represent(self, views: Tensor) -> Tensor:
         """The last context of every direction, averaged over space, side by side: (B, D) or (B, 2D)."""

@@ -4,7 +4,7 @@
     encoder      C3D, R3D, R(2+1)D, S3D-G or torchvision's; p5, its last map's mean, is a clip's feature
     loss         λ_cls · cross-entropy of p, Eq. 1, + λ_ctr · contrast between clips, Eq. 2 or 3; Eq. 4
 
-The released code (github.com/laura-wang/video-pace) has the classification alone. Its choices as options: --wrap
+The released code (github.com/laura-wang/video-pace) has the classification alone. Its choices as options: --circular
 starts clips anywhere and runs on at the video's beginning, which betrays fast clips by their jump;
 --levels bgr-255 feeds unnormalised BGR; --contrast none. Its weight decay, on which the paper is silent, is the
 default.
@@ -29,7 +29,7 @@ from objectives.base import Objective, Output, Recipe
 from objectives.downstream import Downstream, FineTuning
 from objectives.pace_config import PaceConfig
 from objectives.pace_terms import confusion, contrast
-from pipelines.plan import Jitter, ViewPlan, plain
+from pipelines.views import Jitter, ViewSpec, plain
 from shards import InputError
 
 
@@ -73,11 +73,11 @@ class Pace(Objective):
         )
 
     @staticmethod
-    def view_plan(config: PaceConfig) -> ViewPlan:
+    def view_spec(config: PaceConfig) -> ViewSpec:
         """V clips of T frames; a crop of 112 of 128 (224 of 256) pixels and a flip a clip (section 4.1)."""
         frames, size = config.clip_shape
         x = config.jitter_strength
-        return ViewPlan(
+        return ViewSpec(
             offsets=(tuple(range(frames)),) * config.clips,
             size=size,
             crop=0.875,
@@ -86,8 +86,8 @@ class Pace(Objective):
             box_scope="view",
             colour_scope="view" if config.jitter == "clip" else "frame",
             paces=config.paces,
-            wrap=config.wrap,
-            short=config.short,
+            circular=config.circular,
+            padding=config.padding,
             levels=config.levels,
         )
 
@@ -124,14 +124,14 @@ class Pace(Objective):
 
     def downstream(self) -> Downstream:
         """Ten clips at pace 1, spread evenly, centre crop; fine-tuned as pretrained but for the rate (section 4.1)."""
-        whole = self.view_plan(self.config)
-        plan = replace(whole, offsets=whole.offsets[:1], paces=(), wrap=False)
+        whole = self.view_spec(self.config)
+        spec = replace(whole, offsets=whole.offsets[:1], paces=(), circular=False)
         lr = 1e-2 if self.config.backbone == "s3dg" else 3e-3
         tuning = FineTuning(
-            plan, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
+            spec, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
             decay_every=18_000, dropout=0.0,
         )  # fmt: skip
-        return Downstream(plain(plan), tuning)
+        return Downstream(plain(spec), tuning)
 
     def logits(self, views: Tensor) -> Tensor:
         """views (B, V, C, T, H, W), as the config's levels say → the paces' logits (B, V, M).

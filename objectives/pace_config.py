@@ -43,13 +43,13 @@ class PaceConfig:
     """The paces to tell apart: every p-th frame; below 1, frames are repeated. 1/3 1/2 1 2 3 is the paper's other set."""
     clips: int = 2
     """Clips a video, each with its own pace and start."""
-    wrap: bool = False
+    circular: bool = False
     """Start anywhere and run on at the video's beginning, as the released code does; else only clips that are longer
     than their video run over its end."""
-    short: Literal["loop", "edge", "reject"] = "loop"
+    padding: Literal["wrap", "repeat_last", "error"] = "wrap"
     """A video shorter than a clip starts over, repeats its last frame, or is left out."""
     jitter: Literal["frame", "clip", "none"] = "frame"
-    """Colour jitter drawn for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
+    """Colour jitter params for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
     pulse of key frames, which otherwise tells the pace of a still video."""
     jitter_strength: float = 0.8
     """Brightness, contrast and saturation change by up to this share, hue by a quarter of it (of the circle)."""

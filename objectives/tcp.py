@@ -29,7 +29,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
-from pipelines.plan import ViewPlan, plain
+from pipelines.views import ViewSpec, plain
 from pipelines.windows import Layout
 from shards import InputError
 
@@ -58,7 +58,7 @@ class TCPConfig:
     """Place the crop for each segment anew or once a clip, or scale the whole frame ("w/o transformation")."""
     colour_drop: bool = True
     """Replace two of a segment's colours by noise (RGB only)."""
-    short: Literal["edge", "loop", "reject"] = "edge"
+    padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     """A video shorter than the clip repeats its last frame, starts over, or is left out."""
     backbone: str = "resnet18"
     """The paper's 2D resnet18, a segment's frames stacked in its channels. Or a 3D network, whose last map is averaged
@@ -141,10 +141,10 @@ class TCP(Objective):
         return TCPConfig(modality="difference", size=64, width=0.25, lr=0.03, warmup_steps=100)
 
     @staticmethod
-    def view_plan(config: TCPConfig) -> ViewPlan:
+    def view_spec(config: TCPConfig) -> ViewSpec:
         """V segments of T frames; no flip (section 4.2.2)."""
         hop = config.frames // 2
-        return ViewPlan(
+        return ViewSpec(
             offsets=tuple(tuple(range(t * hop, t * hop + config.frames)) for t in range(config.segments)),
             size=config.size,
             modality=config.modality,
@@ -155,7 +155,7 @@ class TCP(Objective):
             channel_drop=config.colour_drop and config.modality == "rgb",
             box_scope="clip" if config.crop == "clip" else "view",
             colour_scope="view",
-            short=config.short,
+            padding=config.padding,
         )
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
@@ -204,17 +204,17 @@ class TCP(Objective):
 
         Settled here: segments are spread evenly, in fine-tuning placed at random; the decay is 1e-3.
         """
-        whole = self.view_plan(self.config)
-        plan = replace(whole, offsets=whole.offsets[:1], short="edge")
-        if self.config.modality == "difference":  # plans have no starts of their own for these
-            eight = replace(whole, offsets=whole.offsets[:8], short="edge")
+        whole = self.view_spec(self.config)
+        spec = replace(whole, offsets=whole.offsets[:1], padding="repeat_last")
+        if self.config.modality == "difference":  # specs have no starts of their own for these
+            eight = replace(whole, offsets=whole.offsets[:8], padding="repeat_last")
         else:
-            eight = replace(plan, offsets=plan.offsets * 8, paces=(1.0,), channel_drop=False)
+            eight = replace(spec, offsets=spec.offsets * 8, paces=(1.0,), channel_drop=False)
         tuning = FineTuning(
             eight, optimizer="sgd", lr=1e-2, weight_decay=0.0, pull=1e-3, steps=30_000, batch_size=16,
             decay_at=(15_000,), decay_by=0.5, dropout=0.9,
         )  # fmt: skip
-        return Downstream(plain(plan), tuning, Layout(count=8), Layout(count=15), average="features")
+        return Downstream(plain(spec), tuning, Layout(count=8), Layout(count=15), average="features")
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD, momentum 0.9, weight decay 1e-4 (section 4.2.4)."""

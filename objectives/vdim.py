@@ -24,7 +24,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
-from pipelines.plan import Jitter, ViewPlan, plain
+from pipelines.views import Jitter, ViewSpec, plain
 from pipelines.windows import Layout
 from shards import InputError, at_least
 
@@ -49,7 +49,7 @@ class VDIMConfig:
     """Random colour jitter and grey, or Lab with one channel dropped."""
     rotation: float = 0.0
     """Turn each view by an angle from ±this many degrees; 0 is off."""
-    short: Literal["edge", "loop", "reject"] = "edge"
+    padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     """A video shorter than the clip repeats its last frame, starts over, or is left out."""
     antecedents: tuple[int, ...] = (LOCAL_1, LOCAL_2, GLOBAL)
     """J: blocks of Table 1 whose features of the first view predict."""
@@ -133,11 +133,11 @@ class VDIM(Objective):
         return VDIMConfig(width=0.125, temporal_difference=False, colour="lab", lr=5e-4, warmup_steps=10)
 
     @staticmethod
-    def view_plan(config: VDIMConfig) -> ViewPlan:
+    def view_spec(config: VDIMConfig) -> ViewSpec:
         """V = 2 views, or 3 with temporal difference: the second view's two halves share one augmentation."""
         second = [config.offset + config.downsample * t for t in range(2 * FRAMES)]
         halves = [second[:FRAMES], second[FRAMES:]][: 1 + config.temporal_difference]
-        return ViewPlan(
+        return ViewSpec(
             offsets=(tuple(range(FRAMES)), *map(tuple, halves)),
             size=SIZE,
             area=(0.3, 1.0),
@@ -151,7 +151,7 @@ class VDIM(Objective):
             box_scope="view",
             colour_scope="view",
             groups=(0, 1, 1)[: 1 + len(halves)],
-            short=config.short,
+            padding=config.padding,
         )
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
@@ -207,21 +207,21 @@ class VDIM(Objective):
         400 of 4,000; section 4.1 says every 30,000, which is all of them). The paper uses K = 2 for HMDB51.
         """
         offsets = tuple(tuple(range(k * FRAMES, (k + 1) * FRAMES)) for k in range(subsequences))
-        plan = replace(
-            self.view_plan(self.config),
+        spec = replace(
+            self.view_spec(self.config),
             offsets=offsets,
             groups=(),
             box_scope="clip",
             rotation=0.0,
-            short="edge",
+            padding="repeat_last",
         )
-        every = Layout(hop=plan.span // 2)
-        trained = replace(plan, jitter=None, lab_drop=True)
+        every = Layout(hop=spec.span // 2)
+        trained = replace(spec, jitter=None, lab_drop=True)
         tuning = FineTuning(
             trained, weight_decay=0.0, steps=30_000, batch_size=15, decay_at=(), decay_every=3_000, decay_by=0.5,
             dropout=0.2, hidden=1024,
         )  # fmt: skip
-        return Downstream(plain(plan), tuning, every, every, hidden=1024, dropout=0.2)
+        return Downstream(plain(spec), tuning, every, every, hidden=1024, dropout=0.2)
 
     def represent(self, views: Tensor) -> Tensor:
         """The subsequences' features side by side, (B, V·D) (section 4.1)."""

@@ -1,1 +1,1 @@
-"""From a row number to views: the plan, decoding, the DALI graph, the loader."""
+"""From a row number to views: the spec, decoding, the DALI graph, the loader."""

@@ -1,4 +1,4 @@
-"""Augmentation as DALI graph nodes. Nothing here is random: every argument comes from the plan (see pipelines.draw).
+"""Augmentation as DALI graph nodes. Nothing here is random: every argument comes from the spec (see pipelines.sampling).
 
 All functions take and return DataNodes of layout FHWC, on the CPU or on the GPU.
 """

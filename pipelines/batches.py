@@ -43,17 +43,17 @@ class Batches:
                 views = self._views(samples, painted)
             except RuntimeError as error:
                 samples = self._without_culprits(samples, visits, error)
-        draws = [drawn for sample in samples for drawn in sample.draw.clips(self._clips)]
+        batch_params = [params for sample in samples for params in sample.params.clips(self._clips)]
         index = np.repeat([sample.index for sample in samples], self._clips)
         rows = self._reader.rows[index]
-        paces = [drawn.pace for drawn in draws if drawn.pace is not None]
+        paces = [params.pace for params in batch_params if params.pace is not None]
         return {
             "views": views if self._device is None else views.to(self._device, non_blocking=True),
             "label": torch.from_numpy(self._labels[index]),
             "row": torch.from_numpy(rows),
             "key": self._reader.dataset.keys(rows),
             "epoch": visits.epoch,
-            "draw": draws,
+            "params": batch_params,
             **({"pace": torch.from_numpy(np.stack(paces))} if paces else {}),
         }
 
@@ -87,7 +87,7 @@ class Batches:
     def _run(self, way: Way, samples: list[Sample]) -> torch.Tensor:
         graph = self._graphs.get(way) or self._graphs.setdefault(way, self._make_graph(way))
         try:
-            return graph.run([sample.draw for sample in samples], [sample.material for sample in samples])
+            return graph.run([sample.params for sample in samples], [sample.material for sample in samples])
         except RuntimeError:
             del self._graphs[way]  # DALI's pipeline is dead after a failure
             raise
@@ -114,13 +114,13 @@ class Batches:
 
     def _replaced(self, sample: Sample, visits: Visits, reason: str) -> Sample:
         self._reader.note_bad(visits.epoch, sample.index, reason)
-        return self._reader.read(sample.slot, sample.index, sample.draw, visits, sample.paint)
+        return self._reader.read(sample.slot, sample.index, sample.params, visits, sample.paint)
 
     def _trouble(self, sample: Sample) -> str:
         """What FFmpeg says of a video, nothing where it decodes."""
-        plan = self._reader.plan
+        spec = self._reader.spec
         try:
-            decode_views(sample.material.tobytes(), sample.draw, plan.size, plan.modality)
+            decode_views(sample.material.tobytes(), sample.params, spec.size, spec.modality)
         except DecodeError as error:
             return str(error)
         return ""

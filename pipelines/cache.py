@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines.cut import cut_views
 from pipelines.damage import DecodeError, damage_named
 from pipelines.decode import decode_frames
-from pipelines.draw import Draw
+from pipelines.sampling import ViewParams
 from shards import Dataset, InputError
 
 Where = Literal["host", "gpu"]
@@ -66,10 +66,10 @@ class Decoded:
     def time_base(self) -> Fraction:
         return Fraction(1, 1000)  # filter graphs ask for one; cutting and scaling do not depend on it
 
-    def cut(self, draw: Draw, size: int, modality: str) -> NDArray[np.uint8]:
+    def cut(self, params: ViewParams, size: int, modality: str) -> NDArray[np.uint8]:
         """What decode.decode_views gives of the file, pixel for pixel."""
         with damage_named():
-            return cut_views(self, self._frames, draw, size, modality)
+            return cut_views(self, self._frames, params, size, modality)
 
     def _frames(self, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         for number in numbers:

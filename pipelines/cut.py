@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.damage import DecodeError
-from pipelines.draw import Draw
+from pipelines.sampling import ViewParams
 
 # Without these two, swscale rounds down and shares chroma between neighbours: RGB is 1.4 levels too dark on
 # average. With them the views equal a float computation within rounding (tests/pipelines/test_decode.py).
@@ -52,20 +52,20 @@ class Picture(Protocol):
 def cut_views(
     picture: Picture,
     frames_of: FramesOf,
-    draw: Draw,
+    params: ViewParams,
     size: int,
     modality: str = "rgb",
 ) -> NDArray[np.uint8]:
     """As decode.decode_views, from any source of frames."""
     format_, channels, stacked = _LOOKS[modality]
-    _check_size(picture, draw.boxes, stacked)
-    out = np.empty((draw.frames.size, stacked * len(channels), size, size), np.uint8)
+    _check_size(picture, params.boxes, stacked)
+    out = np.empty((params.frames.size, stacked * len(channels), size, size), np.uint8)
     cutters: dict[tuple, _Cutter] = {}
-    for shot, frames in _shots_as_decoded(frames_of, _shots(draw)):
+    for shot, frames in _shots_as_decoded(frames_of, _shots(params)):
         shape = (*shot.shape, len(frames))
         if shape not in cutters:
             cutters[shape] = _Cutter(picture, *shape, size, format_)
-        rows, places = _as_slice(shot.rows), _as_slice(np.searchsorted(shot.numbers, shot.drawn))
+        rows, places = _as_slice(shot.rows), _as_slice(np.searchsorted(shot.numbers, shot.params))
         for part in range(stacked):
             column = cutters[shape].cut(frames, shot.left, shot.top + part * picture.height // stacked)
             for channel, plane in zip(channels, column.planes, strict=True):
@@ -78,26 +78,26 @@ def cut_views(
 class _Shot:
     """The views that look through one box, mirrored or not.
 
-    shape: the box's width and height, and whether it is mirrored. rows: of the frames drawn, in the sample's V·T.
-    drawn: their numbers. numbers: each of these once, ascending.
+    shape: the box's width and height, and whether it is mirrored. rows: of the frames params, in the sample's V·T.
+    params: their numbers. numbers: each of these once, ascending.
     """
 
     left: int
     top: int
     shape: tuple[int, int, bool]
     rows: NDArray[np.int64]
-    drawn: NDArray[np.int32]
+    params: NDArray[np.int32]
     numbers: NDArray[np.int32]
 
 
-def _shots(draw: Draw) -> list[_Shot]:
+def _shots(params: ViewParams) -> list[_Shot]:
     views_of: dict[tuple, list[int]] = defaultdict(list)
-    for view, (box, flip) in enumerate(zip(draw.boxes.tolist(), draw.flips.tolist(), strict=True)):
+    for view, (box, flip) in enumerate(zip(params.boxes.tolist(), params.flips.tolist(), strict=True)):
         views_of[(*box, flip)].append(view)
-    row_numbers = np.arange(draw.frames.size).reshape(draw.frames.shape)
+    row_numbers = np.arange(params.frames.size).reshape(params.frames.shape)
     shots = []
     for (left, top, *shape), views in views_of.items():
-        drawn = draw.frames[views].ravel()
+        drawn = params.frames[views].ravel()
         rows = row_numbers[views].ravel()
         shots.append(_Shot(left, top, (*shape,), rows, drawn, np.unique(drawn)))
     return shots

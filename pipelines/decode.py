@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from pipelines.cut import cut_views
 from pipelines.damage import DecodeError, damage_named
-from pipelines.draw import Draw
+from pipelines.sampling import ViewParams
 
 av.logging.set_level(av.logging.FATAL)
 
 SEEK_COST = 2  # frames that could be decoded in the time of a seek
 
 
-def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
+def decode_views(video: bytes, params: ViewParams, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
     video: an encoded file (constant frame rate). draw: that of one sample (frames (V, T), boxes (V, 4),
@@ -35,7 +35,7 @@ def decode_views(video: bytes, draw: Draw, size: int, modality: str = "rgb") -> 
     """
     with damage_named(), _opened(video) as container:
         stream = container.streams.video[0]
-        return cut_views(stream, partial(_decode_frames, container, stream), draw, size, modality)
+        return cut_views(stream, partial(_decode_frames, container, stream), params, size, modality)
 
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -1,6 +1,6 @@
 """The loader: an endless run of batches, made ahead of the training thread.
 
-    planner thread   order → rows → draws           one batch after the other                  schedule.py, draw.py
+    planner thread   order → rows → params           one batch after the other                  schedule.py, draw.py
     pool             row → bytes (→ views' pixels   one task a video, over all batches ahead   reading.py, cache.py,
                      → views, without DALI)                                                    decode.py, cut.py, painter.py
     graph thread     DALI: → views                  one batch after the other                  batches.py, graph.py
@@ -21,9 +21,9 @@ from pipelines.batches import Batches
 from pipelines.cache import Cache, Where
 from pipelines.graph import Graph, Placement
 from pipelines.painter import Painter
-from pipelines.plan import ViewPlan
 from pipelines.reading import Paint, Reader, Sample, check_flow, component_of
 from pipelines.schedule import Schedule, Visits
+from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
 Planned = tuple[Visits, "list[Future[Sample]]", torch.Tensor | None]
@@ -33,24 +33,24 @@ Planned = tuple[Visits, "list[Future[Sample]]", torch.Tensor | None]
 class Loader:
     """Batches for one process, for ever.
 
-    dataset: an open shards.Dataset. rows: (N,) its rows that take part, frozen for the run. plan: how the method
+    dataset: an open shards.Dataset. rows: (N,) its rows that take part, frozen for the run. spec: how the method
     looks at them. batch_size: samples a process and batch. rank, world: this process and how many there are.
     placement: see pipelines.graph. threads: of the pool and of DALI. prefetch: batches made ahead.
     device: where the views go; the placement's own by default. window: bytes of shards whose rows are shuffled
     together (see pipelines.order); by default dataset.window, which is all of them where they lie on this disk.
 
-    When decoding is the limit: clips_per_decode, N neighbours of a batch are clips of one video, drawn apart and
-    decoded together; an epoch then shows each video N times, with the draws of N epochs (see draw.draw_clips), and the
+    When decoding is the limit: clips_per_decode, N neighbours of a batch are clips of one video, params apart and
+    decoded together; an epoch then shows each video N times, with the params of N epochs (see sampling.sample_clip_params), and the
     order of the videos is another. cpu_share: with the placement gpu, this share of the videos goes the way of
     hybrid, spread evenly. cache: keep decoded videos in host or GPU memory, at most cache_gib GiB in this process; see
     pipelines.cache.
 
     A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,)
-    int64, rows of the table; key, B strings; epoch, int; draw, the samples' draw.Draw as a list; and pace (B, V)
-    int64 where the plan has paces.
+    int64, rows of the table; key, B strings; epoch, int; params, the samples' sampling.ViewParams as a list; and pace (B, V)
+    int64 where the spec has paces.
     A video that cannot be read or decoded is quarantined and another takes its slot. Whether it can is asked anew
     each time, so the batches depend on the videos' bytes alone, not on what this process met before.
-    Raises InputError if the rows are fewer than a global batch, if one of them lacks the flow that the plan asks
+    Raises InputError if the rows are fewer than a global batch, if one of them lacks the flow that the spec asks
     for, if an option does not go with the others, or if nothing can be read.
     """
 
@@ -58,7 +58,7 @@ class Loader:
         self,
         dataset: Dataset,
         rows: NDArray[np.int64],
-        plan: ViewPlan,
+        spec: ViewSpec,
         *,
         batch_size: int,
         seed: int = 0,
@@ -76,18 +76,18 @@ class Loader:
         cache_gib: float = 16.0,
     ) -> None:
         rows = np.asarray(rows, dtype=np.int64)
-        if plan.modality == "flow":
+        if spec.modality == "flow":
             check_flow(dataset, rows)
         _check_options(batch_size, clips_per_decode, cpu_share, cache, placement, decoder)
         visits = batch_size // clips_per_decode
         self._schedule = Schedule(dataset, rows, visits, seed=seed, rank=rank, world=world, window=window)
         # asked here: threads other than the main one begin with the first GPU
         gpu = None if "cpu" in (placement, decoder) else torch.cuda.current_device()
-        self.cache = Cache(dataset, rows, component_of(plan), cache, cache_gib, gpu) if cache else None
+        self.cache = Cache(dataset, rows, component_of(spec), cache, cache_gib, gpu) if cache else None
         self._reader = Reader(
             dataset,
             rows,
-            plan,
+            spec,
             self._schedule.order,
             clips=clips_per_decode,
             placement=placement,
@@ -96,14 +96,14 @@ class Loader:
             cache=self.cache,
         )
         paints = self._reader.on_cpu == "cpu"
-        self._painter = Painter(plan, visits, clips=clips_per_decode) if paints else None
-        self._planner = ThreadPoolExecutor(1, "slipstream-plan")
+        self._painter = Painter(spec, visits, clips=clips_per_decode) if paints else None
+        self._planner = ThreadPoolExecutor(1, "slipstream-spec")
         self._pool = ThreadPoolExecutor(threads, "slipstream-decode")
         self._grapher = ThreadPoolExecutor(1, "slipstream-graph")
         self._batches = Batches(
             self._reader,
             lambda way: Graph(
-                plan,
+                spec,
                 visits,
                 way,
                 threads=threads,
@@ -187,7 +187,7 @@ class Loader:
     def _start(self, samples: int) -> Planned:
         """Planner thread: draw the batch that begins at this number of samples, and set the pool to work."""
         visits = self._schedule.at(samples // self._clips)
-        draws = self._reader.draw(visits.indices, visits.epoch)
+        batch_params = self._reader.draw(visits.indices, visits.epoch)
         painted, painter = None, self._painter
         paints: list[Paint | None] = [None] * len(visits.indices)
         if painter:
@@ -196,7 +196,7 @@ class Loader:
             painted = painter.views(canvas)
         tasks = [
             self._pool.submit(
-                self._reader.read, visits.slot + i, int(index), draws.sample(i), visits, paints[i]
+                self._reader.read, visits.slot + i, int(index), batch_params.sample(i), visits, paints[i]
             )
             for i, index in enumerate(visits.indices)
         ]

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import augment, colour
-from pipelines.draw import NOISE_FRAMES, Draw
-from pipelines.plan import ViewPlan
+from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.views import ViewSpec
 
 _CHUNK = 16384  # pixels: what is computed of them stays in a core's cache
 
@@ -26,18 +26,18 @@ _CHUNK = 16384  # pixels: what is computed of them stays in a core's cache
 class Painter:
     """Makes the views of up to `batch_size` samples of `clips` clips each from their pixels. threads: of run."""
 
-    def __init__(self, plan: ViewPlan, batch_size: int, *, threads: int = 1, clips: int = 1) -> None:
-        self._plan, self._clips = plan, clips
-        self._memory = _Memory((batch_size, clips * plan.views * plan.frames, plan.size**2, plan.channels))
+    def __init__(self, spec: ViewSpec, batch_size: int, *, threads: int = 1, clips: int = 1) -> None:
+        self._spec, self._clips = spec, clips
+        self._memory = _Memory((batch_size, clips * spec.views * spec.frames, spec.size**2, spec.channels))
         self._pool = ThreadPoolExecutor(threads, "slipstream-paint")
-        if plan.channel_drop:
-            bank = augment.noise_bank(NOISE_FRAMES, plan.size).reshape(NOISE_FRAMES, -1, 3)
+        if spec.channel_drop:
+            bank = augment.noise_bank(NOISE_FRAMES, spec.size).reshape(NOISE_FRAMES, -1, 3)
             self._noise_N3n = np.ascontiguousarray(bank.transpose(0, 2, 1))
 
-    def run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
+    def run(self, batch_params: list[ViewParams], material: list[NDArray[np.uint8]]) -> torch.Tensor:
         """As graph.Graph.run, of pixels (F, size, size, P); fastest where these lie in planes, as in decode_views."""
-        canvas_BFnC = self.canvas(len(draws))
-        for _ in self._pool.map(self.paint, draws, material, canvas_BFnC.numpy()):
+        canvas_BFnC = self.canvas(len(batch_params))
+        for _ in self._pool.map(self.paint, batch_params, material, canvas_BFnC.numpy()):
             pass
         return self.views(canvas_BFnC)
 
@@ -47,27 +47,27 @@ class Painter:
 
     def views(self, canvas_BFnC: torch.Tensor) -> torch.Tensor:
         """A painted canvas, seen as what graph.Graph.run returns."""
-        plan = self._plan
-        shape = (len(canvas_BFnC) * self._clips, plan.views, plan.frames, plan.size, plan.size, plan.channels)
+        spec = self._spec
+        shape = (len(canvas_BFnC) * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
         return canvas_BFnC.view(shape).permute(0, 1, 5, 2, 3, 4)
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=True)
 
-    def paint(self, drawn: Draw, pixels: NDArray[np.uint8], out_FnC: NDArray[np.float32]) -> None:
+    def paint(self, params: ViewParams, pixels: NDArray[np.uint8], out_FnC: NDArray[np.float32]) -> None:
         """One sample's views."""
-        plan, n = self._plan, self._plan.size**2
+        spec, n = self._spec, self._spec.size**2
         planes = pixels.transpose(0, 3, 1, 2)
-        if plan.rotation:
-            planes = _turned(planes, drawn.angles)
+        if spec.rotation:
+            planes = _turned(planes, params.angles)
         planes_FPn: NDArray[Any] = planes.reshape(*planes.shape[:2], n)
-        if plan.modality == "difference":
-            planes_FPn = _differences(planes_FPn, len(drawn.frames))
-        maps_FCK = drawn.colours.reshape(len(out_FnC), plan.channels, -1)
+        if spec.modality == "difference":
+            planes_FPn = _differences(planes_FPn, len(params.frames))
+        maps_FCK = params.colours.reshape(len(out_FnC), spec.channels, -1)
         noisy = 0  # rows of noise, above the planes and a row of ones
-        if drawn.noise is not None:
-            shares_FC3 = self._noise_shares(planes_FPn, maps_FCK, len(drawn.frames))
+        if params.noise is not None:
+            shares_FC3 = self._noise_shares(planes_FPn, maps_FCK, len(params.frames))
             maps_FCK, noisy = np.concatenate([shares_FC3, maps_FCK], -1), 3
         chunk = -(-n // -(-n // _CHUNK))
         rows_Kn = np.ones((maps_FCK.shape[-1], chunk), np.float32)
@@ -75,10 +75,10 @@ class Painter:
             for first in range(0, n, chunk):
                 span = slice(first, min(first + chunk, n))
                 rows = rows_Kn[:, : span.stop - span.start]
-                if drawn.noise is not None:
-                    rows[:noisy] = self._noise_N3n[drawn.noise.flat[frame], :, span]
+                if params.noise is not None:
+                    rows[:noisy] = self._noise_N3n[params.noise.flat[frame], :, span]
                 part = planes_Pn[:, span]
-                rows[noisy:-1] = _cube_root_xyz(part) if plan.lab else part
+                rows[noisy:-1] = _cube_root_xyz(part) if spec.lab else part
                 np.matmul(rows.T, map_CK.T, out=out_nC[span])
 
     def _noise_shares(
@@ -92,7 +92,7 @@ class Painter:
                 for map_CK, dropped_C, planes_Pn in zip(maps_FCK, dropped_FC, planes_FPn, strict=True)
             ]
         )
-        parts = {"frame": len(maps_FCK), "view": views, "clip": self._clips}[self._plan.colour_scope]
+        parts = {"frame": len(maps_FCK), "view": views, "clip": self._clips}[self._spec.colour_scope]
         mean, variance = np.moveaxis(moments_F2.reshape(parts, -1, 2), -1, 0)
         deviation = np.sqrt(variance.mean(1) + mean.var(1)).repeat(len(maps_FCK) // parts)
         strength = 0.01 / augment.NOISE_SCALE * deviation[:, None] * dropped_FC

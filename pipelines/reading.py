@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from pipelines.cache import Cache, Resident
 from pipelines.damage import DecodeError
 from pipelines.decode import decode_views
-from pipelines.draw import Draw, draw_clips
 from pipelines.graph import Placement, Way
 from pipelines.order import Order, in_share
-from pipelines.plan import ViewPlan
+from pipelines.sampling import ViewParams, sample_clip_params
 from pipelines.schedule import Visits
+from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset, InputError
 
 log = logging.getLogger(__name__)
 _MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
-Paint = Callable[[Draw, NDArray[np.uint8]], None]
+Paint = Callable[[ViewParams, NDArray[np.uint8]], None]
 """Makes the views of a sample of its pixels, in the place that the batch has for them."""
 _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video, is to blame
 
@@ -36,7 +36,7 @@ class Sample:
 
     slot: int
     index: int
-    draw: Draw
+    params: ViewParams
     way: Way
     material: Any
     paint: Paint | None = None
@@ -45,7 +45,7 @@ class Sample:
 class Reader:
     """Reads and, on the CPU, decodes the videos of a run. Threads may share it.
 
-    clips: clips of a video, drawn apart and decoded together. placement: of the videos that no cache keeps.
+    clips: clips of a video, params apart and decoded together. placement: of the videos that no cache keeps.
     cpu_share: of the samples, decoded on the CPU where the placement is gpu. decoder: see graph.define.
     """
 
@@ -53,7 +53,7 @@ class Reader:
         self,
         dataset: Dataset,
         rows: NDArray[np.int64],
-        plan: ViewPlan,
+        spec: ViewSpec,
         order: Order,
         *,
         clips: int,
@@ -62,8 +62,8 @@ class Reader:
         decoder: str,
         cache: Cache | None,
     ) -> None:
-        self.dataset, self.rows, self.plan, self._order = dataset, rows, plan, order
-        self.component = component_of(plan)
+        self.dataset, self.rows, self.spec, self._order = dataset, rows, spec, order
+        self.component = component_of(spec)
         self._clips, self._placement, self._cpu_share, self._cache = clips, placement, cpu_share, cache
         self.on_cpu: Way = "cpu" if "cpu" in (placement, decoder) else "hybrid"
         names = ("num_frames", "width", "height")
@@ -73,32 +73,34 @@ class Reader:
         self._last = ""  # of them, and why
         self._bad_lock = threading.Lock()
 
-    def draw(self, indices: NDArray[np.int64], epoch: int) -> Draw:
+    def draw(self, indices: NDArray[np.int64], epoch: int) -> ViewParams:
         shape = (column[indices] for column in self._shape.values())
-        return draw_clips(
-            self.plan, self.rows[indices], *shape, seed=self._order.seed, epoch=epoch, clips=self._clips
+        return sample_clip_params(
+            self.spec, self.rows[indices], *shape, seed=self._order.seed, epoch=epoch, clips=self._clips
         )
 
-    def read(self, slot: int, index: int, drawn: Draw, visits: Visits, paint: Paint | None = None) -> Sample:
+    def read(
+        self, slot: int, index: int, params: ViewParams, visits: Visits, paint: Paint | None = None
+    ) -> Sample:
         """The material of one slot, stepping over videos that cannot be read; painted at once on the way cpu."""
         for attempt in range(_ATTEMPTS):
             if (visits.epoch, int(self.rows[index])) not in self._bad:
                 try:
-                    way, material = self._material(slot, index, drawn)
+                    way, material = self._material(slot, index, params)
                     if paint is not None and way == "cpu":
-                        paint(drawn, material)
+                        paint(params, material)
                         material = None
-                    return Sample(slot, index, drawn, way, material, paint)
+                    return Sample(slot, index, params, way, material, paint)
                 except (DecodeError, DamagedError) as error:
                     self.note_bad(visits.epoch, index, str(error))
             index = self._order.replacement(visits.epoch, slot, attempt, visits.whole)
-            drawn = self.draw(np.array([index]), visits.epoch).sample(0)
+            params = self.draw(np.array([index]), visits.epoch).sample(0)
         raise InputError(
             f"{self.dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
             "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
 
-    def _material(self, slot: int, index: int, drawn: Draw) -> tuple[Way, Any]:
+    def _material(self, slot: int, index: int, params: ViewParams) -> tuple[Way, Any]:
         def video() -> bytes:
             return self.dataset.read(int(self.rows[index]), self.component)
 
@@ -106,10 +108,10 @@ class Reader:
         if isinstance(kept, Resident):
             return "memory", kept
         if kept is not None:
-            return self.on_cpu, kept.cut(drawn, self.plan.size, self.plan.modality)
+            return self.on_cpu, kept.cut(params, self.spec.size, self.spec.modality)
         if self._placement == "gpu" and not in_share(slot, self._cpu_share):
             return "gpu", np.frombuffer(video(), np.uint8)
-        return self.on_cpu, decode_views(video(), drawn, self.plan.size, self.plan.modality)
+        return self.on_cpu, decode_views(video(), params, self.spec.size, self.spec.modality)
 
     def note_bad(self, epoch: int, index: int, reason: str) -> None:
         """A video cannot be used, now and in this epoch: say so once, and put it into quarantine."""
@@ -131,9 +133,9 @@ class Reader:
         return self.dataset.keys(self.rows[list(indices)])
 
 
-def component_of(plan: ViewPlan) -> str:
-    """The part of a row that the plan looks at."""
-    return "flow.mp4" if plan.modality == "flow" else "mp4"
+def component_of(spec: ViewSpec) -> str:
+    """The part of a row that the spec looks at."""
+    return "flow.mp4" if spec.modality == "flow" else "mp4"
 
 
 def check_flow(dataset: Dataset, rows: NDArray[np.int64]) -> None:

@@ -1,6 +1,6 @@
 """What `tools/bench_loader.py --autotune` found for this machine: where to decode, with how many threads, how far ahead.
 
-One file, tuned.json, in the cache folder: machine → plan → the flags to use and what they were measured on.
+One file, tuned.json, in the cache folder: machine → spec → the flags to use and what they were measured on.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TypedDict, get_args
 import torch
 
 from pipelines.graph import Placement
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import InputError
 from shards.cache import cache_folder, locked
 from shards.table import write_json
@@ -40,19 +40,19 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {gpu}"
 
 
-def lookup(objective: str, plan: ViewPlan) -> Tuned | None:
-    """What was found on a machine like this for the objective's plan; None where nothing was.
+def lookup(objective: str, spec: ViewSpec) -> Tuned | None:
+    """What was found on a machine like this for the objective's spec; None where nothing was.
 
     Raises InputError where the file is not one that `record` wrote.
     """
-    found = _read().get(machine(), {}).get(_name(objective, plan))
+    found = _read().get(machine(), {}).get(_name(objective, spec))
     return (
         Tuned(device=found["device"], threads=found["threads"], prefetch=found["prefetch"]) if found else None
     )
 
 
-def record(objective: str, plan: ViewPlan, tuned: Tuned, **measured: Any) -> Path:
-    """Note a finding, in place of an earlier one for the same machine and plan; returns the file.
+def record(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
+    """Note a finding, in place of an earlier one for the same machine and spec; returns the file.
 
     measured: whatever says how it was found (data, clips_per_s …). Raises InputError as `lookup` does.
     """
@@ -60,13 +60,13 @@ def record(objective: str, plan: ViewPlan, tuned: Tuned, **measured: Any) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{FILE}.lock")):
         found = _read()
-        found.setdefault(machine(), {})[_name(objective, plan)] = tuned | measured
+        found.setdefault(machine(), {})[_name(objective, spec)] = tuned | measured
         write_json(path, found)
     return path
 
 
-def _name(objective: str, plan: ViewPlan) -> str:
-    return f"{objective} {plan.views}×{plan.frames}×{plan.size}² {plan.modality}"
+def _name(objective: str, spec: ViewSpec) -> str:
+    return f"{objective} {spec.views}×{spec.frames}×{spec.size}² {spec.modality}"
 
 
 def _read() -> dict[str, dict[str, Any]]:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from pipelines.damage import DecodeError
 from pipelines.decode import check_whole, decode_views
-from pipelines.draw import Draw, draw
 from pipelines.graph import Graph, Placement
-from pipelines.plan import ViewPlan, plain
+from pipelines.sampling import ViewParams, sample_params
+from pipelines.views import ViewSpec, plain
 from shards import DamagedError, Dataset
 
 log = logging.getLogger(__name__)
@@ -70,36 +70,36 @@ class Windows:
         return Windows(self.row[places], self.start[places], self.crop[places])
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Sequence[int] | NDArray, plan: ViewPlan, layout: Layout) -> "Windows":
+    def of(cls, dataset: Dataset, rows: Sequence[int] | NDArray, spec: ViewSpec, layout: Layout) -> "Windows":
         """All windows of the rows, in their order; a video's windows in ascending order, each with all its crops."""
         num_frames = dataset.column("num_frames")
         found = [
             (int(row), int(start), crop)
             for row in rows
-            for start in layout.starts(int(num_frames[row]), plan.span)
+            for start in layout.starts(int(num_frames[row]), spec.span)
             for crop in range(layout.crops)
         ]
         return cls(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
 
 
-def draw_windows(plan: ViewPlan, dataset: Dataset, windows: Windows) -> Draw:
-    """The plan of N windows: frames from their start, boxes of their crop. The plan is used without augmentation.
+def eval_params(spec: ViewSpec, dataset: Dataset, windows: Windows) -> ViewParams:
+    """The spec of N windows: frames from their start, boxes of their crop. The spec is used without augmentation.
 
     A window that runs over its video's end repeats the last frame, one that starts before it (start < 0) the first; with
-    the policy "loop" videos start over. Raises
-    ValueError for a plan with paces: a window's frames are fixed.
+    the policy "wrap" videos start over. Raises
+    ValueError for a spec with paces: a window's frames are fixed.
     """
-    if plan.paces:
-        raise ValueError("an evaluation's windows have one pace: set the plan's paces to ()")
-    still = replace(plain(plan), short="loop" if plan.short == "loop" else "edge")
+    if spec.paces:
+        raise ValueError("an evaluation's windows have one pace: set the spec's paces to ()")
+    still = replace(plain(spec), padding="wrap" if spec.padding == "wrap" else "repeat_last")
     facts = [dataset.column(name)[windows.row] for name in ("num_frames", "width", "height")]
     straight, mirrored = (
-        draw(replace(still, flip=flip), windows.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)
+        sample_params(replace(still, flip=flip), windows.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)
     )
     turned = windows.crop >= 5
     colours = np.where(turned[:, None, None, None, None], mirrored.colours, straight.colours)
     boxes = _placed(straight.boxes, windows.crop % 5, *facts[1:])
-    flips = np.repeat(turned[:, None], plan.views, axis=1)
+    flips = np.repeat(turned[:, None], spec.views, axis=1)
     return replace(
         straight,
         frames=frames_from(still, windows.start, facts[0]),
@@ -109,14 +109,14 @@ def draw_windows(plan: ViewPlan, dataset: Dataset, windows: Windows) -> Draw:
     )
 
 
-def frames_from(plan: ViewPlan, start_N: NDArray[np.int64], num_frames_N: NDArray) -> NDArray[np.int32]:
+def frames_from(spec: ViewSpec, start_N: NDArray[np.int64], num_frames_N: NDArray) -> NDArray[np.int32]:
     """The frames (N, V, T), one more of a difference, of windows that begin at these frames."""
-    offsets_VT = np.asarray(plan.offsets)
-    if plan.modality == "difference":
+    offsets_VT = np.asarray(spec.offsets)
+    if spec.modality == "difference":
         offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
     numbers = start_N[:, None, None] + offsets_VT
     length = num_frames_N[:, None, None]
-    return (numbers % length if plan.short == "loop" else numbers.clip(0, length - 1)).astype(np.int32)
+    return (numbers % length if spec.padding == "wrap" else numbers.clip(0, length - 1)).astype(np.int32)
 
 
 def _placed(
@@ -138,7 +138,7 @@ class _Task:
 
     row: int
     places: NDArray[np.int64]  # among all windows
-    drawn: Draw
+    params: ViewParams
     material: "Future[list[NDArray[np.uint8]]]"
 
 
@@ -156,7 +156,7 @@ class WindowLoader:
         self,
         dataset: Dataset,
         windows: Windows,
-        plan: ViewPlan,
+        spec: ViewSpec,
         *,
         batch_size: int,
         batches: Sequence[int] | None = None,
@@ -165,15 +165,15 @@ class WindowLoader:
         prefetch: int = 2,
         device: torch.device | None = None,
         decoder: str = "mixed",
-        drawn: Callable[[NDArray[np.int64]], Draw] | None = None,
+        params: Callable[[NDArray[np.int64]], ViewParams] | None = None,
     ) -> None:
         self.failed: dict[int, str] = {}
-        self._drawn = drawn or (lambda places: draw_windows(plan, dataset, windows.at(places)))
-        self._dataset, self._windows, self._plan = dataset, windows, plan
+        self._drawn = params or (lambda places: eval_params(spec, dataset, windows.at(places)))
+        self._dataset, self._windows, self._spec = dataset, windows, spec
         self._batch_size, self._prefetch, self._device = batch_size, prefetch, device
         self._batches = range(self.count(windows, batch_size)) if batches is None else batches
         self._placement, self._threads, self._decoder = placement, threads, decoder
-        self._component = "flow.mp4" if plan.modality == "flow" else "mp4"
+        self._component = "flow.mp4" if spec.modality == "flow" else "mp4"
         self._graph: Graph | None = None
 
     @staticmethod
@@ -203,24 +203,24 @@ class WindowLoader:
         tasks = []
         for _, group in groupby(index.tolist(), key=lambda i: int(self._windows.row[i])):
             places = np.array(list(group))
-            drawn = self._drawn(places)
+            params = self._drawn(places)
             row = int(self._windows.row[places[0]])
-            tasks.append(_Task(row, places, drawn, pool.submit(self._read, row, drawn)))
+            tasks.append(_Task(row, places, params, pool.submit(self._read, row, params)))
         return tasks
 
-    def _read(self, row: int, drawn: Draw) -> list[NDArray[np.uint8]]:
+    def _read(self, row: int, params: ViewParams) -> list[NDArray[np.uint8]]:
         """The material of one video's windows: its bytes for each, or each window's pixels from one decoding."""
         video = self._dataset.read(row, self._component)
-        W, V, T = drawn.frames.shape
+        W, V, T = params.frames.shape
         if self._placement == "gpu":
             return [np.frombuffer(video, np.uint8)] * W
         together = replace(
-            drawn,
-            frames=drawn.frames.reshape(W * V, T),
-            boxes=drawn.boxes.reshape(W * V, 4),
-            flips=drawn.flips.reshape(W * V),
+            params,
+            frames=params.frames.reshape(W * V, T),
+            boxes=params.boxes.reshape(W * V, 4),
+            flips=params.flips.reshape(W * V),
         )
-        pixels = decode_views(video, together, self._plan.size, self._plan.modality)
+        pixels = decode_views(video, together, self._spec.size, self._spec.modality)
         return [np.ascontiguousarray(window) for window in pixels.reshape(W, V * T, *pixels.shape[1:])]
 
     def _finish(self, batch: int, tasks: "list[_Task]") -> dict[str, Any]:
@@ -228,9 +228,9 @@ class WindowLoader:
             good = [(task, self._material(task)) for task in tasks]
             tasks = [task for task, pieces in good if pieces]
             index = [int(i) for task, pieces in good for i in task.places[: len(pieces)]]
-            draws = [task.drawn.sample(i) for task, pieces in good for i in range(len(pieces))]
+            batch_params = [task.params.sample(i) for task, pieces in good for i in range(len(pieces))]
             try:
-                views = self._run(draws, [piece for _, pieces in good for piece in pieces])
+                views = self._run(batch_params, [piece for _, pieces in good for piece in pieces])
                 break
             except RuntimeError:
                 self._graph = None  # DALI's pipeline is dead after a failure
@@ -248,14 +248,14 @@ class WindowLoader:
             self._fail(task.row, str(error))
             return []
 
-    def _run(self, draws: list[Draw], material: list[NDArray[np.uint8]]) -> torch.Tensor:
-        if not draws:
-            plan = self._plan
-            return torch.empty(0, plan.views, plan.channels, plan.frames, plan.size, plan.size)
+    def _run(self, batch_params: list[ViewParams], material: list[NDArray[np.uint8]]) -> torch.Tensor:
+        if not batch_params:
+            spec = self._spec
+            return torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
         self._graph = self._graph or Graph(
-            self._plan, self._batch_size, self._placement, threads=self._threads, decoder=self._decoder
+            self._spec, self._batch_size, self._placement, threads=self._threads, decoder=self._decoder
         )
-        return self._graph.run(draws, material)
+        return self._graph.run(batch_params, material)
 
     def _culprits(self, tasks: "list[_Task]") -> set[int]:
         """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds the rows."""

@@ -35,7 +35,7 @@ PROBLEMS = {
     "checksum": "the video's bytes are not those that were written (sha256)",
     "undecodable": "the video does not decode to its end",
     "frame_count": "the video decodes to another number or size of frames than the table says",
-    "flow": "the flow does not decode, or to other frames than its video",
+    "flow": "the flow's bytes are not those that were written, or do not decode to its video's frames",
     "duplicate": "another row has the same bytes, or the same key",
 }
 UNUSABLE = (
@@ -268,7 +268,16 @@ def _task(folder: Path, columns: Columns, row: int, decode: bool) -> VideoTask:
         int(columns.values("num_frames")[row]),
         (int(columns.values("width")[row]), int(columns.values("height")[row])),
         decode,
+        _flow_checksum(columns, row),
     )
+
+
+def _flow_checksum(columns: Columns, row: int) -> str | None:
+    """None for a row without flow, and in tables made before flow had a checksum."""
+    if "flow.mp4_sha256" not in columns.names:
+        return None
+    value = columns.values("flow.mp4_sha256")[row]
+    return str(value) if value else None
 
 
 def unusable(report: Report) -> Iterator[Problem]:

@@ -51,6 +51,10 @@ def finish(notes: Notes) -> Summary:
     shards = [one["shard"] for one in made if one["shard"]]
     rejected = [reject for one in made for reject in one["rejected"]]
     missing = [_missing(name, outline["settings"]["layout"]) for name in outline["missing"]]
+    missing += [
+        {"source": name, "reason": "unreadable", "detail": why}
+        for name, why in outline.get("unreadable", {}).items()
+    ]
     sweep(notes.out)
     if not shards:
         write_json_lines(notes.out / REJECTED, rejected + missing)

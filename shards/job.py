@@ -116,6 +116,7 @@ class Job:
             "shards": len(self.batches),
             "missing": self.found.missing,
             "unlisted": self.found.unlisted,
+            "unreadable": self.found.unreadable,
         }
 
     def shards(self, part: Part) -> range:
@@ -155,16 +156,17 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
         other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""
         raise InputError(f"--out {out}: holds a data set of other videos{other}; give another --out")
     if differing:
-        name = next(name for name in differing if name not in ("sources", "layout"))
-        flag, value = f"--{name.replace('_', '-')}", there.get(name)
-        go_on = (
-            f"{flag} {value} or "
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-            else ""
-        )
-        raise InputError(
-            f"--out {out}: holds a data set made with {flag} {value}, not {asked[name]}; give {go_on}another --out"
-        )
+        # the stride is no flag: it follows from --for and --fps
+        named = [name for name in differing if name not in ("sources", "layout", "stride")] or differing
+        found = ", ".join(f"{_flag(name)} {there.get(name)}, not {asked[name]}" for name in named)
+        same = " ".join(f"{_flag(name)} {there.get(name)}" for name in named)
+        can_be_given = all(type(there.get(name)) in (int, float, str) for name in named)
+        other = f"{same} or another --out" if can_be_given else "another --out"
+        raise InputError(f"--out {out}: holds a data set made with {found}; give {other}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _digest(sources: list[Source]) -> str:

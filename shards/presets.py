@@ -1,7 +1,7 @@
-"""What suits a method's view plan: `make_shards --for`, and the stride that goes with it.
+"""What suits a method's view spec: `make_shards --for`, and the stride that goes with it.
 
-Sizes are the smallest from which the paper's views are cut without scaling up (VDIM's random boxes: nearly), rates
-those at which the paper looks, key frames as close as the clip's length makes worth their bytes.
+Sizes are the smallest multiples of 16 from which the paper's views are cut without scaling up (VDIM's random boxes:
+nearly), rates those at which the paper looks, key frames as close as the clip's length makes worth their bytes.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Preset:
         return max(1, round(encoding.fps / self.rate))
 
 
-_BLOCKS = Preset(148, 10, fps=10, rate=10)  # 7/8 of 148 is 128, rounded down to even
+_BLOCKS = Preset(160, 10, fps=10, rate=10)  # 7/8 of 144 is less than the 128 of a view
 PRESETS: dict[Method, Preset] = {
     "dpc": _BLOCKS,
     "memdpc": _BLOCKS,

@@ -47,11 +47,12 @@ COLUMNS = pa.schema(
         ("cls_size", pa.int64()),
         ("flow.mp4_offset", pa.int64()),
         ("flow.mp4_size", pa.int64()),
+        ("flow.mp4_sha256", pa.string()),
     ]
 )
 ONLY_WHEN_USED = (
     *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
-    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size"),
+    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
 )
 
 

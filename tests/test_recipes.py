@@ -60,7 +60,7 @@ def test_train_takes_the_flags_of_a_recipe(recipe: Path, launched) -> None:
     assert settings.data == (Path("data/some set") if recipe in NEEDS_DATA else None)
     assert launch.num_processes >= 1
     method = objectives.get(settings.objective)
-    assert method.view_plan(config).views >= 1
+    assert method.view_spec(config).views >= 1
     if recipe in NEEDS_DATA:
         assert settings.split and not settings.small
         assert "--steps" in launch.training_script_args and "--batch-size" in launch.training_script_args

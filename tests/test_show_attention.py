@@ -49,7 +49,7 @@ def test_the_command_draws_a_row_a_video_and_a_column_a_pace(tmp_path: Path) -> 
 def test_an_earlier_stage_has_more_locations_and_the_pictures_are_sharper_than_the_networks(
     tmp_path: Path,
 ) -> None:
-    """The same places of the same frames, at whatever size they are drawn."""
+    """The same places of the same frames, at whatever size they are params."""
     torch.manual_seed(0)
     objective = Pace(PaceConfig(width=1 / 16, frames=8, size=32, paces=(1.0, 2.0)))
     views = torch.randn(1, 2, 3, 8, 32, 32)
@@ -59,10 +59,10 @@ def test_an_earlier_stage_has_more_locations_and_the_pictures_are_sharper_than_t
         16,
     ]
     dataset = Dataset(demo.render(tmp_path / "data", clips_per_class=(1, 1), frames=30, workers=1))
-    plan = show_attention.column_plan(objective.config)
+    spec = show_attention.column_spec(objective.config)
     arguments = show_attention.Arguments(tmp_path, dataset.path, videos=2, device="cpu", threads=1)
     small, large = (
-        show_attention.first_batch(arguments, dataset, replace(plan, size=size)) for size in (36, 72)
+        show_attention.first_batch(arguments, dataset, replace(spec, size=size)) for size in (36, 72)
     )
     assert small["key"] == large["key"]
     halved = torch.nn.functional.avg_pool2d(large["views"].flatten(0, 3), 2)

@@ -74,25 +74,25 @@ def main(argv: list[str]) -> None:
     placement = choose_placement(settings.device)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = Dataset(settings.data or demo.ensure())
-    plan = objectives.get(settings.objective).view_plan(config)
-    cases: dict[str, tuple[Dataset, Any, dict[str, Any]]] = {"plain": (data, plan, {})}
+    spec = objectives.get(settings.objective).view_spec(config)
+    cases: dict[str, tuple[Dataset, Any, dict[str, Any]]] = {"plain": (data, spec, {})}
     for clips in settings.clips_per_decode:
-        cases[f"--clips-per-decode {clips}"] = data, plan, {"clips_per_decode": clips}
+        cases[f"--clips-per-decode {clips}"] = data, spec, {"clips_per_decode": clips}
     for share in settings.cpu_share:
-        cases[f"--cpu-share {share:g}"] = data, plan, {"cpu_share": share}
+        cases[f"--cpu-share {share:g}"] = data, spec, {"cpu_share": share}
     for where in ("host",) if placement == "cpu" else ("host", "gpu"):
-        cases[f"--cache {where}"] = data, plan, {"cache": where, "cache_gib": settings.cache_gib}
+        cases[f"--cache {where}"] = data, spec, {"cache": where, "cache_gib": settings.cache_gib}
     for path in settings.others:
         stride = stride_of(path)
         suited = replace(config, stride=stride) if stride and hasattr(config, "stride") else config
-        cases[str(path)] = Dataset(path), objectives.get(settings.objective).view_plan(suited), {}
+        cases[str(path)] = Dataset(path), objectives.get(settings.objective).view_spec(suited), {}
 
     with ExitStack() as stack:
         parts = {}
         for name, (dataset, looked, options) in cases.items():
             loader = Loader(
                 dataset,
-                dataset.select(min_frames=looked.span if looked.short == "reject" else 1),
+                dataset.select(min_frames=looked.span if looked.padding == "error" else 1),
                 looked,
                 batch_size=settings.batch_size,
                 placement=placement,
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
             | {"gpu": torch.cuda.get_device_name() if device.type == "cuda" else None},
             "objective": settings.objective,
             "placement": placement,
-            "views": {"views": plan.views, "frames": plan.frames, "size": plan.size},
+            "views": {"views": spec.views, "frames": spec.frames, "size": spec.size},
             "options": figures,
         }
         settings.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -4,7 +4,7 @@
     tools/bench_fast_path.py --data data/ut
 
 cut: crop, scale and RGB of a decoded frame in FFmpeg's filter graph, packed and in planes. paint: a frame's way from
-pixels to a view of every objective's plan, by DALI's operators for the CPU and by pipelines.painter. See
+pixels to a view of every objective's spec, by DALI's operators for the CPU and by pipelines.painter. See
 docs/fast-path.md.
 """
 
@@ -20,10 +20,10 @@ import tyro
 
 import objectives
 from pipelines.cut import SCALE_FLAGS
-from pipelines.draw import draw
 from pipelines.graph import Graph
 from pipelines.painter import Painter
-from pipelines.plan import ViewPlan
+from pipelines.sampling import sample_params
+from pipelines.views import ViewSpec
 from shards import Dataset, demo, one_line
 
 
@@ -45,10 +45,10 @@ def main(settings: Settings) -> None:
     ways = {name: lambda graph=graph: cut(graph, frames) for name, graph in graphs.items()}
     report(f"cut to {settings.size}²", in_turns(ways, len(frames), settings.rounds))
     for name, objective in objectives.available().items():
-        plan = objective.view_plan(objective.Config())
-        report(f"paint {name}", painting(plan, settings.rounds))
+        spec = objective.view_spec(objective.Config())
+        report(f"paint {name}", painting(spec, settings.rounds))
     lab = replace(
-        objectives.get("vdim").view_plan(objectives.get("vdim").Config()), jitter=None, lab_drop=True
+        objectives.get("vdim").view_spec(objectives.get("vdim").Config()), jitter=None, lab_drop=True
     )
     report("paint vdim, Lab", painting(lab, settings.rounds))
 
@@ -70,17 +70,17 @@ def cut(graph: av.filter.Graph, frames: list[av.VideoFrame]) -> None:
         graph.vpull()
 
 
-def painting(plan: ViewPlan, rounds: int) -> dict[str, float]:
+def painting(spec: ViewSpec, rounds: int) -> dict[str, float]:
     one = np.ones(1, dtype=np.int64)
-    drawn = draw(plan, 0 * one, 300 * one, 340 * one, 256 * one, seed=0, epoch=0).sample(0)
-    shape = (plan.views * plan.decoded, plan.planes, plan.size, plan.size)
+    params = sample_params(spec, 0 * one, 300 * one, 340 * one, 256 * one, seed=0, epoch=0).sample(0)
+    shape = (spec.views * spec.decoded, spec.planes, spec.size, spec.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8).transpose(0, 2, 3, 1)
     makers = {
-        "DALI": Graph(plan, 1, "hybrid", threads=1, decoder="cpu"),
-        "painter": Painter(plan, 1, threads=1),
+        "DALI": Graph(spec, 1, "hybrid", threads=1, decoder="cpu"),
+        "painter": Painter(spec, 1, threads=1),
     }
-    ways = {name: lambda maker=maker: maker.run([drawn], [pixels]) for name, maker in makers.items()}
-    return in_turns(ways, plan.views * plan.frames, rounds)
+    ways = {name: lambda maker=maker: maker.run([params], [pixels]) for name, maker in makers.items()}
+    return in_turns(ways, spec.views * spec.frames, rounds)
 
 
 def in_turns(ways: dict[str, Callable[[], object]], frames: int, rounds: int) -> dict[str, float]:

@@ -27,7 +27,7 @@ from machine import describe
 from tqdm import tqdm
 
 from pipelines.loader import Loader
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, at_least, demo, one_line
 
 ALLOWED = 0.05  # growth of memory
@@ -88,7 +88,7 @@ def rendered(folder: Path) -> Path:
 
 def run(dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     """Take the batches; what was seen of memory and of time."""
-    plan = ViewPlan(
+    spec = ViewSpec(
         offsets=(tuple(range(arguments.frames)),), size=arguments.size, rotation=10, jitter=Jitter()
     )
     rows = np.resize(dataset.select(), arguments.epoch * arguments.batch_size)
@@ -99,7 +99,7 @@ def run(dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     with Loader(
         dataset,
         rows,
-        plan,
+        spec,
         batch_size=arguments.batch_size,
         threads=arguments.threads,
         prefetch=arguments.prefetch,

@@ -65,12 +65,12 @@ def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "bench_options.py")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objectives.get(settings.objective)(config).to(device)
-    plan = objective.view_plan(config)
-    shape = (settings.batch_size, plan.views, plan.frames, plan.size, plan.size, plan.channels)
+    spec = objective.view_spec(config)
+    shape = (settings.batch_size, spec.views, spec.frames, spec.size, spec.size, spec.channels)
     batch = {"views": torch.randn(shape, device=device).permute(0, 1, 5, 2, 3, 4)}
     batch["label"] = torch.zeros(settings.batch_size, dtype=torch.int64)
-    if plan.paces:
-        batch["pace"] = torch.randint(len(plan.paces), shape[:2])
+    if spec.paces:
+        batch["pace"] = torch.randint(len(spec.paces), shape[:2])
     names = ("plain", *(name for name in settings.options if name != "plain"))
     steps = {name: make_step(name, copy.deepcopy(objective), batch, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -88,11 +88,11 @@ def main(argv: list[str]) -> None:
     dataset = Dataset(settings.data or demo.ensure())
     with torch.device("meta"):
         objective = objectives.get(settings.objective)(config)
-    plan = objective.view_plan(config)
-    rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
+    spec = objective.view_spec(config)
+    rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     if not len(rows):
         raise InputError(f"--split {settings.split}: no video of {dataset.source} is left")
-    component = "flow.mp4" if plan.modality == "flow" else "mp4"
+    component = "flow.mp4" if spec.modality == "flow" else "mp4"
     video_bytes = float(np.mean(dataset.column(f"{component}_size")[rows]))
     parameters = sum(p.numel() for p in objective.parameters())
     loads = [

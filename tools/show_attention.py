@@ -30,7 +30,7 @@ from objectives.pace_config import pace_name
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import visible
-from pipelines.plan import ViewPlan, paced, plain
+from pipelines.views import ViewSpec, paced, plain
 from shards import Dataset, InputError, at_least, demo, one_line
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
@@ -81,10 +81,10 @@ def main(arguments: Arguments) -> None:
         raise InputError(
             f"{arguments.checkpoint} is a checkpoint of {objective.name}: attention is shown for pace"
         )
-    plan = column_plan(objective.config)
-    for_eyes = replace(plan, size=arguments.size, levels="imagenet")
+    spec = column_spec(objective.config)
+    for_eyes = replace(spec, size=arguments.size, levels="imagenet")
     dataset = Dataset(arguments.data or demo.ensure())
-    batch, shown = (first_batch(arguments, dataset, wanted) for wanted in (plan, for_eyes))
+    batch, shown = (first_batch(arguments, dataset, wanted) for wanted in (spec, for_eyes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maps_BVhw, shares_BVM = look(objective.to(device), batch["views"].to(device), arguments.stage)
     clips_BVTHW3 = visible(shown["views"], for_eyes).numpy()
@@ -103,13 +103,13 @@ def main(arguments: Arguments) -> None:
     print(f"{picture}\n{page}")
 
 
-def first_batch(arguments: Arguments, dataset: Dataset, plan: ViewPlan) -> dict[str, Any]:
+def first_batch(arguments: Arguments, dataset: Dataset, spec: ViewSpec) -> dict[str, Any]:
     """The clips of as many videos as the picture has rows: the same for every size of a view."""
     split = arguments.split or (None if arguments.data else "test")
     with Loader(
         dataset,
         dataset.select(split=split),
-        plan,
+        spec,
         batch_size=arguments.videos,
         seed=arguments.seed,
         placement=choose_placement(arguments.device),
@@ -119,11 +119,11 @@ def first_batch(arguments: Arguments, dataset: Dataset, plan: ViewPlan) -> dict[
         return next(loader)
 
 
-def column_plan(config: PaceConfig) -> ViewPlan:
+def column_spec(config: PaceConfig) -> ViewSpec:
     """One view a pace, all from one start, in the middle of the picture, without augmentation."""
-    plan = plain(Pace.view_plan(config))
-    offsets = [tuple(paced(range(plan.frames), pace).tolist()) for pace in config.paces]
-    return replace(plan, offsets=tuple(offsets), paces=(), wrap=False, short="loop", box_scope="clip")
+    spec = plain(Pace.view_spec(config))
+    offsets = [tuple(paced(range(spec.frames), pace).tolist()) for pace in config.paces]
+    return replace(spec, offsets=tuple(offsets), paces=(), circular=False, padding="wrap", box_scope="clip")
 
 
 @torch.no_grad()

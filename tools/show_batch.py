@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is a model really fed? A picture, and a page of looping clips with the plan behind each.
+"""What is a model really fed? A picture, and a page of looping clips with the spec behind each.
 
     tools/show_batch.py --objective dpc --data data/k400          writes batch-dpc.png and batch-dpc.html
     tools/show_batch.py --objective tcp --modality flow --data data/k400 --device cpu --batch 3
@@ -24,11 +24,11 @@ from PIL import Image
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.draw import Draw
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from pipelines.picture import save_views, visible
-from pipelines.plan import ViewPlan
+from pipelines.sampling import ViewParams
+from pipelines.views import ViewSpec
 from shards import Dataset, InputError, at_least, demo, one_line
 
 STYLE = """
@@ -66,7 +66,7 @@ class Settings:
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of everything that is params."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "threads")
@@ -80,13 +80,13 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "show_batch.py")
-    plan = objectives.get(settings.objective).view_plan(config)
+    spec = objectives.get(settings.objective).view_spec(config)
     dataset = Dataset(settings.data or demo.ensure())
-    rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
+    rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     with Loader(
         dataset,
         rows,
-        plan,
+        spec,
         batch_size=settings.batch_size,
         seed=settings.seed,
         placement=choose_placement(settings.device),
@@ -100,28 +100,28 @@ def main(argv: list[str]) -> None:
     title = f"{settings.objective} on {dataset.name}, seed {settings.seed}, batch {settings.batch}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_views(batch, plan, picture, samples=settings.batch_size)
-        page.write_text(make_page(title, batch, plan, dataset, settings.fps), encoding="utf-8")
+        save_views(batch, spec, picture, samples=settings.batch_size)
+        page.write_text(make_page(title, batch, spec, dataset, settings.fps), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}; choose a place that can be written to") from error
     print(title)
-    for key, drawn in zip(batch["key"], batch["draw"], strict=True):
+    for key, params in zip(batch["key"], batch["params"], strict=True):
         print(key)
-        for view in range(plan.views):
-            print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(drawn, view).items()))
+        for view in range(spec.views):
+            print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(params, view).items()))
     print(f"{picture}\n{page}")
 
 
-def describe(drawn: Draw, view: int) -> dict[str, str]:
+def describe(params: ViewParams, view: int) -> dict[str, str]:
     """What was drawn for one view, in words."""
-    left, top, width, height = drawn.boxes[view].tolist()
-    said = {"frames": ranges(drawn.frames[view]), "box": f"{width}×{height} at {left},{top}"}
-    if drawn.flips[view]:
+    left, top, width, height = params.boxes[view].tolist()
+    said = {"frames": ranges(params.frames[view]), "box": f"{width}×{height} at {left},{top}"}
+    if params.flips[view]:
         said["flip"] = "left to right"
-    if drawn.angles[view]:
-        said["turn"] = f"{drawn.angles[view]:.1f}°"
-    if drawn.pace is not None:
-        said["pace"] = f"label {drawn.pace[view]}"
+    if params.angles[view]:
+        said["turn"] = f"{params.angles[view]:.1f}°"
+    if params.pace is not None:
+        said["pace"] = f"label {params.pace[view]}"
     return said
 
 
@@ -133,28 +133,28 @@ def ranges(numbers: np.ndarray) -> str:
     return " ".join(map(str, numbers.tolist()))
 
 
-def make_page(title: str, batch: dict[str, Any], plan: ViewPlan, dataset: Dataset, fps: float) -> str:
+def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Dataset, fps: float) -> str:
     """The page's HTML. batch: as the loader gives it."""
-    pixels_BVTHW3 = visible(batch["views"], plan).numpy()
+    pixels_BVTHW3 = visible(batch["views"], spec).numpy()
     told = "".join(
-        f"<tr><td>{f.name}<td>{html.escape(str(getattr(plan, f.name)))}"
-        for f in fields(plan)
+        f"<tr><td>{f.name}<td>{html.escape(str(getattr(spec, f.name)))}"
+        for f in fields(spec)
         if f.name != "offsets"
     )
-    offsets = "".join(f"<tr><td>view {v}<td>{ranges(np.array(view))}" for v, view in enumerate(plan.offsets))
+    offsets = "".join(f"<tr><td>view {v}<td>{ranges(np.array(view))}" for v, view in enumerate(spec.offsets))
     videos = "".join(
         f"<h2>{html.escape(key)}{name_of(label, dataset)}</h2><div class=views>"
-        + "".join(figure(clip, drawn, view, fps) for view, clip in enumerate(clips))
+        + "".join(figure(clip, params, view, fps) for view, clip in enumerate(clips))
         + "</div>"
-        for key, label, drawn, clips in zip(
-            batch["key"], batch["label"].tolist(), batch["draw"], pixels_BVTHW3, strict=True
+        for key, label, params, clips in zip(
+            batch["key"], batch["label"].tolist(), batch["params"], pixels_BVTHW3, strict=True
         )
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>{videos}"
-        f"<h2>The plan: {plan.views} views of {plan.frames} frames, {plan.channels} × {plan.size}², "
-        f"{plan.span} frames from first to last</h2><table>{offsets}{told}</table></html>\n"
+        f"<h2>The spec: {spec.views} views of {spec.frames} frames, {spec.channels} × {spec.size}², "
+        f"{spec.span} frames from first to last</h2><table>{offsets}{told}</table></html>\n"
     )
 
 
@@ -162,9 +162,9 @@ def name_of(label: int, dataset: Dataset) -> str:
     return f" ({html.escape(dataset.classes[label])})" if 0 <= label < len(dataset.classes) else ""
 
 
-def figure(clip_THW3: np.ndarray, drawn: Draw, view: int, fps: float) -> str:
-    said = "<br>".join(f"{name} {value}" for name, value in describe(drawn, view).items())
-    colours_TCP = drawn.colours[view]
+def figure(clip_THW3: np.ndarray, params: ViewParams, view: int, fps: float) -> str:
+    said = "<br>".join(f"{name} {value}" for name, value in describe(params, view).items())
+    colours_TCP = params.colours[view]
     frames = "frame 0 of many" if (colours_TCP != colours_TCP[0]).any() else "all frames"
     matrix = "\n".join(" ".join(f"{value:8.4f}" for value in row) for row in colours_TCP[0])
     return (

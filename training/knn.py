@@ -42,8 +42,8 @@ class Knn:
             raise InputError(
                 f"--knn-every: {run.dataset.path} has {len(rows)} labelled videos; name another --knn-split"
             )
-        self.plan = objective.downstream().plan
-        self.windows = Windows.of(run.dataset, rows, self.plan, Layout(count=1))
+        self.spec = objective.downstream().spec
+        self.windows = Windows.of(run.dataset, rows, self.spec, Layout(count=1))
 
     def due(self, step: int) -> bool:
         return bool(self.settings.knn_every) and step % self.settings.knn_every == 0
@@ -58,7 +58,7 @@ class Knn:
         loader = WindowLoader(
             self.dataset,
             self.windows,
-            self.plan,
+            self.spec,
             batch_size=size,
             batches=batches,
             placement=self.speed.placement,

@@ -113,8 +113,8 @@ def validation_rows(settings: Settings, config: Any, dataset: Dataset) -> np.nda
 
 def shortest(settings: Settings, config: Any) -> int:
     """Frames of the shortest video that takes part."""
-    plan = objectives.get(settings.objective).view_plan(config)
-    return max(settings.min_frames, plan.span if plan.short == "reject" else 1)
+    spec = objectives.get(settings.objective).view_spec(config)
+    return max(settings.min_frames, spec.span if spec.padding == "error" else 1)
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:

@@ -33,7 +33,7 @@ class Settings:
     knn_split: str | None = None
     """The split whose labels --knn-every uses; the trained one by default. Training never sees a label."""
     min_frames: int = 1
-    """Leave out shorter videos. What happens to a video shorter than a clip: --short."""
+    """Leave out shorter videos. What happens to a video shorter than a clip: --padding."""
     steps: int = 0
     """Optimizer steps, counted from the run's beginning."""
     batch_size: int = 0
@@ -41,7 +41,7 @@ class Settings:
     output: Path | None = None
     """The run's folder; runs/OBJECTIVE, or runs/OBJECTIVE-2 …, by default."""
     seed: int = 0
-    """Of the weights and of everything that is drawn."""
+    """Of the weights and of everything that is params."""
     init_from: Path | None = None
     """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
     resume: bool = False

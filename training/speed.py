@@ -8,9 +8,10 @@ import torch
 
 from pipelines import tuned
 from pipelines.graph import Placement, choose_placement
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import InputError
 from shards.presets import PRESETS
+from shards.sides import nvdec_remark
 from training.run import Run
 from training.settings import Settings
 
@@ -32,13 +33,13 @@ class Speed:
     origin: str = ""
 
 
-def settle(settings: Settings, plan: ViewPlan) -> Speed:
+def settle(settings: Settings, spec: ViewSpec) -> Speed:
     """How this process's loaders go to work.
 
-    What is given counts, then what --autotune found for this machine and plan, then a default; threads are divided
+    What is given counts, then what --autotune found for this machine and spec, then a default; threads are divided
     among the processes of this machine. Raises InputError for a device that cannot be had.
     """
-    found = tuned.lookup(settings.objective, plan)
+    found = tuned.lookup(settings.objective, spec)
     if found and not (settings.device in ("auto", found["device"]) and _can(found["device"])):
         found = None
     placement = choose_placement(found["device"] if found else settings.device)
@@ -76,7 +77,7 @@ class Waiting:
         return True
 
 
-def advice(settings: Settings, speed: Speed, run: Run, plan: ViewPlan, late: float) -> list[str]:
+def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: float) -> list[str]:
     """What would shorten the waiting, likeliest first, in the words of a command line.
 
     late: share of the batches, 0–1, that were not there when they were asked for.
@@ -92,7 +93,7 @@ def advice(settings: Settings, speed: Speed, run: Run, plan: ViewPlan, late: flo
     if settings.cache is None and gib < _room("host"):
         where = "gpu" if speed.placement != "cpu" and gib < _room("gpu") else "host"
         found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
-    if tuned.lookup(settings.objective, plan) is None:
+    if tuned.lookup(settings.objective, spec) is None:
         found.append(
             f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
@@ -108,6 +109,11 @@ def advice(settings: Settings, speed: Speed, run: Run, plan: ViewPlan, late: flo
     if settings.clips_per_decode == 1:
         found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
     return found
+
+
+def uneven_sides(speed: Speed, run: Run) -> str:
+    """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
+    return nvdec_remark(run.dataset, run.rows) if speed.placement == "gpu" else ""
 
 
 def _decoded_gib(run: Run) -> float:

@@ -4,7 +4,7 @@
   state.json             step, loader position, the optimizer's scalars, the loss scaler
   rows.txt               keys of the run's videos, in the run's order
 
-The schedule and all random numbers are functions of the step (Objective.learning_rate, seed_step, the plan),
+The schedule and all random numbers are functions of the step (Objective.learning_rate, seed_step, the spec),
 so the step is their whole state, in any number of processes.
 """
 

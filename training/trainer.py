@@ -48,7 +48,7 @@ class Trainer:
         self.speed = speed
         self.step = 0
         self.log: Log | None = None
-        self.plan = objective.view_plan(objective.config)
+        self.spec = objective.view_spec(objective.config)
         if settings.sync_bn:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
         arrange(objective, settings.channels_last)
@@ -66,7 +66,7 @@ class Trainer:
         self.loader = Loader(
             run.dataset,
             run.rows,
-            self.plan,
+            self.spec,
             batch_size=settings.batch_size,
             seed=settings.seed,
             rank=accelerator.process_index,
@@ -173,7 +173,7 @@ class Trainer:
             raise OwnError(str(error)) from error
         picture = self.run_.output / "first_batch.png"
         if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
-            save_views(batch, self.plan, picture)
+            save_views(batch, self.spec, picture)
         return batch
 
     def line(self, meter: Meter) -> dict[str, float]:
@@ -195,7 +195,7 @@ class Trainer:
 
     def word(self, wait_share: float, late: float) -> str:
         """What to say of too long a wait."""
-        ways = advice(self.settings, self.speed, self.run_, self.plan, late)[:4]
+        ways = advice(self.settings, self.speed, self.run_, self.spec, late)[:4]
         waits = f"step {self.step}: {wait_share:.0%} of the time is spent waiting for data"
         return "; ".join([waits, *(f"try {way}" for way in ways)])
 

@@ -10,7 +10,7 @@ from objectives import Objective
 from objectives.base import Plateau
 from pipelines.loader import Loader
 from pipelines.meter import Meter
-from pipelines.plan import plain
+from pipelines.views import plain
 from shards import InputError
 from training.feed import tensors
 from training.processes import OwnError
@@ -83,7 +83,7 @@ class Validation:
         self.loader = Loader(
             run.dataset,
             run.val_rows,
-            plain(objective.view_plan(objective.config)),
+            plain(objective.view_spec(objective.config)),
             batch_size=batch_size,
             seed=settings.seed,
             rank=accelerator.process_index,

@@ -67,7 +67,7 @@ def _family(name: str, backbone: str, stages: Callable[[int, Words], Words], hea
         """Paces 1 to as many as the head tells apart."""
         weight = tensors.get(f"{head}.weight")
         paces = tuple(float(p + 1) for p in range(4 if weight is None else len(weight)))
-        return PaceConfig(backbone, paces=paces, clips=1, wrap=True, contrast="none", levels="bgr-255")
+        return PaceConfig(backbone, paces=paces, clips=1, circular=True, contrast="none", levels="bgr-255")
 
     def names(key: str, _: PaceConfig) -> tuple[str, ...]:
         part, *rest = key.split(".")

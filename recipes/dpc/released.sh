@@ -9,5 +9,5 @@ shift
 exec accelerate launch --num_processes 2 "$(dirname "$0")/../../train.py" \
     --objective dpc --data "$data" --split train --val-split val \
     --network resnet18 --size 128 --stride 5 --pred-steps 3 \
-    --crop resized --grey-from channel --norm batch-statistics --short reject --patience 0 \
+    --crop resized --grey-from channel --norm batch-statistics --padding error --patience 0 \
     --steps 515000 --batch-size 64 --lr 1e-3 "$@"

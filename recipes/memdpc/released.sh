@@ -10,5 +10,5 @@ shift
 exec accelerate launch --num_processes 2 "$(dirname "$0")/../../train.py" \
     --objective memdpc --data "$data" --split split1:train --val-split split1:test \
     --network resnet18 --size 128 --stride 3 --memory-size 1024 --directions both --directions-loss sum \
-    --crop resized --grey-from channel --short reject \
+    --crop resized --grey-from channel --padding error \
     --steps 149000 --batch-size 16 --val-every 300 --lr 1e-3 "$@"

@@ -7,5 +7,5 @@ data=${1:?usage: $0 DATA [more flags of train.py]}
 shift
 exec accelerate launch --num_processes 1 "$(dirname "$0")/../../train.py" \
     --objective pace --data "$data" --split split1:train \
-    --backbone r2plus1d --paces 1 2 3 4 --clips 1 --contrast none --wrap --levels bgr-255 \
+    --backbone r2plus1d --paces 1 2 3 4 --clips 1 --contrast none --circular --levels bgr-255 \
     --steps 54000 --batch-size 30 --lr 1e-3 --drop-every 18000 "$@"

@@ -19,7 +19,7 @@ from tools.bench.parts import Way
 from tools.bench.source import Source
 
 WAY = Way("cpu", 1, 1, torch.device("cpu"))
-PLANS: list[tuple[str, dict[str, Any]]] = [
+SPECS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in objectives.available()),
     ("tcp", {"modality": "difference"}),
     ("tcp", {"modality": "flow"}),
@@ -29,11 +29,11 @@ PLANS: list[tuple[str, dict[str, Any]]] = [
 
 def source_of(dataset: Dataset, name: str, changes: dict[str, Any]) -> Source:
     cls = objectives.get(name)
-    return Source(dataset, dataset.select(), cls.view_plan(cls.Config(**changes)), 2, seed=0)
+    return Source(dataset, dataset.select(), cls.view_spec(cls.Config(**changes)), 2, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), PLANS, ids=lambda case: case if isinstance(case, str) else "-".join(case)
+    ("name", "changes"), SPECS, ids=lambda case: case if isinstance(case, str) else "-".join(case)
 )
 def test_its_graph_is_defined(rendered: Dataset, name: str, changes: dict[str, Any]) -> None:
     with Pipeline(2, 1, 0):

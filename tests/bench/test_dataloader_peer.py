@@ -8,7 +8,7 @@ import torch
 
 import objectives
 from pipelines.loader import Loader
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 from tools.bench.dataloader_peer import DataLoaderPeer, best_peer, check_torchcodec, worker_counts
 from tools.bench.source import Source
@@ -30,13 +30,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def source_of(dataset: Dataset, plan: ViewPlan, batch_size: int = 2) -> Source:
-    return Source(dataset, dataset.select(), plan, batch_size, seed=3)
+def source_of(dataset: Dataset, spec: ViewSpec, batch_size: int = 2) -> Source:
+    return Source(dataset, dataset.select(), spec, batch_size, seed=3)
 
 
 def our_batch(source: Source) -> dict[str, Any]:
     settings: dict[str, Any] = {"batch_size": source.batch_size, "seed": source.seed, "prefetch": 0}
-    with Loader(source.dataset, source.rows, source.plan, **settings) as loader:
+    with Loader(source.dataset, source.rows, source.spec, **settings) as loader:
         return next(loader)
 
 
@@ -45,22 +45,22 @@ def our_batch(source: Source) -> dict[str, Any]:
 )
 def test_it_shows_what_ours_shows(rendered: Dataset, name: str, changes: dict[str, Any]) -> None:
     cls = objectives.get(name)
-    source = source_of(rendered, cls.view_plan(cls.Config(**changes)))
+    source = source_of(rendered, cls.view_spec(cls.Config(**changes)))
     ours, (theirs,) = our_batch(source), DataLoaderPeer(source, 0, 1, CPU).take(0, 1)
     assert theirs["views"].shape == ours["views"].shape and theirs["views"].dtype == torch.float32
     if "pace" in ours:
         torch.testing.assert_close(theirs["pace"], ours["pace"])
-    assert mean_difference(ours["views"], theirs["views"], source.plan) < LIMIT
+    assert mean_difference(ours["views"], theirs["views"], source.spec) < LIMIT
     # by view, frame and channel too: none is wrong by more than rounding
-    off = ((ours["views"] - theirs["views"]).abs() * levels(source.plan)).mean((-2, -1))
+    off = ((ours["views"] - theirs["views"]).abs() * levels(source.spec)).mean((-2, -1))
     assert off.max() < 3 * LIMIT
     if changes.get("modality") not in ("flow", "difference"):  # all have one flow; a difference is near 0
-        assert mean_difference(ours["views"].flip(0), theirs["views"], source.plan) > 5 * LIMIT
+        assert mean_difference(ours["views"].flip(0), theirs["views"], source.spec) > 5 * LIMIT
 
 
 def test_workers_give_the_same_batches_in_order(rendered: Dataset) -> None:
     cls = objectives.get("pace")
-    source = source_of(rendered, replace(cls.view_plan(cls.small()), size=32))
+    source = source_of(rendered, replace(cls.view_spec(cls.small()), size=32))
     peer, alone = DataLoaderPeer(source, 2, 2, CPU), DataLoaderPeer(source, 0, 2, CPU)
     try:
         for first in (0, 4):  # the workers stay from one round to the next
@@ -74,7 +74,7 @@ def test_workers_give_the_same_batches_in_order(rendered: Dataset) -> None:
 
 def test_the_best_number_of_workers_is_kept(rendered: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     cls = objectives.get("pace")
-    source = source_of(rendered, replace(cls.view_plan(cls.small()), size=32))
+    source = source_of(rendered, replace(cls.view_spec(cls.small()), size=32))
     speeds = {0: 5.0, 1: 9.0, 2: 7.0}
     closed: list[int] = []
     monkeypatch.setattr(DataLoaderPeer, "__call__", lambda peer, _: {"clips_per_s": speeds[peer.workers]})

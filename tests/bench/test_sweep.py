@@ -18,7 +18,7 @@ WAY = Way("cpu", 2, 2, torch.device("cpu"))
 @pytest.fixture
 def source(rendered: Dataset) -> Source:
     cls = objectives.get("pace")
-    return Source(rendered, rendered.select(), replace(cls.view_plan(cls.small()), size=32), 2, seed=0)
+    return Source(rendered, rendered.select(), replace(cls.view_spec(cls.small()), size=32), 2, seed=0)
 
 
 def test_axes() -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import evaluate
 import objectives
 from evaluation import finetune
-from evaluation.classifier import still_plan
+from evaluation.classifier import still_spec
 from evaluation.tuning import Tuning, rate
-from pipelines.plan import plain
+from pipelines.views import plain
 from shards import InputError
 from tests.evaluation.rendered import Video, write_set
 from training.processes import Stopped
@@ -93,12 +93,12 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
         with torch.device("meta"):
             objective = objectives.get(name)(config)
         tuning = objective.downstream().finetuning
-        tested = still_plan(tuning.plan)
+        tested = still_spec(tuning.spec)
         assert (tested.size, tested.frames, tested.modality, tested.lab) == (
-            tuning.plan.size,
-            tuning.plan.frames,
-            tuning.plan.modality,
-            tuning.plan.lab,
+            tuning.spec.size,
+            tuning.spec.frames,
+            tuning.spec.modality,
+            tuning.spec.lab,
         )
         assert tested == plain(tested) and not tested.paces
         rates = [rate(tuning, step) for step in range(0, tuning.steps, 100)]

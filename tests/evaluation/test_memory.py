@@ -28,9 +28,9 @@ def test_use_and_clips_of_the_slots_are_those_of_the_network(found, memory_run, 
     result, memory = found
     objective, dataset = objectives.load(memory_run), Dataset(data)
     down = objective.downstream()
-    windows = Windows.of(dataset, range(12), down.plan, down.train)  # the training videos
+    windows = Windows.of(dataset, range(12), down.spec, down.train)  # the training videos
     p = np.empty((len(windows), 8))
-    for batch in WindowLoader(dataset, windows, down.plan, batch_size=4):
+    for batch in WindowLoader(dataset, windows, down.spec, batch_size=4):
         with torch.inference_mode():
             z = objective.encode(batch["views"]).relu()
             context = objective.aggregators["forwards"](z)[:, -1]
@@ -49,7 +49,7 @@ def test_use_and_clips_of_the_slots_are_those_of_the_network(found, memory_run, 
         assert starts.tolist() == [windows.start[place] for _, place in wanted]
         assert np.allclose(shares, [p[place, slot] for _, place in wanted], atol=1e-5)
     assert memory["p"].shape == (12, 8) and memory["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert result["windows"]["span"] == down.plan.span
+    assert result["windows"]["span"] == down.spec.span
 
 
 def test_networks_without_a_memory_have_none(run) -> None:

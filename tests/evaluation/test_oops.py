@@ -17,7 +17,7 @@ from evaluation.fails import Fails, classify, clip_begins, locate, oversampling
 from evaluation.features import Features
 from evaluation.splits import Split
 from evaluation.tuning import Tuning
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import Dataset
 from tests.evaluation.rendered import FPS, Video, render
 from training.processes import Stopped
@@ -127,19 +127,19 @@ def test_the_network_is_trained_and_resumes_exactly(ask, tmp_path, monkeypatch) 
 
 def test_scores_of_a_worked_case(fails) -> None:
     """Two videos of 3 s at 10 frames/s with failures at 1.0 and 1.1 s; nine clips each."""
-    dataset, plan = Dataset(fails), ViewPlan(offsets=((0, 1, 2),), size=16)
+    dataset, spec = Dataset(fails), ViewSpec(offsets=((0, 1, 2),), size=16)
     failures = dataset.column("failure_time").astype(float)
     first, second = (int(np.flatnonzero(np.isclose(failures, t))[0]) for t in (1.0, 1.1))
     some = Fails(dataset, Split("", np.array([]), np.array([first, second])), failures, 0)
-    windows = some.clips(some.split.test, plan)
+    windows = some.clips(some.split.test, spec)
     assert (windows.start[:3] + 3).tolist() == [10, 12, 15]  # they end with clips, at 1, 1.25 and 1.5 s
     truth = [0, 1, 1, 1, 1, 2, 2, 2, 2] + [0] + [1] * 4 + [2] * 4
-    assert some.classes(windows, plan).tolist() == truth
+    assert some.classes(windows, spec).tolist() == truth
     guess = np.eye(3)[truth]
     guess[1:5, 1] = 0.4, 1.0, 0.4, 0.4  # the first video's likeliest clip is at 0.5 s: its middle is at 1.0 s
     guess[10:14] = 1, 0, 0  # the second's is at 2.0 s: 2.5 s, all transitions missed
     guess[17] = 0, 1, 0
-    found = some.scores([Features(guess, windows.row, windows.start, {})], plan)
+    found = some.scores([Features(guess, windows.row, windows.start, {})], spec)
     scores = {name: one["value"] for name, one in found["scores"].items()}
     assert scores["clips"] == pytest.approx((9 / 9 + 4 / 9) / 2)
     assert (scores["within 0.25 s"], scores["within 1 s"]) == (0.5, 0.5)

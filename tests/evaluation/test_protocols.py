@@ -99,13 +99,13 @@ def test_embedded_windows_are_what_the_network_says_of_them(ask, run, data, tmp_
     table = pq.read_table(tmp_path / "windows.parquet")
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
-    windows = Windows.of(dataset, range(len(dataset)), down.plan, down.test)
+    windows = Windows.of(dataset, range(len(dataset)), down.spec, down.test)
     assert (
         table["key"].to_pylist() == dataset.keys(windows.row)
         and table["start"].to_pylist() == windows.start.tolist()
     )
     got = np.array(table["feature"].to_pylist(), dtype=np.float32)
-    for batch in WindowLoader(dataset, windows, down.plan, batch_size=1):
+    for batch in WindowLoader(dataset, windows, down.spec, batch_size=1):
         with torch.inference_mode():
             wanted = objective.context(batch["views"])[0, -1].mean((1, 2))
         assert np.allclose(got[batch["index"][0]], wanted, atol=1e-5)
@@ -123,24 +123,24 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
     torch.manual_seed(0)
     objective = cls(cls.small()).eval()
     down, dataset = objective.downstream(), Dataset(data)
-    windows = Windows.of(dataset, [12, 13, 14], down.plan, down.test)
+    windows = Windows.of(dataset, [12, 13, 14], down.spec, down.test)
     assert set(windows.row.tolist()) == {12, 13, 14}
     few = Windows(*(getattr(windows, field)[[0, -1]] for field in ("row", "start", "crop")))
-    (batch,) = WindowLoader(dataset, few, down.plan, batch_size=2)
+    (batch,) = WindowLoader(dataset, few, down.spec, batch_size=2)
     with torch.inference_mode():
         together = objective.represent(batch["views"])
         alone = torch.cat([objective.represent(views[None]) for views in batch["views"]])
     assert together.ndim == 2 and together.isfinite().all()
     assert torch.allclose(together, alone, rtol=1e-3, atol=1e-3 * together.abs().max().item())
     assert (together[0] != together[1]).any()
-    down.finetuning.plan.scope("frame")
+    down.finetuning.spec.scope("frame")
 
 
 def test_a_layer_is_its_mean_or_its_change_in_time(run, data) -> None:
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
     (batch,) = WindowLoader(
-        dataset, Windows.of(dataset, [12, 14], down.plan, Layout(count=1)), down.plan, batch_size=2
+        dataset, Windows.of(dataset, [12, 14], down.spec, Layout(count=1)), down.spec, batch_size=2
     )
     with torch.inference_mode():
         z = objective.encode(batch["views"])  # (B, V, D, h, w)

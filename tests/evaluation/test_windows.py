@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import colour
-from pipelines.plan import Jitter, ViewPlan
-from pipelines.windows import Layout, WindowLoader, Windows, draw_windows
+from pipelines.views import Jitter, ViewSpec
+from pipelines.windows import Layout, WindowLoader, Windows, eval_params
 from shards import Dataset
 from tests.evaluation.rendered import Video, write_set
 from tests.pipelines.reference import decoded_views
 
-PLAN = ViewPlan(offsets=((0, 2), (4, 6)), size=16, crop=0.5, jitter=Jitter(), flip=0.5)
+SPEC = ViewSpec(offsets=((0, 2), (4, 6)), size=16, crop=0.5, jitter=Jitter(), flip=0.5)
 
 
 def test_starts_of_worked_cases() -> None:
@@ -45,19 +45,19 @@ def test_ten_crops_show_the_corners_and_their_mirror_images(data: Path) -> None:
     """Against whole frames decoded, cut, scaled and normalised one by one in floating point."""
     dataset = Dataset(data)
     row = 3  # 15 frames
-    windows = Windows.of(dataset, [row], PLAN, Layout(hop=4, crops=10))
+    windows = Windows.of(dataset, [row], SPEC, Layout(hop=4, crops=10))
     assert windows.start.tolist() == [0] * 10 + [4] * 10 + [8] * 10
-    drawn = draw_windows(PLAN, dataset, windows)
-    lefts, tops = drawn.boxes[:5, 0, 0].tolist(), drawn.boxes[:5, 0, 1].tolist()
-    assert (drawn.boxes[:, :, 2:] == 18).all()  # half of 36
+    params = eval_params(SPEC, dataset, windows)
+    lefts, tops = params.boxes[:5, 0, 0].tolist(), params.boxes[:5, 0, 1].tolist()
+    assert (params.boxes[:, :, 2:] == 18).all()  # half of 36
     assert list(zip(lefts, tops, strict=True)) == [(16, 10), (0, 0), (30, 0), (0, 18), (30, 18)]
     views = {}
-    for batch in WindowLoader(dataset, windows, PLAN, batch_size=7):
+    for batch in WindowLoader(dataset, windows, SPEC, batch_size=7):
         views |= dict(zip(batch["index"].tolist(), batch["views"].numpy(), strict=True))
     assert sorted(views) == list(range(30))
     video = dataset.read(row)
     for place in range(30):
-        rgb = decoded_views(video, drawn.sample(place), 16) / 255
+        rgb = decoded_views(video, params.sample(place), 16) / 255
         wanted = (rgb - np.array(colour.IMAGENET_MEAN)) / np.array(colour.IMAGENET_STD)
         got = views[place].transpose(0, 2, 3, 4, 1).reshape(4, 16, 16, 3)
         assert np.abs(got - wanted).mean() < 0.01 and np.abs(got - wanted).max() < 0.08
@@ -69,16 +69,16 @@ def test_ten_crops_show_the_corners_and_their_mirror_images(data: Path) -> None:
 def test_a_short_video_repeats_its_last_frame(data: Path) -> None:
     dataset = Dataset(data)
     row = 13  # 5 frames
-    drawn = draw_windows(PLAN, dataset, Windows.of(dataset, [row], PLAN, Layout(hop=1)))
-    assert drawn.frames.tolist() == [[[0, 2], [4, 4]]]
+    params = eval_params(SPEC, dataset, Windows.of(dataset, [row], SPEC, Layout(hop=1)))
+    assert params.frames.tolist() == [[[0, 2], [4, 4]]]
 
 
 def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: Path) -> None:
     dataset = Dataset(data)
-    windows = Windows.of(dataset, range(len(dataset)), PLAN, Layout(hop=2))
-    whole = list(WindowLoader(dataset, windows, PLAN, batch_size=5))
+    windows = Windows.of(dataset, range(len(dataset)), SPEC, Layout(hop=2))
+    whole = list(WindowLoader(dataset, windows, SPEC, batch_size=5))
     assert np.concatenate([batch["index"] for batch in whole]).tolist() == list(range(len(windows)))
-    alone = list(WindowLoader(dataset, windows, PLAN, batch_size=5, batches=[3, 1], prefetch=0, threads=1))
+    alone = list(WindowLoader(dataset, windows, SPEC, batch_size=5, batches=[3, 1], prefetch=0, threads=1))
     for mine, number in zip(alone, (3, 1), strict=True):
         assert mine["batch"] == number
         assert (mine["views"] == whole[number]["views"]).all()
@@ -87,12 +87,12 @@ def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: Path) -> None:
 def test_a_damaged_video_is_left_out_and_named(tmp_path: Path) -> None:
     videos = [Video(0, "test"), Video(1, "test", 40, damaged=True), Video(2, "test")]
     dataset = Dataset(write_set(tmp_path / "set", videos))
-    windows = Windows.of(dataset, [0, 1, 2], PLAN, Layout(hop=3))
-    loader = WindowLoader(dataset, windows, PLAN, batch_size=4)
+    windows = Windows.of(dataset, [0, 1, 2], SPEC, Layout(hop=3))
+    loader = WindowLoader(dataset, windows, SPEC, batch_size=4)
     seen = np.concatenate([batch["index"] for batch in loader])
     # what lies before the damage is read in a batch of its own; all batches after it are without
     assert set(windows.row[seen].tolist()) >= {0, 2} and set(np.flatnonzero(windows.row != 1)) <= set(seen)
     assert 0 < (windows.row[seen] == 1).sum() < (windows.row == 1).sum()
     assert list(loader.failed) == [1] and loader.failed[1]
-    last = next(iter(WindowLoader(dataset, windows, PLAN, batch_size=len(windows))))
+    last = next(iter(WindowLoader(dataset, windows, SPEC, batch_size=len(windows))))
     assert set(windows.row[last["index"]].tolist()) == {0, 2}

@@ -9,11 +9,11 @@ import torch
 
 from pipelines.graph import choose_placement
 from pipelines.loader import Loader
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError, demo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
-PLAN = ViewPlan(offsets=((0, 2, 4), (8, 9, 10)), size=64, jitter=Jitter(), box_scope="view", rotation=5)
+SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=64, jitter=Jitter(), box_scope="view", rotation=5)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def batches(dataset: Dataset, placement: str, **options: Any) -> list[dict[str, 
         chosen = choose_placement(placement)
     except InputError as error:
         pytest.skip(str(error))
-    with Loader(dataset, np.arange(12), PLAN, batch_size=4, seed=1, placement=chosen, **options) as made:
+    with Loader(dataset, np.arange(12), SPEC, batch_size=4, seed=1, placement=chosen, **options) as made:
         return list(islice(made, 6))
 
 
@@ -52,7 +52,7 @@ def test_an_option_shows_what_the_cpu_shows(dataset: Dataset, options: dict[str,
 def test_kept_videos_take_no_more_than_is_said(dataset: Dataset) -> None:
     before = torch.cuda.memory_allocated()
     with Loader(
-        dataset, np.arange(12), PLAN, batch_size=4, placement="hybrid", cache="gpu", cache_gib=1
+        dataset, np.arange(12), SPEC, batch_size=4, placement="hybrid", cache="gpu", cache_gib=1
     ) as made:
         for _ in islice(made, 6):
             pass

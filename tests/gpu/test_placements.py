@@ -9,7 +9,7 @@ import torch
 
 from pipelines.decode import decode_views
 from pipelines.graph import Graph, choose_placement
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import Dataset, InputError, demo
 from shards.encode import Encoding
 from shards.transcode import transcode
@@ -18,7 +18,7 @@ from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDT
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
-PLANS = {
+SPECS = {
     "dpc": replace(DPC, size=64),
     "pace": replace(PACE, size=64),
     "tcp": TCP,
@@ -38,7 +38,7 @@ def h264(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Dataset(write_dataset(folder / "encoded", [c.data for c in clips], facts))
 
 
-def views(plan: ViewPlan, placement: str, videos: list[bytes], draws: list) -> np.ndarray:
+def views(spec: ViewSpec, placement: str, videos: list[bytes], batch_params: list) -> np.ndarray:
     try:
         chosen = choose_placement(placement)
     except InputError as error:
@@ -47,20 +47,21 @@ def views(plan: ViewPlan, placement: str, videos: list[bytes], draws: list) -> n
         material = [np.frombuffer(video, np.uint8) for video in videos]
     else:
         material = [
-            decode_views(video, d, plan.size, plan.modality) for video, d in zip(videos, draws, strict=True)
+            decode_views(video, d, spec.size, spec.modality)
+            for video, d in zip(videos, batch_params, strict=True)
         ]
-    made = Graph(plan, len(draws), chosen, threads=4).run(draws, material)
+    made = Graph(spec, len(batch_params), chosen, threads=4).run(batch_params, material)
     assert made.device.type == ("cpu" if chosen == "cpu" else "cuda")
     return made.cpu().numpy().astype(np.float64)
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("placement", ["hybrid", "gpu"])
 def test_a_placement_shows_what_the_cpu_shows(h264: Dataset, placement: str, name: str) -> None:
-    plan, rows = PLANS[name], [0, 2, 5]
-    whole = draw_for(plan, h264, rows, seed=1)
-    draws, videos = [whole.sample(i) for i in range(3)], [h264.read(row) for row in rows]
-    found, expected = (views(plan, p, videos, draws) for p in (placement, "cpu"))
+    spec, rows = SPECS[name], [0, 2, 5]
+    whole = draw_for(spec, h264, rows, seed=1)
+    batch_params, videos = [whole.sample(i) for i in range(3)], [h264.read(row) for row in rows]
+    found, expected = (views(spec, p, videos, batch_params) for p in (placement, "cpu"))
     difference = np.abs(found - expected)
     assert difference.mean() < (0.002 if placement == "hybrid" else 0.02)
     assert difference.mean((2, 4, 5)).max() < 0.05
@@ -71,7 +72,7 @@ def test_flow_keeps_its_full_range(tmp_path: Path, placement: str) -> None:
     t, _, x = np.mgrid[:FRAMES, :HEIGHT, :WIDTH]
     u, v = 2 + 2 * t + 200 * x / WIDTH, 250 - 3 * t - 100 * x / WIDTH
     video = flow_video(tmp_path / "flow.mp4", np.round(np.stack([u, v], 1)).astype(np.uint8))
-    plan = replace(TCP, modality="flow")
-    draws = samples(plan, 3)
-    found, expected = (views(plan, p, [video] * 3, draws) for p in (placement, "cpu"))
+    spec = replace(TCP, modality="flow")
+    batch_params = samples(spec, 3)
+    found, expected = (views(spec, p, [video] * 3, batch_params) for p in (placement, "cpu"))
     assert np.abs(found - expected).mean() < 0.01 and np.abs(expected).max() > 0.75

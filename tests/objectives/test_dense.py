@@ -26,10 +26,10 @@ from objectives import nce
 def test_loss_accuracies_and_negatives_are_those_of_the_loops(
     B: int, N: int, L: int, D: int, scale: float, cosine: bool, at_once: int, seed: int
 ) -> None:
-    drawn = torch.randn(2, B, N, L, D, generator=torch.Generator().manual_seed(seed)) * scale
+    params = torch.randn(2, B, N, L, D, generator=torch.Generator().manual_seed(seed)) * scale
     options = {"cosine": cosine, "temperature": 0.3}
-    loss, metrics = nce.dense(*drawn, at_once=at_once, **options)
-    expected = slow(*drawn, **options)
+    loss, metrics = nce.dense(*params, at_once=at_once, **options)
+    expected = slow(*params, **options)
     assert float(loss) == pytest.approx(expected.pop("loss"), rel=1e-4, abs=1e-4)
     if cosine and D == 1:  # all scores are ±1: ties, which the next test is about
         return

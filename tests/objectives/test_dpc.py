@@ -158,11 +158,11 @@ def test_the_curriculum_predicts_further_from_its_steps_on() -> None:
 
 
 def test_views_are_consecutive_blocks_of_every_third_frame() -> None:
-    plan = DPC.view_plan(DPCConfig())
-    assert [frame for view in plan.offsets for frame in view] == list(range(0, 120, 3))
-    assert (plan.views, plan.frames, plan.size, plan.crop, plan.span) == (8, 5, 128, 0.875, 118)
-    assert (plan.box_scope, plan.colour_scope, plan.flip) == ("clip", "frame", 0.5)
-    assert plan.jitter is not None and (plan.jitter.grey, plan.jitter.hue, plan.jitter.probability) == (
+    spec = DPC.view_spec(DPCConfig())
+    assert [frame for view in spec.offsets for frame in view] == list(range(0, 120, 3))
+    assert (spec.views, spec.frames, spec.size, spec.crop, spec.span) == (8, 5, 128, 0.875, 118)
+    assert (spec.box_scope, spec.colour_scope, spec.flip) == ("clip", "frame", 0.5)
+    assert spec.jitter is not None and (spec.jitter.grey, spec.jitter.hue, spec.jitter.probability) == (
         0.5,
         0.25,
         1,
@@ -170,9 +170,15 @@ def test_views_are_consecutive_blocks_of_every_third_frame() -> None:
 
 
 def test_the_released_codes_choices_are_options() -> None:
-    plan = DPC.view_plan(DPCConfig(stride=5, crop="resized", grey_from="channel", short="reject", size=224))
-    assert (plan.span, plan.crop, plan.area, plan.short, plan.size) == (196, None, (0.5, 1.0), "reject", 224)
-    assert plan.jitter is not None and plan.jitter.grey_from == "channel"
+    spec = DPC.view_spec(DPCConfig(stride=5, crop="resized", grey_from="channel", padding="error", size=224))
+    assert (spec.span, spec.crop, spec.area, spec.padding, spec.size) == (
+        196,
+        None,
+        (0.5, 1.0),
+        "error",
+        224,
+    )
+    assert spec.jitter is not None and spec.jitter.grey_from == "channel"
 
 
 @torch.no_grad()

@@ -152,10 +152,10 @@ def test_memory_usage_by_hand() -> None:
 
 
 def test_flow_is_an_input() -> None:
-    assert MemDPC.view_plan(MemDPCConfig()).modality == "rgb"
-    plan = MemDPC.view_plan(MemDPCConfig(modality="flow"))
-    assert (plan.modality, plan.channels, plan.span) == ("flow", 3, 118)
-    assert plan.jitter is not None and plan.jitter.grey == 0.25  # frame-wise for flow too (section 5.2)
+    assert MemDPC.view_spec(MemDPCConfig()).modality == "rgb"
+    spec = MemDPC.view_spec(MemDPCConfig(modality="flow"))
+    assert (spec.modality, spec.channels, spec.span) == ("flow", 3, 118)
+    assert spec.jitter is not None and spec.jitter.grey == 0.25  # frame-wise for flow too (section 5.2)
 
 
 @pytest.mark.parametrize(

@@ -20,22 +20,22 @@ from objectives import checkpoint
 from objectives.command import parse
 from objectives.pace import Pace, PaceConfig
 from objectives.pace_terms import confusion, contrast, pairs, positive_pair_nce
-from pipelines.draw import draw
+from pipelines.sampling import sample_params
 from shards import InputError
 from training.settings import Settings
 
 THIRDS = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
 
 
-# The plan
+# The spec
 
 
 def test_the_plan_is_the_papers() -> None:
-    plan = Pace.view_plan(PaceConfig())
-    assert (plan.views, plan.frames, plan.size, plan.span) == (2, 16, 112, 61)
-    assert (plan.paces, plan.short, plan.wrap, plan.levels) == ((1, 2, 3, 4), "loop", False, "imagenet")
-    assert (plan.crop, plan.flip, plan.box_scope, plan.colour_scope) == (112 / 128, 0.5, "view", "frame")
-    jitter = plan.jitter
+    spec = Pace.view_spec(PaceConfig())
+    assert (spec.views, spec.frames, spec.size, spec.span) == (2, 16, 112, 61)
+    assert (spec.paces, spec.padding, spec.circular, spec.levels) == ((1, 2, 3, 4), "wrap", False, "imagenet")
+    assert (spec.crop, spec.flip, spec.box_scope, spec.colour_scope) == (112 / 128, 0.5, "view", "frame")
+    jitter = spec.jitter
     assert jitter is not None
     strengths = (
         jitter.brightness,
@@ -46,35 +46,35 @@ def test_the_plan_is_the_papers() -> None:
         jitter.grey,
     )
     assert strengths == (0.8, 0.8, 0.8, 0.2, 0.8, 0)
-    long = Pace.view_plan(PaceConfig(backbone="s3dg", clips=3))
+    long = Pace.view_spec(PaceConfig(backbone="s3dg", clips=3))
     assert (long.views, long.frames, long.size, long.span) == (3, 64, 224, 253)
 
 
 def test_the_plan_follows_the_options() -> None:
     config = PaceConfig(
-        paces=THIRDS, frames=24, size=64, wrap=True, short="reject", levels="bgr-255", jitter="clip"
+        paces=THIRDS, frames=24, size=64, circular=True, padding="error", levels="bgr-255", jitter="clip"
     )
-    plan = Pace.view_plan(config)
-    assert (plan.paces, plan.frames, plan.size, plan.wrap) == (THIRDS, 24, 64, True)
-    assert (plan.short, plan.levels, plan.colour_scope) == ("reject", "bgr-255", "view")
-    assert Pace.view_plan(replace(config, jitter="none")).jitter is None
-    weak = Pace.view_plan(replace(config, jitter_strength=0.1)).jitter
+    spec = Pace.view_spec(config)
+    assert (spec.paces, spec.frames, spec.size, spec.circular) == (THIRDS, 24, 64, True)
+    assert (spec.padding, spec.levels, spec.colour_scope) == ("error", "bgr-255", "view")
+    assert Pace.view_spec(replace(config, jitter="none")).jitter is None
+    weak = Pace.view_spec(replace(config, jitter_strength=0.1)).jitter
     assert weak is not None and (weak.brightness, weak.hue) == (0.1, 0.025)
 
 
 @pytest.mark.parametrize("paces", [(1.0, 2.0, 3.0, 4.0), THIRDS, (1.0, 8.0)])
 def test_labels_are_balanced_and_name_the_step_between_frames(paces: tuple[float, ...]) -> None:
-    plan, rows = Pace.view_plan(PaceConfig(paces=paces)), np.arange(1000)
-    drawn = draw(plan, rows, rows * 0 + 300, rows * 0 + 340, rows * 0 + 256, seed=3, epoch=1)
-    assert drawn.pace is not None and drawn.pace.shape == (1000, 2)
-    counts = Counter(drawn.pace.ravel().tolist())
+    spec, rows = Pace.view_spec(PaceConfig(paces=paces)), np.arange(1000)
+    params = sample_params(spec, rows, rows * 0 + 300, rows * 0 + 340, rows * 0 + 256, seed=3, epoch=1)
+    assert params.pace is not None and params.pace.shape == (1000, 2)
+    counts = Counter(params.pace.ravel().tolist())
     share = 2000 / len(paces)
     assert set(counts) == set(range(len(paces)))
     assert all(abs(count - share) < 5 * share**0.5 for count in counts.values())
-    together = Counter(map(tuple, drawn.pace.tolist()))  # the clips of a video draw independently
+    together = Counter(map(tuple, params.pace.tolist()))  # the clips of a video draw independently
     pair = 1000 / len(paces) ** 2
     assert all(abs(count - pair) < 5 * pair**0.5 for count in together.values())
-    for labels, clips in zip(drawn.pace[:50], drawn.frames[:50], strict=True):
+    for labels, clips in zip(params.pace[:50], params.frames[:50], strict=True):
         for label, clip in zip(labels, clips, strict=True):
             by_hand = [clip[0] + int(t * paces[label] + 1e-9) for t in range(16)]
             assert clip.tolist() == by_hand

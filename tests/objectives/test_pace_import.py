@@ -45,8 +45,8 @@ def test_an_imported_network_computes_what_the_released_one_does(name: str) -> N
     objective = family(name).build(tensors, "file")
     assert isinstance(objective, Pace)
     config = objective.config
-    assert (config.backbone, config.paces, config.wrap) == (backbone, (1, 2, 3, 4, 5), True)
-    assert Pace.view_plan(config).levels == "bgr-255"
+    assert (config.backbone, config.paces, config.circular) == (backbone, (1, 2, 3, 4, 5), True)
+    assert Pace.view_spec(config).levels == "bgr-255"
     x = torch.rand(2, 1, 3, frames, size, size) * 255
     expected = reference(x[:, 0], tensors)
     assert torch.allclose(

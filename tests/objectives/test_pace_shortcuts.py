@@ -8,37 +8,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objectives.pace import Pace, PaceConfig
-from pipelines.draw import Draw, draw
+from pipelines.sampling import ViewParams, sample_params
 
 N = 4000
 
 
-def drawn(length: int, seed: int = 0, rows: int = N, **options: object) -> tuple[Draw, np.ndarray]:
-    """The draw of a config's plan over videos of one length, and the label of each of its clips (rows, V)."""
-    plan, ones = Pace.view_plan(PaceConfig(**options)), np.ones(rows, dtype=np.int64)  # type: ignore[arg-type]
-    d = draw(plan, np.arange(rows), length * ones, 176 * ones, 144 * ones, seed=seed, epoch=0)
+def params(length: int, seed: int = 0, rows: int = N, **options: object) -> tuple[ViewParams, np.ndarray]:
+    """The draw of a config's spec over videos of one length, and the label of each of its clips (rows, V)."""
+    spec, ones = Pace.view_spec(PaceConfig(**options)), np.ones(rows, dtype=np.int64)  # type: ignore[arg-type]
+    d = sample_params(spec, np.arange(rows), length * ones, 176 * ones, 144 * ones, seed=seed, epoch=0)
     assert d.pace is not None
     return d, d.pace
 
 
 @settings(deadline=None, max_examples=40)
-@given(extra=st.integers(0, 200), short=st.sampled_from(["loop", "edge"]), seed=st.integers(0, 2**63 - 1))
+@given(
+    extra=st.integers(0, 200),
+    padding=st.sampled_from(["wrap", "repeat_last"]),
+    seed=st.integers(0, 2**63 - 1),
+)
 def test_clips_of_long_enough_videos_are_neither_wrapped_nor_padded_at_any_pace(
-    extra: int, short: str, seed: int
+    extra: int, padding: str, seed: int
 ) -> None:
-    d, pace = drawn(61 + extra, seed, rows=8, short=short)
+    d, pace = params(61 + extra, seed, rows=8, padding=padding)
     assert (np.diff(d.frames, axis=-1) == pace[..., None] + 1).all()
 
 
 def test_the_paces_a_video_gets_do_not_depend_on_its_length() -> None:
-    labels = [drawn(length, rows=50)[1] for length in (10, 61, 144, 5000)]
+    labels = [params(length, rows=50)[1] for length in (10, 61, 144, 5000)]
     assert all((other == labels[0]).all() for other in labels)
 
 
 @pytest.mark.parametrize("length", [61, 90, 144])
 def test_no_pace_is_nearer_to_either_end_of_the_video(length: int) -> None:
     """The start is uniform over all places where the clip fits: so is the rest behind it, whatever the pace."""
-    d, pace = drawn(length)
+    d, pace = params(length)
     for label in range(4):
         clips = d.frames[pace == label]
         room = length - 15 * (label + 1)
@@ -50,14 +54,14 @@ def test_no_pace_is_nearer_to_either_end_of_the_video(length: int) -> None:
 
 
 def test_clips_of_all_paces_lie_about_the_middle() -> None:
-    d, pace = drawn(144)
+    d, pace = params(144)
     middles = [(d.frames[pace == label].mean(-1) - 71.5).mean() for label in range(4)]
     assert max(map(abs, middles)) < 3  # frames; a deviation of the mean is 0.9 at most
 
 
 @pytest.mark.parametrize("wrap", [False, True])
 def test_boxes_flips_and_colours_are_drawn_alike_for_all_paces(wrap: bool) -> None:
-    d, pace = drawn(144, wrap=wrap)
+    d, pace = params(144, circular=wrap)
     sides = {
         "left": d.boxes[..., 0],
         "top": d.boxes[..., 1],
@@ -73,7 +77,7 @@ def test_boxes_flips_and_colours_are_drawn_alike_for_all_paces(wrap: bool) -> No
 
 
 def test_the_released_codes_wraps_do_tell_it() -> None:
-    """What the test above it guards against, seen: with --wrap fast clips run over the end four times as often."""
-    d, pace = drawn(144, wrap=True)
+    """What the test above it guards against, seen: with --circular fast clips run over the end four times as often."""
+    d, pace = params(144, circular=True)
     shares = [(np.diff(d.frames[pace == label], axis=-1) < 0).any(-1).mean() for label in range(4)]
     assert shares == pytest.approx([15 * p / 144 for p in (1, 2, 3, 4)], abs=0.04)

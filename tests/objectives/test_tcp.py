@@ -205,15 +205,15 @@ def test_parameters_of_the_papers_model(modality: str, channels: int) -> None:
 
 
 def test_the_papers_views() -> None:
-    plan = TCP.view_plan(TCPConfig())
-    assert (plan.views, plan.frames, plan.span, plan.size) == (10, 10, 55, 224)
-    assert [view[0] for view in plan.offsets] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
-    assert all(b - a == 1 for view in plan.offsets for a, b in pairwise(view))
-    assert (plan.crop, plan.box_scope, plan.flip, plan.channel_drop) == (0.875, "view", 0.0, True)
-    assert TCP.view_plan(TCPConfig(modality="difference")).span == 56
-    assert not TCP.view_plan(TCPConfig(modality="flow")).channel_drop
-    assert TCP.view_plan(TCPConfig(crop="clip")).box_scope == "clip"
-    assert TCP.view_plan(TCPConfig(crop="none")).crop is None
+    spec = TCP.view_spec(TCPConfig())
+    assert (spec.views, spec.frames, spec.span, spec.size) == (10, 10, 55, 224)
+    assert [view[0] for view in spec.offsets] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
+    assert all(b - a == 1 for view in spec.offsets for a, b in pairwise(view))
+    assert (spec.crop, spec.box_scope, spec.flip, spec.channel_drop) == (0.875, "view", 0.0, True)
+    assert TCP.view_spec(TCPConfig(modality="difference")).span == 56
+    assert not TCP.view_spec(TCPConfig(modality="flow")).channel_drop
+    assert TCP.view_spec(TCPConfig(crop="clip")).box_scope == "clip"
+    assert TCP.view_spec(TCPConfig(crop="none")).crop is None
 
 
 def test_learning_rate_warms_up_and_falls_tenfold() -> None:

@@ -36,26 +36,26 @@ def test_view_plan_takes_the_frames_of_the_paper(
     downsample: int, offset: int, difference: bool, ends: list[tuple[int, int]], span: int
 ) -> None:
     config = VDIMConfig(downsample=downsample, offset=offset, temporal_difference=difference)
-    plan = VDIM.view_plan(config)
-    assert (plan.views, plan.frames, plan.size, plan.span) == (len(ends), 32, 128, span)
-    assert [(view[0], view[-1]) for view in plan.offsets] == ends
-    for view, step in zip(plan.offsets, (1, downsample, downsample), strict=False):
+    spec = VDIM.view_spec(config)
+    assert (spec.views, spec.frames, spec.size, spec.span) == (len(ends), 32, 128, span)
+    assert [(view[0], view[-1]) for view in spec.offsets] == ends
+    for view, step in zip(spec.offsets, (1, downsample, downsample), strict=False):
         assert {after - before for before, after in itertools.pairwise(view)} == {step}
 
 
 def test_the_two_halves_of_the_second_view_share_their_augmentation() -> None:
-    plan = VDIM.view_plan(VDIMConfig(temporal_difference=True))
-    for scope in (plan.box_scope, plan.colour_scope):
-        assert plan.scope(scope)[:, 0].tolist() == [0, 1, 1]
-    plain = VDIM.view_plan(VDIMConfig(temporal_difference=False))
+    spec = VDIM.view_spec(VDIMConfig(temporal_difference=True))
+    for scope in (spec.box_scope, spec.colour_scope):
+        assert spec.scope(scope)[:, 0].tolist() == [0, 1, 1]
+    plain = VDIM.view_spec(VDIMConfig(temporal_difference=False))
     assert plain.scope(plain.box_scope)[:, 0].tolist() == [0, 1]
 
 
 def test_view_plan_follows_the_options() -> None:
-    jitter = VDIM.view_plan(VDIMConfig(colour="jitter", rotation=0.0, short="loop"))
+    jitter = VDIM.view_spec(VDIMConfig(colour="jitter", rotation=0.0, padding="wrap"))
     assert jitter.jitter is not None and jitter.jitter.grey > 0 and not jitter.lab_drop
-    assert (jitter.rotation, jitter.short) == (0, "loop")
-    lab = VDIM.view_plan(VDIMConfig(colour="lab", rotation=30.0))
+    assert (jitter.rotation, jitter.padding) == (0, "wrap")
+    lab = VDIM.view_spec(VDIMConfig(colour="lab", rotation=30.0))
     assert lab.jitter is None and lab.lab_drop and lab.rotation == 30
 
 
@@ -157,7 +157,7 @@ def test_loss_is_equation_4_with_the_stabilisers(options: dict) -> None:
 COMBINATIONS = [
     {},
     {"shaken": False},
-    {"offset": 32, "downsample": 3, "colour": "lab", "rotation": 20.0, "short": "loop"},
+    {"offset": 32, "downsample": 3, "colour": "lab", "rotation": 20.0, "padding": "wrap"},
     {"temporal_difference": False, "negatives": "gathered", "downsample": 1},
     {"reverse": False},
     {"reverse": False, "temporal_difference": False, "antecedents": (5, 6)},
@@ -171,8 +171,8 @@ COMBINATIONS = [
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
 def test_every_parameter_gets_a_finite_gradient(options: dict) -> None:
     objective = tiny(**options).train()
-    plan = objective.view_plan(objective.config)
-    output = objective({"views": random_views(2, plan.views)})
+    spec = objective.view_spec(objective.config)
+    output = objective({"views": random_views(2, spec.views)})
     output.loss.backward()
     assert output.loss.isfinite()
     for name, parameter in objective.named_parameters():

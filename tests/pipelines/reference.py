@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipelines.draw import Draw, draw
-from pipelines.plan import ViewPlan
+from pipelines.sampling import ViewParams, sample_params
+from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding, write_mp4
 from shards.table import publish
@@ -26,10 +26,12 @@ REAL = Path(__file__).parents[3] / "shared" / "data" / "ut-interaction"
 NUMBER_BITS = 8
 
 
-def draw_for(plan: ViewPlan, dataset: Dataset, rows: Iterable[int], *, seed: int = 0, epoch: int = 0) -> Draw:
+def draw_for(
+    spec: ViewSpec, dataset: Dataset, rows: Iterable[int], *, seed: int = 0, epoch: int = 0
+) -> ViewParams:
     chosen = np.array(list(rows), dtype=np.int64)
     columns = (dataset.column(name)[chosen].astype(np.int64) for name in ("num_frames", "width", "height"))
-    return draw(plan, chosen, *columns, seed=seed, epoch=epoch)
+    return sample_params(spec, chosen, *columns, seed=seed, epoch=epoch)
 
 
 def flow_video(path: Path, fields_T2HW: NDArray[np.uint8], codec: Literal["h264", "vp9"] = "h264") -> bytes:
@@ -114,27 +116,29 @@ def scaled_part(plane: NDArray, box: tuple[int, int, int, int], size: int) -> ND
     return F.resize(part, [size, size], antialias=True)[0].double().numpy()
 
 
-def decoded_luma(video: bytes, drawn: Draw, size: int, *, full: bool = False, planes: int = 1) -> NDArray:
+def decoded_luma(
+    video: bytes, params: ViewParams, size: int, *, full: bool = False, planes: int = 1
+) -> NDArray:
     """The views' grey levels (V·T, size, size, planes), 0–255; planes lie below each other in the video."""
     whole = [luma for luma, _, _ in yuv_planes(video)]
     height = whole[0].shape[0] // planes
     out = []
-    for view in range(drawn.frames.shape[0]):
-        left, top, w, h = drawn.boxes[view].tolist()
-        for number in drawn.frames[view].tolist():
+    for view in range(params.frames.shape[0]):
+        left, top, w, h = params.boxes[view].tolist()
+        for number in params.frames[view].tolist():
             parts = [scaled_part(whole[number], (left, top + p * height, w, h), size) for p in range(planes)]
             levels = np.stack(parts, -1) if full else (255 / 219 * (np.stack(parts, -1) - 16)).clip(0, 255)
-            out.append(levels[:, ::-1] if drawn.flips[view] else levels)
+            out.append(levels[:, ::-1] if params.flips[view] else levels)
     return np.stack(out)
 
 
-def decoded_views(video: bytes, drawn: Draw, size: int) -> NDArray[np.float64]:
+def decoded_views(video: bytes, params: ViewParams, size: int) -> NDArray[np.float64]:
     """The views' RGB (V·T, size, size, 3), 0–255, before rotation and colour, in floating point."""
     planes = yuv_planes(video)
     out = []
-    for view in range(drawn.frames.shape[0]):
-        for number in drawn.frames[view].tolist():
-            left, top, width, height = drawn.boxes[view].tolist()
+    for view in range(params.frames.shape[0]):
+        for number in params.frames[view].tolist():
+            left, top, width, height = params.boxes[view].tolist()
             scaled = []
             for plane, step in zip(planes[number], (1, 2, 2), strict=True):
                 box = (left // step, top // step, width // step, height // step)
@@ -144,7 +148,7 @@ def decoded_views(video: bytes, drawn: Draw, size: int) -> NDArray[np.float64]:
             red, blue = luma + 1.402 * cr, luma + 1.772 * cb
             green = (luma - 0.299 * red - 0.114 * blue) / 0.587
             rgb = np.stack([red, green, blue], -1).clip(0, 255)
-            out.append(rgb[:, ::-1] if drawn.flips[view] else rgb)
+            out.append(rgb[:, ::-1] if params.flips[view] else rgb)
     return np.stack(out)
 
 
@@ -172,6 +176,6 @@ def lab(rgb: NDArray) -> NDArray[np.float64]:
     return np.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])], -1)
 
 
-def assert_same_draw(one: Draw, other: Draw) -> None:
+def assert_same_draw(one: ViewParams, other: ViewParams) -> None:
     for name in ("frames", "boxes", "flips", "angles", "colours", "noise", "pace"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)

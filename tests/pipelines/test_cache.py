@@ -18,14 +18,14 @@ from pipelines.decode import decode_views
 from pipelines.graph import Graph
 from pipelines.loader import Loader
 from pipelines.order import in_share
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES
 from tests.pipelines.reference import draw_for, flow_video, write_dataset
 from tests.pipelines.test_decode import hand_draw, hurt
-from tests.pipelines.test_loader import PLAN, assert_same, damaged, quarantined
+from tests.pipelines.test_loader import SPEC, assert_same, damaged, quarantined
 
 VIDEO = FRAMES * 176 * 144 * 3 // 2  # bytes of a decoded video of the demo set
 GIB = 2**30
@@ -46,14 +46,16 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
     dataset: Dataset, codec: Literal["h264", "hevc", "vp9", "mjpeg"]
 ) -> None:
     # 142: rows that are no multiple of 4
-    video = transcode(dataset.read(5), Encoding(codec=codec, short_side=142, preset="ultrafast")).data
+    video = transcode(
+        dataset.read(5), Encoding(codec=codec, short_side=142, preset="ultrafast", multiple=1)
+    ).data
     kept = Decoded.of(video, FRAMES)
     assert kept.planes.shape == (FRAMES, 213, 174) and kept.planes.dtype == np.uint8
     for box, flip in (((0, 0, 174, 142), False), ((30, 18, 100, 64), True)):
         for frames, modality in (([[0, 17, 39], [3, 3, 38]], "rgb"), ([[4, 5, 6]], "difference")):
-            drawn = hand_draw(frames, box, flip)
+            params = hand_draw(frames, box, flip)
             np.testing.assert_array_equal(
-                kept.cut(drawn, 48, modality), decode_views(video, drawn, 48, modality)
+                kept.cut(params, 48, modality), decode_views(video, params, 48, modality)
             )
     with pytest.raises(DecodeError):
         kept.cut(hand_draw([[FRAMES]], (0, 0, 64, 64)), 48, "rgb")
@@ -64,9 +66,9 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
 def test_flow_is_kept_as_well(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 2, 64, 96)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
-    drawn = hand_draw([[1, 5]], (8, 4, 60, 50), True)
-    kept = Decoded.of(video, 6).cut(drawn, 32, "flow")
-    np.testing.assert_array_equal(kept, decode_views(video, drawn, 32, "flow"))
+    params = hand_draw([[1, 5]], (8, 4, 60, 50), True)
+    kept = Decoded.of(video, 6).cut(params, 32, "flow")
+    np.testing.assert_array_equal(kept, decode_views(video, params, 32, "flow"))
 
 
 class Counted(Dataset):
@@ -86,7 +88,7 @@ def counted(folder: Path) -> Counted:
 
 
 def batches(dataset: Dataset, count: int, *, start: int = 0, **options: Any) -> list[dict[str, Any]]:
-    with Loader(dataset, np.arange(len(dataset)), PLAN, batch_size=4, seed=1, **options) as made:
+    with Loader(dataset, np.arange(len(dataset)), SPEC, batch_size=4, seed=1, **options) as made:
         made.load_state_dict({"samples": 4 * start})
         return list(islice(made, count))
 
@@ -144,10 +146,10 @@ def test_a_batch_of_kept_and_other_videos_keeps_its_order(vp9_folder: Path) -> N
 
 
 FROM_MEMORY = {
-    "rgb": ViewPlan(offsets=((0, 5, 9), (20, 33, 38)), size=64, box_scope="view", jitter=Jitter()),
-    "rotated": ViewPlan(offsets=((0, 5, 9),), size=64, rotation=15),
-    "lab": ViewPlan(offsets=((0, 5),), size=64, lab_drop=True),
-    "difference": ViewPlan(offsets=((0, 1, 2), (7, 8, 9)), size=64, modality="difference"),
+    "rgb": ViewSpec(offsets=((0, 5, 9), (20, 33, 38)), size=64, box_scope="view", jitter=Jitter()),
+    "rotated": ViewSpec(offsets=((0, 5, 9),), size=64, rotation=15),
+    "lab": ViewSpec(offsets=((0, 5),), size=64, lab_drop=True),
+    "difference": ViewSpec(offsets=((0, 1, 2), (7, 8, 9)), size=64, modality="difference"),
 }
 
 
@@ -156,18 +158,18 @@ FROM_MEMORY = {
 def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
     dataset: Dataset, name: str, codec: Literal["h264", "mjpeg"]
 ) -> None:
-    plan, rows = FROM_MEMORY[name], [0, 7]
+    spec, rows = FROM_MEMORY[name], [0, 7]
     videos = [
         transcode(dataset.read(row), Encoding(codec=codec, short_side=144, preset="ultrafast")).data
         for row in rows
     ]
-    whole = draw_for(plan, dataset, rows, seed=3)
-    draws = [whole.sample(place) for place in range(2)]
-    pixels = [decode_views(v, d, 64, plan.modality) for v, d in zip(videos, draws, strict=True)]
-    expected = Graph(plan, 2, "cpu", threads=1).run(draws, pixels)
+    whole = draw_for(spec, dataset, rows, seed=3)
+    batch_params = [whole.sample(place) for place in range(2)]
+    pixels = [decode_views(v, d, 64, spec.modality) for v, d in zip(videos, batch_params, strict=True)]
+    expected = Graph(spec, 2, "cpu", threads=1).run(batch_params, pixels)
     kept = [Resident.of(Decoded.of(video, FRAMES), torch.device("cpu")) for video in videos]
     assert all(video.full_range == (codec == "mjpeg") for video in kept)
-    found = Graph(plan, 2, "memory", threads=1, decoder="cpu").run(draws, kept)
+    found = Graph(spec, 2, "memory", threads=1, decoder="cpu").run(batch_params, kept)
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
     assert difference.mean() < (0.05 if name == "lab" else 0.01) and expected.std() > 0.05
@@ -175,18 +177,18 @@ def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
 
 
 def test_the_graph_from_memory_shows_flow(tmp_path: Path) -> None:
-    plan = ViewPlan(offsets=((0, 2), (3, 5)), size=32, modality="flow", box_scope="view", crop=0.75)
+    spec = ViewSpec(offsets=((0, 2), (3, 5)), size=32, modality="flow", box_scope="view", crop=0.75)
     t, _, x = np.mgrid[:6, :64, :96]
     values = np.round(np.stack([20 * t + x, 250 - 20 * t - x], 1)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
     boxes = np.array([[8, 4, 48, 48], [20, 10, 48, 48]], np.int32)
-    drawn = replace(hand_draw([[0, 2], [3, 5]], flip=True), boxes=boxes)
+    params = replace(hand_draw([[0, 2], [3, 5]], flip=True), boxes=boxes)
     maps = np.zeros((2, 2, 3, 3), np.float32)
     maps[..., 0, 0] = maps[..., 1, 1] = 1
-    drawn = replace(drawn, colours=maps)
-    expected = Graph(plan, 1, "cpu", threads=1).run([drawn], [decode_views(video, drawn, 32, "flow")])
+    params = replace(params, colours=maps)
+    expected = Graph(spec, 1, "cpu", threads=1).run([params], [decode_views(video, params, 32, "flow")])
     kept = Resident.of(Decoded.of(video, 6), torch.device("cpu"))
-    found = Graph(plan, 1, "memory", threads=1, decoder="cpu").run([drawn], [kept])
+    found = Graph(spec, 1, "memory", threads=1, decoder="cpu").run([params], [kept])
     assert (found - expected).abs().max() <= 2 and expected.std() > 20
 
 
@@ -208,20 +210,20 @@ def test_damage_where_nobody_looks_costs_nothing(dataset: Dataset, tmp_path: Pat
     video = transcode(dataset.read(0), Encoding(short_side=144, gop=8)).data
     facts = {"num_frames": FRAMES, "fps": 25.0, "width": 176, "height": 144}
     out = Dataset(write_dataset(tmp_path / "d", [hurt(video, 33), video], [facts] * 2))
-    plan = ViewPlan(offsets=((0, 1),), size=32, short="loop", centre=True)
+    spec = ViewSpec(offsets=((0, 1),), size=32, padding="wrap", centre=True)
     rows, reached = np.arange(2), False
     for epoch in range(3):
-        drawn = draw_for(plan, out, [0], seed=0, epoch=epoch)
-        reached |= bool((drawn.frames // 8 == 33 // 8).any())
+        params = draw_for(spec, out, [0], seed=0, epoch=epoch)
+        reached |= bool((params.frames // 8 == 33 // 8).any())
     assert not reached
-    with Loader(out, rows, plan, batch_size=2, prefetch=0, cache="host", cache_gib=1) as made:
+    with Loader(out, rows, spec, batch_size=2, prefetch=0, cache="host", cache_gib=1) as made:
         seen = [sorted(batch["row"].tolist()) for batch in islice(made, 3)]
     assert seen == [[0, 1]] * 3 and not (out.path / "quarantine.jsonl").exists()
 
 
 def test_a_video_of_another_size_than_the_table_says_is_not_kept(dataset: Dataset) -> None:
     cache = Cache(dataset, np.arange(18), "mp4", "host", 1)
-    smaller = transcode(dataset.read(3), Encoding(short_side=100, preset="ultrafast")).data
+    smaller = transcode(dataset.read(3), Encoding(short_side=100, preset="ultrafast", multiple=1)).data
     assert cache.get(3, lambda: smaller) is None
     assert isinstance(cache.get(4, lambda: dataset.read(4)), Decoded)
 
@@ -241,7 +243,7 @@ def test_a_cache_that_cannot_be(dataset: Dataset, gib: float) -> None:
 
 def test_a_gpu_cache_needs_a_gpu(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"--cache gpu.*--cache host"):
-        Loader(dataset, np.arange(18), PLAN, batch_size=4, cache="gpu")
+        Loader(dataset, np.arange(18), SPEC, batch_size=4, cache="gpu")
 
 
 @settings(max_examples=60)
@@ -272,4 +274,4 @@ def test_decoders_side_by_side(vp9_folder: Path) -> None:
 @pytest.mark.parametrize("options", [{"cpu_share": 0.5}, {"cpu_share": 1.5, "placement": "gpu"}])
 def test_a_share_that_cannot_be(dataset: Dataset, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--cpu-share"):
-        Loader(dataset, np.arange(18), PLAN, batch_size=4, decoder="cpu", **options)
+        Loader(dataset, np.arange(18), SPEC, batch_size=4, decoder="cpu", **options)

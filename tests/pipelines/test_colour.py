@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import colour
-from pipelines.draw import draw
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.sampling import sample_params
+from pipelines.views import Jitter, ViewSpec
 from tests.pipelines.reference import lab
 
 PIXELS = np.array(
@@ -103,9 +103,11 @@ def test_maps_broadcast_over_leading_axes() -> None:
 
 def colour_maps(jitter: Jitter, rows: int = 300) -> np.ndarray:
     """The drawn maps without their normalisation: RGB 0–255 → RGB, (rows, 4, 4)."""
-    plan, ones = ViewPlan(offsets=((0,),), size=32, jitter=jitter), np.ones(rows, dtype=np.int64)
-    drawn = draw(plan, np.arange(rows), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours[:, 0, 0]
-    square = np.concatenate([drawn.astype(np.float64), np.tile([[[0, 0, 0, 1.0]]], (rows, 1, 1))], axis=1)
+    spec, ones = ViewSpec(offsets=((0,),), size=32, jitter=jitter), np.ones(rows, dtype=np.int64)
+    params = sample_params(spec, np.arange(rows), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours[
+        :, 0, 0
+    ]
+    square = np.concatenate([params.astype(np.float64), np.tile([[[0, 0, 0, 1.0]]], (rows, 1, 1))], axis=1)
     return np.linalg.inv(colour.normalise()) @ square
 
 
@@ -138,7 +140,7 @@ def test_jitter_and_grey_come_with_their_probabilities() -> None:
 
 @pytest.mark.parametrize("grey", [0.0, 1.0])
 def test_the_order_is_brightness_contrast_saturation_hue_grey_normalise(grey) -> None:
-    """Single-strength plans with the same seed reveal the factors; one after the other they make the whole."""
+    """Single-strength specs with the same seed reveal the factors; one after the other they make the whole."""
     strengths = {"brightness": 0.6, "contrast": 0.7, "saturation": 0.8, "hue": 0.3}
     off = {**dict.fromkeys(strengths, 0.0), "probability": 1.0, "grey": 0.0}
     pixel = np.array([180.0, 40.0, 90.0])
@@ -178,8 +180,8 @@ def test_lab_of_white_black_and_red_by_the_book() -> None:
 
 
 def test_each_lab_channel_is_dropped_a_third_of_the_time() -> None:
-    plan, ones = ViewPlan(offsets=((0,),), size=32, lab_drop=True), np.ones(1500, dtype=np.int64)
-    maps = draw(plan, np.arange(1500), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours[:, 0, 0]
+    spec, ones = ViewSpec(offsets=((0,),), size=32, lab_drop=True), np.ones(1500, dtype=np.int64)
+    maps = sample_params(spec, np.arange(1500), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours[:, 0, 0]
     dropped = (maps == 0).all(-1)
     assert (dropped.sum(-1) == 1).all()
     assert np.abs(dropped.mean(0) - 1 / 3).max() < 0.04

@@ -15,21 +15,21 @@ import torch
 
 from pipelines.loader import Loader
 from pipelines.order import Order
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset
 from shards.quarantine import entries
 from shards.table import QUARANTINE
 from tests.pipelines.damage import IN_PLACE, damage
 from tests.pipelines.reference import write_dataset
 
-PLAN = ViewPlan(offsets=((0, 2, 4), (8, 9, 10)), size=32, box_scope="view")
+SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, box_scope="view")
 GPU_WITHOUT_ONE = {"placement": "gpu", "decoder": "cpu"}
 placements = pytest.mark.parametrize("options", [{}, GPU_WITHOUT_ONE], ids=["cpu", "gpu"])
 Batch = dict[str, Any]
 
 
-def loader(dataset: Dataset, plan: ViewPlan = PLAN, **options: Any) -> Loader:
-    return Loader(dataset, np.arange(len(dataset)), plan, batch_size=4, seed=1, **options)
+def loader(dataset: Dataset, spec: ViewSpec = SPEC, **options: Any) -> Loader:
+    return Loader(dataset, np.arange(len(dataset)), spec, batch_size=4, seed=1, **options)
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -72,7 +72,7 @@ def test_damage_while_training(vp9_folder: Path, tmp_path: Path, kind: str, opti
     assert all(batch["views"].isfinite().all() and len(set(batch["key"])) == 4 for batch in found)
     assert key not in [key for batch in found[ahead + 1 :] for key in batch["key"]]
     with Loader(
-        Dataset(dataset.path, damaged=True), np.arange(8), PLAN, batch_size=4, seed=1, **options
+        Dataset(dataset.path, damaged=True), np.arange(8), SPEC, batch_size=4, seed=1, **options
     ) as resumed:
         resumed.load_state_dict({"samples": 4 * (ahead + 2)})
         for expected in found[ahead + 1 :]:
@@ -99,14 +99,14 @@ def test_what_was_met_before_does_not_count(vp9_folder: Path, tmp_path: Path, op
         # VP9's packets lie in order: from here on the decoder finds nonsense
         return video if row % 2 else video[: len(video) // 2] + bytes(len(video) - len(video) // 2)
 
-    dataset, plan = rewritten(vp9_folder, tmp_path / "d", cut), ViewPlan(offsets=((0, 1),), size=32)
-    with loader(dataset, plan, **options) as made:
+    dataset, spec = rewritten(vp9_folder, tmp_path / "d", cut), ViewSpec(offsets=((0, 1),), size=32)
+    with loader(dataset, spec, **options) as made:
         whole = [next(made) for _ in range(16)]
     noted = reasons(dataset).keys()
     used = [sum(key in batch["key"] for batch in whole) for key in noted]
     assert noted and max(used) > 0, "no video was good in one epoch and bad in another"
     for consumed in (2, 7, 12):
-        with loader(dataset, plan, **options) as resumed:
+        with loader(dataset, spec, **options) as resumed:
             resumed.load_state_dict({"samples": 4 * consumed})
             for expected in whole[consumed:]:
                 assert_same(next(resumed), expected)

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 
 from pipelines.damage import DecodeError
 from pipelines.decode import check_whole, decode_views
-from pipelines.draw import Draw
-from pipelines.plan import ViewPlan
+from pipelines.sampling import ViewParams
+from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES, NUMBERED
 from tests.pipelines.reference import REAL, decoded_views, draw_for, numbered_video, read_numbers
 
-PLAN = ViewPlan(offsets=((0, 3, 9), (16, 17, 30)), size=64, box_scope="view")
+SPEC = ViewSpec(offsets=((0, 3, 9), (16, 17, 30)), size=64, box_scope="view")
 
 
 def hand_draw(
     frames: list[list[int]], box: tuple[int, int, int, int] = (0, 0, 128, 64), flip: bool = False
-) -> Draw:
+) -> ViewParams:
     V, T = np.shape(frames)
-    return Draw(
+    return ViewParams(
         frames=np.array(frames, dtype=np.int32),
         boxes=np.tile(np.array(box, dtype=np.int32), (V, 1)),
         flips=np.full(V, flip),
@@ -47,25 +47,27 @@ def assert_within_rounding(found: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -> None:
-    plan = replace(PLAN, size=size)
+    spec = replace(SPEC, size=size)
     flips = set()
     for row in range(0, 18, 3):
-        drawn = draw_for(plan, dataset, [row], seed=size).sample(0)
-        views = decode_views(dataset.read(row), drawn, size)
+        params = draw_for(spec, dataset, [row], seed=size).sample(0)
+        views = decode_views(dataset.read(row), params, size)
         assert (views.shape, views.dtype) == ((6, size, size, 3), np.uint8)
         assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which the painter is fast on
-        assert_within_rounding(views, decoded_views(dataset.read(row), drawn, size))
-        flips |= set(drawn.flips.tolist())
+        assert_within_rounding(views, decoded_views(dataset.read(row), params, size))
+        flips |= set(params.flips.tolist())
     assert flips == {False, True}
 
 
 def test_boxes_of_one_size_in_many_places(dataset: Dataset) -> None:
     """Frames in several views, each with its own place of the same box, mirrored or not."""
-    plan = replace(PLAN, offsets=((0, 3), (3, 0), (0, 9), (9, 0)), crop=0.5)
-    drawn = draw_for(plan, dataset, [5], seed=8).sample(0)
-    assert len(np.unique(drawn.boxes[:, 2:], axis=0)) == 1 and len(np.unique(drawn.boxes[:, :2], axis=0)) == 4
-    assert drawn.flips.any() and not drawn.flips.all()
-    found, expected = decode_views(dataset.read(5), drawn, 64), decoded_views(dataset.read(5), drawn, 64)
+    spec = replace(SPEC, offsets=((0, 3), (3, 0), (0, 9), (9, 0)), crop=0.5)
+    params = draw_for(spec, dataset, [5], seed=8).sample(0)
+    assert (
+        len(np.unique(params.boxes[:, 2:], axis=0)) == 1 and len(np.unique(params.boxes[:, :2], axis=0)) == 4
+    )
+    assert params.flips.any() and not params.flips.all()
+    found, expected = decode_views(dataset.read(5), params, 64), decoded_views(dataset.read(5), params, 64)
     for view, reference in zip(found, expected, strict=True):
         assert_within_rounding(view, reference)
 
@@ -92,8 +94,8 @@ def test_a_view_does_not_depend_on_the_others(
 
 @pytest.mark.parametrize("box", [(0, 0, 176, 144), (174, 142, 2, 2), (86, 40, 12, 90), (18, 2, 158, 10)])
 def test_extreme_boxes(dataset: Dataset, box: tuple[int, int, int, int]) -> None:
-    drawn = hand_draw([[0, 20]], box, flip=True)
-    found, expected = decode_views(dataset.read(4), drawn, 48), decoded_views(dataset.read(4), drawn, 48)
+    params = hand_draw([[0, 20]], box, flip=True)
+    found, expected = decode_views(dataset.read(4), params, 48), decoded_views(dataset.read(4), params, 48)
     assert np.abs(found - expected).mean() <= 0.5 and np.percentile(np.abs(found - expected), 99) <= 1.5
 
 
@@ -105,8 +107,10 @@ def test_views_of_real_video(tmp_path: Path) -> None:
         W, H = clip.width, clip.height
         boxes = ((0, 0, W, H), (2 * (W // 8), 2 * (H // 8), 2 * (W // 4), 2 * (H // 3)))
         for box, flip in zip(boxes, (False, True), strict=True):
-            drawn = hand_draw([[0, 7, clip.num_frames - 1]], box, flip)
-            assert_within_rounding(decode_views(clip.data, drawn, 112), decoded_views(clip.data, drawn, 112))
+            params = hand_draw([[0, 7, clip.num_frames - 1]], box, flip)
+            assert_within_rounding(
+                decode_views(clip.data, params, 112), decoded_views(clip.data, params, 112)
+            )
 
 
 def test_flipping_mirrors_left_to_right(dataset: Dataset) -> None:

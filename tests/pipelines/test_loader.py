@@ -16,11 +16,11 @@ from pipelines.decode import decode_views
 from pipelines.graph import Graph
 from pipelines.loader import Loader
 from pipelines.order import Order
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from tests.pipelines.reference import assert_same_draw, draw_for, write_dataset
 
-PLAN = ViewPlan(
+SPEC = ViewSpec(
     offsets=((0, 2, 4), (8, 9, 10)),
     size=32,
     jitter=Jitter(),
@@ -32,7 +32,7 @@ Batch = dict[str, Any]
 
 
 def loader(dataset: Dataset, *, batch_size: int = 4, seed: int = 1, **options: Any) -> Loader:
-    return Loader(dataset, dataset.select(), PLAN, batch_size=batch_size, seed=seed, **options)
+    return Loader(dataset, dataset.select(), SPEC, batch_size=batch_size, seed=seed, **options)
 
 
 def batches(dataset: Dataset, count: int, **options: Any) -> list[Batch]:
@@ -44,7 +44,7 @@ def assert_same(one: Batch, other: Batch) -> None:
     assert one["key"] == other["key"] and one["epoch"] == other["epoch"]
     for name in ("views", "label", "row"):
         assert torch.equal(one[name], other[name]), name
-    for mine, theirs in zip(one["draw"], other["draw"], strict=True):
+    for mine, theirs in zip(one["params"], other["params"], strict=True):
         assert_same_draw(mine, theirs)
 
 
@@ -52,25 +52,25 @@ def joined(parts: list[Batch]) -> Batch:
     """The batches of all ranks as one."""
     assert len({part["epoch"] for part in parts}) == 1
     tensors = {name: torch.cat([part[name] for part in parts]) for name in ("views", "label", "row")}
-    lists = {name: [one for part in parts for one in part[name]] for name in ("key", "draw")}
+    lists = {name: [one for part in parts for one in part[name]] for name in ("key", "params")}
     return {**tensors, **lists, "epoch": parts[0]["epoch"]}
 
 
 def test_a_batch_is_what_order_plan_and_decoder_say(dataset: Dataset) -> None:
     found = batches(dataset, 6, seed=5)
     order = Order(len(dataset), 4, seed=5)
-    graph = Graph(PLAN, 4, "cpu", threads=1)
+    graph = Graph(SPEC, 4, "cpu", threads=1)
     for number, batch in enumerate(found):
         epoch, slot = order.place(4 * number)
         rows = order.epoch(epoch)[slot : slot + 4]
         assert batch["row"].tolist() == rows.tolist() and batch["epoch"] == epoch
         assert batch["key"] == dataset.column("key")[rows].tolist()
         assert batch["label"].tolist() == dataset.column("label")[rows].tolist()
-        whole = draw_for(PLAN, dataset, rows, seed=5, epoch=epoch)
-        draws = [whole.sample(i) for i in range(4)]
-        pixels = [decode_views(dataset.read(row), d, 32) for row, d in zip(rows, draws, strict=True)]
-        assert torch.equal(batch["views"], graph.run(draws, pixels))
-        for given, expected in zip(batch["draw"], draws, strict=True):
+        whole = draw_for(SPEC, dataset, rows, seed=5, epoch=epoch)
+        batch_params = [whole.sample(i) for i in range(4)]
+        pixels = [decode_views(dataset.read(row), d, 32) for row, d in zip(rows, batch_params, strict=True)]
+        assert torch.equal(batch["views"], graph.run(batch_params, pixels))
+        for given, expected in zip(batch["params"], batch_params, strict=True):
             assert_same_draw(given, expected)
 
 
@@ -91,7 +91,7 @@ def test_prefetch_depth_and_threads_change_nothing(dataset: Dataset, options) ->
 
 def test_only_the_selected_rows_take_part(dataset: Dataset) -> None:
     rows = dataset.select(split="test")
-    with Loader(dataset, rows, PLAN, batch_size=3) as made:
+    with Loader(dataset, rows, SPEC, batch_size=3) as made:
         seen = torch.cat([batch["row"] for batch in islice(made, 4)])
     assert sorted(seen[:6].tolist()) == sorted(seen[6:].tolist()) == rows.tolist()
 
@@ -186,7 +186,7 @@ def test_a_corrupt_video_is_replaced_and_quarantined(
     options = {"placement": placement, "decoder": "cpu" if placement == "gpu" else "mixed"}
     rows = np.arange(8)
     sound, place = Dataset(vp9_folder), 1
-    whole = Loader(sound, rows, PLAN, batch_size=4, seed=1, **options)
+    whole = Loader(sound, rows, SPEC, batch_size=4, seed=1, **options)
     expected = list(islice(whole, 4))
     whole.close()
     bad = int(expected[0]["row"][place])
@@ -194,7 +194,7 @@ def test_a_corrupt_video_is_replaced_and_quarantined(
     for name in ("a", "b"):
         dataset = damaged(vp9_folder, tmp_path / name, [bad])
         with Loader(
-            dataset, rows, PLAN, batch_size=4, seed=1, prefetch=2 if name == "a" else 0, **options
+            dataset, rows, SPEC, batch_size=4, seed=1, prefetch=2 if name == "a" else 0, **options
         ) as made:
             runs.append(list(islice(made, 4)))
         key = dataset.column("key")[bad]
@@ -211,30 +211,30 @@ def test_a_corrupt_video_is_replaced_and_quarantined(
         for slot in slots:
             stand_in = int(found["row"][slot])
             assert stand_in not in healthy["row"].tolist()
-            drawn = draw_for(PLAN, sound, [stand_in], seed=1, epoch=found["epoch"]).sample(0)
-            assert_same_draw(found["draw"][slot], drawn)
+            params = draw_for(SPEC, sound, [stand_in], seed=1, epoch=found["epoch"]).sample(0)
+            assert_same_draw(found["params"][slot], params)
             assert found["key"][slot] == sound.column("key")[stand_in]
             assert found["label"][slot] == sound.column("label")[stand_in]
-            graph = Graph(PLAN, 1, placement, threads=1, decoder=options["decoder"])
+            graph = Graph(SPEC, 1, placement, threads=1, decoder=options["decoder"])
             material = (
                 np.frombuffer(sound.read(stand_in), np.uint8) if placement == "gpu"
-                else decode_views(sound.read(stand_in), drawn, 32)
+                else decode_views(sound.read(stand_in), params, 32)
             )  # fmt: skip
-            assert torch.equal(found["views"][slot], graph.run([drawn], [material])[0])
+            assert torch.equal(found["views"][slot], graph.run([params], [material])[0])
 
 
 def test_a_resumed_run_replaces_alike(demo_folder: Path, tmp_path: Path) -> None:
     """A bad video met before the checkpoint, or first met after it: the same batches."""
     dataset, rows = damaged(demo_folder, tmp_path / "d", [2, 3, 11]), np.arange(18)
-    with Loader(dataset, rows, PLAN, batch_size=4, seed=1) as made:
+    with Loader(dataset, rows, SPEC, batch_size=4, seed=1) as made:
         uninterrupted = list(islice(made, 8))
     assert sorted(quarantined(dataset)) == sorted(dataset.column("key")[[2, 3, 11]])
     for consumed in (1, 2, 5):
-        with Loader(dataset, rows, PLAN, batch_size=4, seed=1) as resumed:
+        with Loader(dataset, rows, SPEC, batch_size=4, seed=1) as resumed:
             resumed.load_state_dict({"samples": 4 * consumed})
             for expected in uninterrupted[consumed:]:
                 assert_same(next(resumed), expected)
-    ranks = [Loader(dataset, rows, PLAN, batch_size=2, seed=1, rank=rank, world=2) for rank in range(2)]
+    ranks = [Loader(dataset, rows, SPEC, batch_size=2, seed=1, rank=rank, world=2) for rank in range(2)]
     for expected in uninterrupted:
         assert_same(joined([next(rank) for rank in ranks]), expected)
     for rank in ranks:
@@ -259,13 +259,13 @@ def test_a_batch_that_only_dali_refuses_is_named(dataset: Dataset) -> None:
 
 
 def test_paces_come_with_the_batch(dataset: Dataset) -> None:
-    plan = ViewPlan(offsets=((0, 1, 2, 3),) * 2, size=32, paces=(0.5, 1, 2), short="loop")
-    with Loader(dataset, np.arange(18), plan, batch_size=4, seed=1) as made:
+    spec = ViewSpec(offsets=((0, 1, 2, 3),) * 2, size=32, paces=(0.5, 1, 2), padding="wrap")
+    with Loader(dataset, np.arange(18), spec, batch_size=4, seed=1) as made:
         batch = next(made)
     assert batch["pace"].shape == (4, 2) and batch["pace"].dtype == torch.int64
-    for drawn, labels in zip(batch["draw"], batch["pace"].tolist(), strict=True):
-        for frames, label in zip(drawn.frames, labels, strict=True):
-            assert frames.tolist() == [frames[0] + int(t * plan.paces[label]) for t in range(4)]
+    for params, labels in zip(batch["params"], batch["pace"].tolist(), strict=True):
+        for frames, label in zip(params.frames, labels, strict=True):
+            assert frames.tolist() == [frames[0] + int(t * spec.paces[label]) for t in range(4)]
 
 
 def test_a_window_of_shards(dataset: Dataset, tmp_path: Path) -> None:
@@ -276,11 +276,11 @@ def test_a_window_of_shards(dataset: Dataset, tmp_path: Path) -> None:
     sharded = Dataset(write_dataset(tmp_path / "d", videos, facts, per_shard=3))
     tars, shards = sharded.info["tars"], sharded.column("shard")
     two = max(a["bytes"] + b["bytes"] for a in tars.values() for b in tars.values() if a is not b)
-    with Loader(sharded, np.arange(18), PLAN, batch_size=6, seed=1, window=two) as made:
+    with Loader(sharded, np.arange(18), SPEC, batch_size=6, seed=1, window=two) as made:
         rows = [batch["row"].tolist() for batch in islice(made, 3)]
     assert len(tars) == 6 and [len(set(shards[part].tolist())) for part in rows] == [2, 2, 2]
     whole = sum(tar["bytes"] for tar in tars.values())
-    with Loader(sharded, np.arange(18), PLAN, batch_size=6, seed=1, window=whole) as made:
+    with Loader(sharded, np.arange(18), SPEC, batch_size=6, seed=1, window=whole) as made:
         assert next(made)["row"].tolist() == Order(18, 6, seed=1).epoch(0)[:6].tolist()
 
 
@@ -289,7 +289,7 @@ def test_when_all_videos_are_corrupt_the_run_ends(vp9_folder: Path, tmp_path: Pa
     dataset = damaged(vp9_folder, tmp_path / "d", list(range(8)))
     decoder = "cpu" if placement == "gpu" else "mixed"
     with (
-        Loader(dataset, np.arange(8), PLAN, batch_size=4, placement=placement, decoder=decoder) as made,
+        Loader(dataset, np.arange(8), SPEC, batch_size=4, placement=placement, decoder=decoder) as made,
         pytest.raises(InputError, match="cannot be decoded"),
     ):
         next(made)
@@ -304,9 +304,9 @@ def test_a_tar_of_which_nothing_is_left_ends_the_run(demo_folder: Path, tmp_path
 
 
 def test_an_error_of_the_planner_reaches_the_caller(dataset: Dataset) -> None:
-    plan = ViewPlan(offsets=((0, 500),), size=32, short="reject")
+    spec = ViewSpec(offsets=((0, 500),), size=32, padding="error")
     with (
-        Loader(dataset, np.arange(18), plan, batch_size=4) as made,
+        Loader(dataset, np.arange(18), spec, batch_size=4) as made,
         pytest.raises(InputError, match="shorter than"),
     ):
         next(made)
@@ -319,6 +319,6 @@ def own_threads() -> list[str]:
 def test_closing_leaves_no_thread_behind(dataset: Dataset) -> None:
     with loader(dataset, prefetch=4, threads=3) as made:
         next(made)
-        assert {name.split("_")[0] for name in own_threads()} >= {"slipstream-plan", "slipstream-graph"}
+        assert {name.split("_")[0] for name in own_threads()} >= {"slipstream-spec", "slipstream-graph"}
     assert own_threads() == []
     made.close()  # a second time is fine

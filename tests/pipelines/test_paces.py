@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.draw import Draw, draw
-from pipelines.plan import ViewPlan, paced
+from pipelines.sampling import ViewParams, sample_params
+from pipelines.views import ViewSpec, paced
 from shards import InputError
 
 PACES = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)
@@ -14,15 +14,21 @@ lengths = st.integers(1, 200)
 seeds = st.integers(0, 2**63 - 1)
 
 
-def pace_plan(**options) -> ViewPlan:
-    return ViewPlan(
-        **{"offsets": (tuple(range(16)),) * 2, "size": 32, "paces": (1, 2, 3, 4), "short": "loop", **options}
+def pace_spec(**options) -> ViewSpec:
+    return ViewSpec(
+        **{
+            "offsets": (tuple(range(16)),) * 2,
+            "size": 32,
+            "paces": (1, 2, 3, 4),
+            "padding": "wrap",
+            **options,
+        }
     )
 
 
-def drawn(plan: ViewPlan, length: int, rows: int = 40, *, seed: int = 0) -> Draw:
+def params(spec: ViewSpec, length: int, rows: int = 40, *, seed: int = 0) -> ViewParams:
     ones = np.ones(rows, dtype=np.int64)
-    return draw(plan, np.arange(rows), length * ones, 64 * ones, 64 * ones, seed=seed, epoch=0)
+    return sample_params(spec, np.arange(rows), length * ones, 64 * ones, 64 * ones, seed=seed, epoch=0)
 
 
 def taken(pace: float, start: int, count: int) -> list[int]:
@@ -42,7 +48,7 @@ def test_the_papers_examples() -> None:
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from([(1, 2, 3, 4), PACES, (2,)]), lengths, seeds)
 def test_every_view_shows_its_pace_from_a_start_of_its_own(paces, length, seed) -> None:
-    d = drawn(pace_plan(paces=paces), length, 12, seed=seed)
+    d = params(pace_spec(paces=paces), length, 12, seed=seed)
     assert d.pace is not None and d.pace.shape == (12, 2) and d.pace.dtype == np.int64
     assert d.frames.min() >= 0 and d.frames.max() < length
     for sample, view in np.ndindex(12, 2):
@@ -56,7 +62,7 @@ def test_every_view_shows_its_pace_from_a_start_of_its_own(paces, length, seed) 
 
 
 def test_views_have_starts_and_paces_of_their_own() -> None:
-    d = drawn(pace_plan(), 300, 400)
+    d = params(pace_spec(), 300, 400)
     assert d.pace is not None
     same = (d.pace[:, 0] == d.pace[:, 1]).mean()
     assert abs(same - 1 / 4) < 0.07
@@ -64,22 +70,22 @@ def test_views_have_starts_and_paces_of_their_own() -> None:
 
 
 def test_paces_are_balanced_whatever_the_videos_length() -> None:
-    labels = [drawn(pace_plan(), length, 2000).pace for length in (10, 70, 1000)]
+    labels = [params(pace_spec(), length, 2000).pace for length in (10, 70, 1000)]
     np.testing.assert_array_equal(labels[0], labels[1])
     np.testing.assert_array_equal(labels[0], labels[2])
     shares = np.bincount(np.asarray(labels[0]).ravel(), minlength=4) / 4000
     assert np.abs(shares - 0.25).max() < 0.03
 
 
-def wrapped(d: Draw) -> np.ndarray:
+def wrapped(d: ViewParams) -> np.ndarray:
     """(B, V): whether the clip runs over the video's end."""
     return (np.diff(d.frames, axis=-1) < 0).any(-1)
 
 
 def test_wraps_do_not_tell_the_pace_unless_asked_for() -> None:
-    fits = drawn(pace_plan(), 61, 1000)  # 60 frames further at pace 4: it just fits
+    fits = params(pace_spec(), 61, 1000)  # 60 frames further at pace 4: it just fits
     assert not wrapped(fits).any()
-    released = drawn(pace_plan(wrap=True), 122, 3000)
+    released = params(pace_spec(circular=True), 122, 3000)
     assert released.pace is not None
     for label, pace in enumerate((1, 2, 3, 4)):
         chosen = released.pace == label
@@ -90,7 +96,7 @@ def test_wraps_do_not_tell_the_pace_unless_asked_for() -> None:
 
 
 def test_starts_use_all_the_room_of_their_pace() -> None:
-    d = drawn(pace_plan(paces=(1, 4)), 64, 2000)
+    d = params(pace_spec(paces=(1, 4)), 64, 2000)
     assert d.pace is not None
     for label, room in enumerate((64 - 16 + 1, 64 - 61 + 1)):
         starts, counts = np.unique(d.frames[d.pace == label][:, 0], return_counts=True)
@@ -100,18 +106,18 @@ def test_starts_use_all_the_room_of_their_pace() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 2**39), min_size=2, max_size=6), seeds, st.booleans())
 def test_a_sample_draws_the_same_alone(rows, seed, wrap) -> None:
-    plan, ones = pace_plan(wrap=wrap), np.ones(len(rows), dtype=np.int64)
+    spec, ones = pace_spec(circular=wrap), np.ones(len(rows), dtype=np.int64)
     lengths = 20 + np.array(rows) % 90
-    whole = draw(plan, np.array(rows), lengths, 64 * ones, 64 * ones, seed=seed, epoch=2)
+    whole = sample_params(spec, np.array(rows), lengths, 64 * ones, 64 * ones, seed=seed, epoch=2)
     for i, row in enumerate(rows):
-        alone = draw(
-            plan, np.array([row]), lengths[i : i + 1], 64 * ones[:1], 64 * ones[:1], seed=seed, epoch=2
+        alone = sample_params(
+            spec, np.array([row]), lengths[i : i + 1], 64 * ones[:1], 64 * ones[:1], seed=seed, epoch=2
         )
         np.testing.assert_array_equal(alone.frames[0], whole.frames[i])
         np.testing.assert_array_equal(alone.sample(0).pace, whole.sample(i).pace)
 
 
 def test_the_span_is_that_of_the_fastest_pace() -> None:
-    assert pace_plan().span == 61 and pace_plan(paces=PACES).span == 46 and pace_plan(paces=(0.5,)).span == 8
+    assert pace_spec().span == 61 and pace_spec(paces=PACES).span == 46 and pace_spec(paces=(0.5,)).span == 8
     with pytest.raises(InputError, match="60 frames is shorter than the 61"):
-        drawn(pace_plan(short="reject"), 60)
+        params(pace_spec(padding="error"), 60)

@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.draw import draw
 from pipelines.graph import Graph
 from pipelines.painter import Painter
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.sampling import sample_params
+from pipelines.views import Jitter, ViewSpec
 
 SIZE = 48
 JITTER = Jitter(0.5, 0.5, 0.5, 0.25, probability=0.8, grey=0.25)
-PLAN = ViewPlan(offsets=((0, 1, 2), (3, 4, 5), (6, 7, 8)), size=SIZE, box_scope="view", colour_scope="view")
+SPEC = ViewSpec(offsets=((0, 1, 2), (3, 4, 5), (6, 7, 8)), size=SIZE, box_scope="view", colour_scope="view")
 
 
-def drawn_for(plan: ViewPlan, samples: int, seed: int = 0):
+def drawn_for(spec: ViewSpec, samples: int, seed: int = 0):
     ones = np.ones(samples, dtype=np.int64)
-    whole = draw(plan, np.arange(samples), 60 * ones, 176 * ones, 144 * ones, seed=seed, epoch=0)
+    whole = sample_params(spec, np.arange(samples), 60 * ones, 176 * ones, 144 * ones, seed=seed, epoch=0)
     return [whole.sample(i) for i in range(samples)]
 
 
-def pixels_for(plan: ViewPlan, samples: int, seed: int = 0, clips: int = 1) -> list[np.ndarray]:
+def pixels_for(spec: ViewSpec, samples: int, seed: int = 0, clips: int = 1) -> list[np.ndarray]:
     """Smooth pictures, of another brightness in every frame, with planes as decode_views leaves them."""
     rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: plan.size, : plan.size] / plan.size
-    a, b, c = rng.uniform(-1, 1, (3, samples, clips * plan.views * plan.decoded, plan.planes, 1, 1))
+    y, x = np.mgrid[: spec.size, : spec.size] / spec.size
+    a, b, c = rng.uniform(-1, 1, (3, samples, clips * spec.views * spec.decoded, spec.planes, 1, 1))
     waves = 127.5 + 127.5 * np.sin(2 * np.pi * (a * x + b * y + c))
     return list(np.round(waves).astype(np.uint8).transpose(0, 1, 3, 4, 2))
 
@@ -48,10 +48,10 @@ def pixels_for(plan: ViewPlan, samples: int, seed: int = 0, clips: int = 1) -> l
     ],
 )
 def test_the_same_views_as_dalis(change: dict, mean: float, most: float) -> None:
-    plan = replace(PLAN, **change)
-    draws, pixels = drawn_for(plan, 3), pixels_for(plan, 3)
-    found = Graph(plan, 3, "cpu", threads=2).run(draws, pixels)
-    expected = Graph(plan, 3, "hybrid", threads=2, decoder="cpu").run(draws, pixels)
+    spec = replace(SPEC, **change)
+    batch_params, pixels = drawn_for(spec, 3), pixels_for(spec, 3)
+    found = Graph(spec, 3, "cpu", threads=2).run(batch_params, pixels)
+    expected = Graph(spec, 3, "hybrid", threads=2, decoder="cpu").run(batch_params, pixels)
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
     assert difference.mean() < mean and difference.max() < most and expected.std() > 0.05
@@ -59,47 +59,47 @@ def test_the_same_views_as_dalis(change: dict, mean: float, most: float) -> None
 
 @pytest.mark.parametrize("change", [{}, {"lab_drop": True}, {"modality": "difference"}])
 def test_the_same_turn_as_dalis(change: dict) -> None:
-    plan = replace(PLAN, rotation=40.0, **change)
-    draws, pixels = drawn_for(plan, 3), pixels_for(plan, 3)
-    found = Graph(plan, 3, "cpu", threads=2).run(draws, pixels)
-    expected = Graph(plan, 3, "hybrid", threads=2, decoder="cpu").run(draws, pixels)
+    spec = replace(SPEC, rotation=40.0, **change)
+    batch_params, pixels = drawn_for(spec, 3), pixels_for(spec, 3)
+    found = Graph(spec, 3, "cpu", threads=2).run(batch_params, pixels)
+    expected = Graph(spec, 3, "hybrid", threads=2, decoder="cpu").run(batch_params, pixels)
     assert (found - expected).abs().mean() < 0.01 < 0.1 < expected.std()
 
 
 def test_clips_of_a_video_are_painted_one_after_the_other() -> None:
-    plan = replace(PLAN, channel_drop=True, colour_scope="clip")
-    one, other = drawn_for(plan, 2, seed=1), drawn_for(plan, 2, seed=2)
+    spec = replace(SPEC, channel_drop=True, colour_scope="clip")
+    one, other = drawn_for(spec, 2, seed=1), drawn_for(spec, 2, seed=2)
     whole = [
         replace(a, **{name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in
                       ("frames", "boxes", "flips", "angles", "colours", "noise")})
         for a, b in zip(one, other, strict=True)
     ]  # fmt: skip
-    pixels = pixels_for(plan, 2, clips=2)
-    found = Painter(plan, 2, threads=2, clips=2).run(whole, pixels)
-    half = plan.views * plan.decoded
+    pixels = pixels_for(spec, 2, clips=2)
+    found = Painter(spec, 2, threads=2, clips=2).run(whole, pixels)
+    half = spec.views * spec.decoded
     parts = [
-        Painter(plan, 2, threads=1).run(draws, [p[part] for p in pixels])
-        for draws, part in ((one, slice(half)), (other, slice(half, None)))
+        Painter(spec, 2, threads=1).run(batch_params, [p[part] for p in pixels])
+        for batch_params, part in ((one, slice(half)), (other, slice(half, None)))
     ]
     assert torch.equal(found, torch.stack(parts, 1).flatten(0, 1))
 
 
 def test_packed_pixels_give_what_planes_give() -> None:
-    draws, planes = drawn_for(PLAN, 2), pixels_for(PLAN, 2)
-    painter = Painter(PLAN, 2, threads=1)
+    batch_params, planes = drawn_for(SPEC, 2), pixels_for(SPEC, 2)
+    painter = Painter(SPEC, 2, threads=1)
     packed = [np.ascontiguousarray(p) for p in planes]
-    assert torch.equal(painter.run(draws, planes), painter.run(draws, packed))
+    assert torch.equal(painter.run(batch_params, planes), painter.run(batch_params, packed))
 
 
 def test_memory_is_used_again_once_nobody_holds_it() -> None:
-    painter, draws = Painter(PLAN, 2, threads=1), drawn_for(PLAN, 2)
-    held = [painter.run(draws, pixels_for(PLAN, 2, seed=n)) for n in range(3)]
+    painter, batch_params = Painter(SPEC, 2, threads=1), drawn_for(SPEC, 2)
+    held = [painter.run(batch_params, pixels_for(SPEC, 2, seed=n)) for n in range(3)]
     copies, places = [views.clone() for views in held], {views.data_ptr() for views in held}
     assert len(places) == 3
     kept = held.pop()[:, 1]  # a part of a batch keeps all of it
     del held
     gc.collect()
-    later = [painter.run(draws, pixels_for(PLAN, 2, seed=n)) for n in range(10, 13)]
+    later = [painter.run(batch_params, pixels_for(SPEC, 2, seed=n)) for n in range(10, 13)]
     assert torch.equal(kept, copies[2][:, 1])
     assert len({views.data_ptr() for views in later} & places) == 2
     assert kept.untyped_storage().data_ptr() not in {views.data_ptr() for views in later}

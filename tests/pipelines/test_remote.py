@@ -10,14 +10,14 @@ import pytest
 from loopback import Server
 
 from pipelines.loader import Loader
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 SHARDS, PER_SHARD = 10, 4
-PLAN = ViewPlan(offsets=((0, 1),), size=32)
+SPEC = ViewSpec(offsets=((0, 1),), size=32)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_small_cache_trains_and_each_shard_comes_about_once_an_epoch(
     try:
         dataset = Dataset(f"{server.url}/many", cache_gb=6.5 * size / 1e9)  # windows of two shards
         rows = dataset.select()
-        with Loader(dataset, rows, PLAN, batch_size=4, threads=2, prefetch=1) as loader:
+        with Loader(dataset, rows, SPEC, batch_size=4, threads=2, prefetch=1) as loader:
             seen: Counter = Counter()
             for _ in range(epochs * len(rows) // 4):
                 batch = next(loader)
@@ -81,7 +81,7 @@ def test_a_selection_fetches_its_shards_only_and_a_local_set_has_one_window(
         rows = np.flatnonzero(np.isin(remote.column("label"), [2, 7]))
         batches = []
         for dataset in (remote, local):
-            with Loader(dataset, rows, PLAN, batch_size=4, threads=2) as loader:
+            with Loader(dataset, rows, SPEC, batch_size=4, threads=2) as loader:
                 batches.append([next(loader) for _ in range(4)])
         remote.close()
         assert sorted(server.tars()) == ["many-000002.tar", "many-000007.tar"]

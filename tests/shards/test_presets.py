@@ -9,8 +9,8 @@ from independent import make_shards, render
 
 import objectives
 from objectives.command import parse
-from pipelines.boxes import draw_boxes, tries
-from pipelines.plan import plain
+from pipelines.boxes import sample_boxes, tries
+from pipelines.views import plain
 from shards import Dataset
 from shards.encode import Encoding
 from shards.presets import PRESETS, Method, stride_of
@@ -24,13 +24,17 @@ def test_there_is_one_for_every_method() -> None:
 @pytest.mark.parametrize("method", PRESETS)
 def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
     objective = objectives.get(method)
-    plan, side = objective.view_plan(objective.Config()), PRESETS[method].short_side
-    if plan.crop is None:
-        assert side >= 1.5 * plan.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
+    spec, side = objective.view_spec(objective.Config()), PRESETS[method].short_side
+    if spec.crop is None:
+        assert side >= 1.5 * spec.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
         return
-    uniform = [[[[0.5] * 4] * tries(plain(plan))]]
-    (box,) = draw_boxes(plain(plan), np.array(uniform), [side * 4 // 3], [side])[0]
-    assert box[2] == box[3] == plan.size <= side
+    uniform = [[[[0.5] * 4] * tries(plain(spec))]]
+    (box,) = sample_boxes(plain(spec), np.array(uniform), [side * 4 // 3], [side])[0]
+    assert spec.size <= box[2] == box[3] <= side
+
+
+def test_short_sides_are_multiples_of_16() -> None:
+    assert all(preset.short_side % 16 == 0 for preset in PRESETS.values())
 
 
 @pytest.mark.parametrize(
@@ -50,7 +54,7 @@ def test_a_data_set_for_dpc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     render(tmp_path / "videos" / "1.avi", frames=60, size=(320, 240), rate=30)
     result = make_shards(tmp_path / "videos", "--out", tmp_path / "d", "--for", "dpc", "--workers", 1)
     assert result.returncode == 0, result.stderr
-    assert "for dpc: short side 148, a key frame every 10, 10 frames/s; train.py then takes --stride 1" in (
+    assert "for dpc: short side 160, a key frame every 10, 10 frames/s; train.py then takes --stride 1" in (
         result.stdout
     )
     dataset = Dataset(tmp_path / "d")
@@ -60,10 +64,10 @@ def test_a_data_set_for_dpc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "stride": 1,
         "fps": 10,
         "gop": 10,
-        "short_side": 148,
+        "short_side": 160,
     }
     facts = {name: dataset.column(name)[0] for name in ("num_frames", "fps", "width", "height")}
-    assert facts == {"num_frames": 20, "fps": 10, "width": 198, "height": 148}
+    assert facts == {"num_frames": 20, "fps": 10, "width": 208, "height": 160}
     assert parsed(tmp_path / "d") == 1 and parsed(tmp_path / "d", "--small", objective="memdpc") == 1
     assert capsys.readouterr().err.count("--stride 1, as ") == 2
     assert parsed(tmp_path / "d", "--stride", "2") == 2

@@ -109,8 +109,8 @@ def test_a_label_fraction_takes_its_share_of_every_label(
 
 
 def test_the_seed_changes_the_fraction(large: Dataset) -> None:
-    draws = {large.select(label_fraction=0.3, seed=seed).tobytes() for seed in range(5)}
-    assert len(draws) == 5
+    batch_params = {large.select(label_fraction=0.3, seed=seed).tobytes() for seed in range(5)}
+    assert len(batch_params) == 5
 
 
 def test_quarantined_rows_are_left_out_of_new_selections(

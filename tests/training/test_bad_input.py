@@ -85,9 +85,9 @@ def test_a_batch_larger_than_the_data_set(tmp_path, data) -> None:
 
 
 def test_videos_shorter_than_a_clip(tmp_path, other_data) -> None:
-    """Under the policy reject short videos are left out: 20 frames, and VDIM spans 63 and more."""
+    """Under the policy error short videos are left out: 20 frames, and VDIM spans 63 and more."""
     done = train(
-        *("--objective", "vdim", "--small", "--short", "reject", "--batch-size", 2, "--steps", 1),
+        *("--objective", "vdim", "--small", "--padding", "error", "--batch-size", 2, "--steps", 1),
         *(*out_of(tmp_path), "--data", other_data),
     )
     assert done.status == 2 and len(done.said.strip().splitlines()) == 1, done.said

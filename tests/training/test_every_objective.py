@@ -60,7 +60,7 @@ def test_its_gpu_graphs_are_defined(name, placement) -> None:
     cls = OBJECTIVES[name]
     for config in (cls.Config(), cls.small()):
         with Pipeline(4, 2, 0):
-            assert define(cls.view_plan(config), placement).device == "gpu"
+            assert define(cls.view_spec(config), placement).device == "gpu"
 
 
 @every_objective
@@ -68,10 +68,10 @@ def test_its_gpu_graphs_are_defined(name, placement) -> None:
 def test_it_embeds_and_comes_back_from_a_checkpoint(name, tmp_path) -> None:
     torch.manual_seed(1)
     cls = OBJECTIVES[name]
-    objective, plan = cls(cls.small()).eval(), cls.view_plan(cls.small())
-    views = torch.randn(2, plan.views, plan.channels, plan.frames, plan.size, plan.size)
+    objective, spec = cls(cls.small()).eval(), cls.view_spec(cls.small())
+    views = torch.randn(2, spec.views, spec.channels, spec.frames, spec.size, spec.size)
     features = objective.embed(views)
-    assert features.shape[:2] == (2, plan.views) and features.ndim == 3 and features.isfinite().all()
+    assert features.shape[:2] == (2, spec.views) and features.ndim == 3 and features.isfinite().all()
     checkpoint.save_config(tmp_path, objective, {})
     checkpoint.save_weights(tmp_path / checkpoint.WEIGHTS, objective)
     loaded = objectives.load(tmp_path)
@@ -93,19 +93,19 @@ def test_its_recipes_and_schedule_are_whole(name) -> None:
 def test_its_batch_can_be_looked_at(name, data, tmp_path, capsys) -> None:
     small = ["--small", "--objective", name, "--data", str(data), "--device", "cpu"]
     show_batch.main([*small, "--batch-size", "2", "--out", str(tmp_path / "batch")])
-    said, plan = capsys.readouterr().out, OBJECTIVES[name].view_plan(OBJECTIVES[name].small())
-    assert said.count("frames ") == said.count("box ") == 2 * plan.views, said
+    said, spec = capsys.readouterr().out, OBJECTIVES[name].view_spec(OBJECTIVES[name].small())
+    assert said.count("frames ") == said.count("box ") == 2 * spec.views, said
     with Image.open(tmp_path / "batch.png") as picture:
-        assert picture.size[1] >= 2 * plan.views * plan.size
+        assert picture.size[1] >= 2 * spec.views * spec.size
     page = (tmp_path / "batch.html").read_text()
     clips = re.findall(r'src="data:image/webp;base64,([^"]+)"', page)
-    assert len(clips) == 2 * plan.views and "http" not in page
-    assert all(f"<td>{field.name}<td>" in page for field in fields(plan) if field.name != "offsets")
+    assert len(clips) == 2 * spec.views and "http" not in page
+    assert all(f"<td>{field.name}<td>" in page for field in fields(spec) if field.name != "offsets")
     for number, clip in enumerate(clips):
         (tmp_path / f"{number}.webp").write_bytes(base64.b64decode(clip))
         with Image.open(tmp_path / f"{number}.webp") as opened:
             assert (
-                opened.size == (plan.size, plan.size) and 1 <= getattr(opened, "n_frames", 1) <= plan.frames
+                opened.size == (spec.size, spec.size) and 1 <= getattr(opened, "n_frames", 1) <= spec.frames
             )
     look_at(tmp_path / "batch.html", len(clips))
 
@@ -141,7 +141,7 @@ def test_pace_trains_in_two_processes_and_resumes_with_each_backbone(backbone, d
 @pytest.mark.parametrize("placement", ["gpu", "hybrid"])
 def test_paces_gpu_graphs_are_defined_for_each_backbone(backbone, placement) -> None:
     with Pipeline(4, 2, 0):
-        assert define(Pace.view_plan(PaceConfig(backbone=backbone)), placement).device == "gpu"
+        assert define(Pace.view_spec(PaceConfig(backbone=backbone)), placement).device == "gpu"
 
 
 @every_backbone

@@ -97,7 +97,7 @@ def test_a_run_with_nothing_left_to_do_ends_well(whole, data) -> None:
 
 @pytest.mark.parametrize("worlds", [(1, 2), (2, 4), (4, 1)])
 def test_another_number_of_processes_sees_the_same(data, tmp_path, worlds) -> None:
-    """The mean of all pixels that each step was fed tells; tests/pipelines compares every plan."""
+    """The mean of all pixels that each step was fed tells; tests/pipelines compares every spec."""
     flags = (*TOY, "--data", data, "--output", tmp_path / "run")
     for world, length in zip(worlds, (2, 4), strict=True):
         more = ("--batch-size", 8 // world, "--steps", length, "--resume")

@@ -17,7 +17,7 @@ from training.settings import Settings
 from training.speed import PATIENCE, Speed, Waiting, advice, cores, settle
 
 VDIM = objectives.get("vdim")
-PLAN = VDIM.view_plan(VDIM.small())
+SPEC = VDIM.view_spec(VDIM.small())
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def settings(**given: object) -> Settings:
 
 
 def test_without_a_finding_there_are_defaults() -> None:
-    speed = settle(settings(device="cpu"), PLAN)
+    speed = settle(settings(device="cpu"), SPEC)
     assert speed == Speed("cpu", cores(), 2, speed.origin)
     assert (
         speed.origin == f"loader: --device cpu (given), --threads {cores()} (default), --prefetch 2 (default)"
@@ -40,24 +40,24 @@ def test_without_a_finding_there_are_defaults() -> None:
 
 
 def test_what_autotune_found_is_taken_and_what_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned.record("vdim", PLAN, {"device": "cpu", "threads": 6, "prefetch": 5})
-    speed = settle(settings(), PLAN)
+    tuned.record("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
+    speed = settle(settings(), SPEC)
     assert (speed.placement, speed.threads, speed.prefetch) == ("cpu", 6, 5)
     assert speed.origin.count("found by --autotune") == 3
-    speed = settle(settings(threads=1, prefetch=0), PLAN)
+    speed = settle(settings(threads=1, prefetch=0), SPEC)
     assert (speed.placement, speed.threads, speed.prefetch) == ("cpu", 1, 0)
     assert "--threads 1 (given), --prefetch 0 (given)" in speed.origin
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert settle(settings(), PLAN).threads == 1  # of six for four processes
-    other = objectives.get("dpc").view_plan(objectives.get("dpc").small())
+    assert settle(settings(), SPEC).threads == 1  # of six for four processes
+    other = objectives.get("dpc").view_spec(objectives.get("dpc").small())
     assert "found" not in settle(settings(), other).origin
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
 def test_a_finding_for_what_is_out_of_reach_is_left_aside() -> None:
-    tuned.record("vdim", PLAN, {"device": "gpu", "threads": 6, "prefetch": 5})
+    tuned.record("vdim", SPEC, {"device": "gpu", "threads": 6, "prefetch": 5})
     for device in ("auto", "cpu"):
-        assert settle(settings(device=device), PLAN).prefetch == 2
+        assert settle(settings(device=device), SPEC).prefetch == 2
 
 
 def test_a_word_is_due_once_in_a_while() -> None:
@@ -79,7 +79,7 @@ def run(data: Path) -> Run:
 
 
 def advised(run: Run, speed: Speed, late: float = 1.0, **given: object) -> str:
-    return "; ".join(advice(settings(**given), speed, run, PLAN, late))
+    return "; ".join(advice(settings(**given), speed, run, SPEC, late))
 
 
 def test_advice_follows_what_is_known(run: Run) -> None:
@@ -93,7 +93,7 @@ def test_advice_follows_what_is_known(run: Run) -> None:
     assert "--clips-per-decode" not in advised(run, enough, clips_per_decode=2)
     assert "--cpu-share" not in advised(run, enough) and "--cpu-share" in advised(run, Speed("gpu", 2, 2))
     assert "make_shards" not in advised(run, enough)  # 144 pixels are no more than VDIM needs
-    tuned.record("vdim", PLAN, {"device": "cpu", "threads": 1, "prefetch": 2})
+    tuned.record("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
     assert "--autotune" not in advised(run, enough)
 
 

@@ -95,14 +95,14 @@ def test_another_optimizers_state_is_refused_in_one_line(tmp_path, harm) -> None
 
 
 def test_a_steps_random_numbers_depend_on_seed_step_and_process_alone() -> None:
-    def draw(*numbers: int) -> tuple[float, ...]:
+    def sample_params(*numbers: int) -> tuple[float, ...]:
         torch.rand(7)
         seed_step(*numbers)
         return tuple(torch.rand(3).tolist())
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**31, 10**7, 999)]
-    assert [draw(*place) for place in places] == [draw(*place) for place in places]
-    assert len({draw(*place) for place in places}) == len(places)
+    assert [sample_params(*place) for place in places] == [sample_params(*place) for place in places]
+    assert len({sample_params(*place) for place in places}) == len(places)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

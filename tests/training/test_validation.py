@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import objectives
 from objectives.base import Plateau
 from pipelines.loader import Loader
-from pipelines.plan import plain
+from pipelines.views import plain
 from shards import Dataset
 from tests.training.harness import lines, losses, train, train_together
 from training.validation import Decay
@@ -71,7 +71,7 @@ def test_validation_is_the_loss_on_fixed_plain_clips(whole: Path, data: Path) ->
         dataset = Dataset(data)
         rows = dataset.select(split="test")
         with (
-            Loader(dataset, rows, plain(objective.view_plan(objective.config)), batch_size=4) as loader,
+            Loader(dataset, rows, plain(objective.view_spec(objective.config)), batch_size=4) as loader,
             torch.no_grad(),
         ):
             outs = [objective({"views": next(loader)["views"]}) for _ in range(2 * (len(rows) // 4))]

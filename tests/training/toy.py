@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from objectives import nce
 from objectives.base import Objective, Output, Recipe
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.views import Jitter, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Toy(Objective):
         return ToyConfig()
 
     @staticmethod
-    def view_plan(config: ToyConfig) -> ViewPlan:
-        return ViewPlan(offsets=((0, 1, 2), (3, 4, 5)), size=16, jitter=Jitter(), box_scope="view")
+    def view_spec(config: ToyConfig) -> ViewSpec:
+        return ViewSpec(offsets=((0, 1, 2), (3, 4, 5)), size=16, jitter=Jitter(), box_scope="view")
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         if self.config.record:

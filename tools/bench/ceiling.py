@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from pipelines.decode import SEEK_COST
-from pipelines.draw import Draw
+from pipelines.sampling import ViewParams
 
 from .rounds import Figures, Part, rate
 from .source import Source
@@ -25,7 +25,7 @@ def ceiling(source: Source, threads: int, batches: int) -> Part:
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
         videos = [source.dataset.read(row, source.component) for row, _ in samples]
-        numbers = [np.unique(drawn.frames).tolist() for _, drawn in samples]
+        numbers = [np.unique(params.frames).tolist() for _, params in samples]
         decoded: list[int] = []
 
         def run() -> None:
@@ -73,11 +73,11 @@ def stretches(numbers: list[int], gop: int) -> Iterator[list[int]]:
             first = n
 
 
-def formula(draws: list[Draw], gop: int) -> float:
+def formula(batch_params: list[ViewParams], gop: int) -> float:
     """Frames decoded a frame used when each video is decoded whole from the key frame before the first one on."""
     decoded = used = 0
-    for drawn in draws:
-        numbers = np.unique(drawn.frames)
+    for params in batch_params:
+        numbers = np.unique(params.frames)
         decoded += int(numbers[-1] - numbers[0] // gop * gop + 1)
         used += len(numbers)
     return decoded / used

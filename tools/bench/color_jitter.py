@@ -1,4 +1,4 @@
-"""Colour as users write it today: torchvision's ColorJitter and RandomGrayscale, then Normalize. Not our plan's colours."""
+"""Colour as users write it today: torchvision's ColorJitter and RandomGrayscale, then Normalize. Not our spec's colours."""
 
 import numpy as np
 import torch
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from pipelines import colour
-from pipelines.plan import ViewPlan
+from pipelines.views import ViewSpec
 
 
-def color_jitter(plan: ViewPlan) -> nn.Module | None:
-    """The transform of one draw, uint8 (…, 3, S, S) → float32; None where the plan has no jitter."""
-    jitter = plan.jitter
-    if jitter is None or plan.modality != "rgb":
+def color_jitter(spec: ViewSpec) -> nn.Module | None:
+    """The transform of one draw, uint8 (…, 3, S, S) → float32; None where the spec has no jitter."""
+    jitter = spec.jitter
+    if jitter is None or spec.modality != "rgb":
         return None
     strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
     mean, std = colour.IMAGENET_MEAN.tolist(), colour.IMAGENET_STD.tolist()
-    if plan.levels == "bgr-255":
+    if spec.levels == "bgr-255":
         mean, std = [0.0] * 3, [1 / 255] * 3
     return v2.Compose(
         [
@@ -28,9 +28,9 @@ def color_jitter(plan: ViewPlan) -> nn.Module | None:
     )
 
 
-def jittered(transform: nn.Module, x_FPSS: Tensor, plan: ViewPlan) -> Tensor:
+def jittered(transform: nn.Module, x_FPSS: Tensor, spec: ViewSpec) -> Tensor:
     """Frames (F, 3, S, S) uint8 → float32; those that share a draw go through the transform together."""
-    of_frame = plan.scope(plan.colour_scope).ravel()
+    of_frame = spec.scope(spec.colour_scope).ravel()
     out = torch.empty_like(x_FPSS, dtype=torch.float32)
     for draw in np.unique(of_frame):
         frames = torch.from_numpy(np.flatnonzero(of_frame == draw))

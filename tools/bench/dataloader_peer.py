@@ -32,9 +32,9 @@ class Clips(Dataset):
         self._tars: dict[str, int] = {}
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        row, drawn = self._source.sample(number)
-        views = clip(self._read(row), drawn, self._source.plan, self._device, self._jitter)
-        return {"views": views} | ({} if drawn.pace is None else {"pace": torch.from_numpy(drawn.pace)})
+        row, params = self._source.sample(number)
+        views = clip(self._read(row), params, self._source.spec, self._device, self._jitter)
+        return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         if self._threads == 1:

@@ -52,9 +52,9 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     objective = objectives.get(settings.objective)(config).to(device)
-    plan = objective.view_plan(config)
-    rows = dataset.select(split=settings.split, min_frames=plan.span if plan.short == "reject" else 1)
-    source = Source(dataset, rows, plan, settings.batch_size, settings.seed)
+    spec = objective.view_spec(config)
+    rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
+    source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
     way = Way(placement, settings.threads, settings.prefetch, device)
     with replace(way, prefetch=0).loader(
         source, 0
@@ -82,7 +82,7 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},  # type: ignore[call-overload]
         "config": asdict(config),
         "placement": placement,
-        "views": {"views": plan.views, "frames": plan.frames, "size": plan.size},
+        "views": {"views": spec.views, "frames": spec.frames, "size": spec.size},
         **block,
         "memory": {
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -129,11 +129,13 @@ def _block(
 ) -> dict[str, Any]:
     found = {name: medians(figures) for name, figures in rounds.items()}
     gop = int(source.dataset.info["settings"].get("gop") or 1)
-    draws = [drawn for _, drawn in source.samples(0, settings.batches * settings.rounds)]
+    batch_params = [params for _, params in source.samples(0, settings.batches * settings.rounds)]
     loader = found["loader"]
-    loader["frames_per_s"] = loader["clips_per_s"] * source.plan.views * source.plan.frames
+    loader["frames_per_s"] = loader["clips_per_s"] * source.spec.views * source.spec.frames
     loader["frames_decoded_per_frame_used"] = (  # NVDEC is handed whole files
-        formula(draws, gop) if placement == "gpu" else found["ceiling"]["frames_decoded_per_frame_used"]
+        formula(batch_params, gop)
+        if placement == "gpu"
+        else found["ceiling"]["frames_decoded_per_frame_used"]
     )
     in_series = _in_series(rounds)
     parts: dict[str, Any] = {
@@ -168,7 +170,7 @@ def _autotuned(source: Source, way: Way, step: Step | None, settings: Settings) 
     rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == v for k, v in best.items()))
     file = tuned.record(
         settings.objective,
-        source.plan,
+        source.spec,
         best,
         data=source.dataset.name,
         clips_per_s=rate,

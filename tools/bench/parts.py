@@ -10,9 +10,9 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from pipelines.decode import decode_views
-from pipelines.draw import Draw
 from pipelines.graph import Graph, Placement
 from pipelines.loader import Loader
+from pipelines.sampling import ViewParams
 
 from .rounds import Figures, Part, rate
 from .source import Source
@@ -35,7 +35,7 @@ class Way:
         loader = Loader(
             source.dataset,
             source.rows,
-            source.plan,
+            source.spec,
             batch_size=source.batch_size,
             seed=source.seed,
             placement=self.placement,
@@ -65,7 +65,7 @@ def decode_alone(source: Source, way: Way, batches: int) -> Part:
 
 
 def _pool(source: Source, way: Way, batches: int) -> Part:
-    def work(sample: tuple[int, Draw]) -> None:
+    def work(sample: tuple[int, ViewParams]) -> None:
         pixels(source, *sample)
 
     def part(first: int) -> Figures:
@@ -95,7 +95,7 @@ def _nvdec(source: Source, way: Way, batches: int) -> Part:
         def run() -> None:
             chunk = next(chunks)
             pipeline.feed_input("encoded", [encoded_video(source, row) for row, _ in chunk])
-            pipeline.feed_input("numbers", [np.unique(drawn.frames) for _, drawn in chunk])
+            pipeline.feed_input("numbers", [np.unique(params.frames) for _, params in chunk])
             pipeline.run()
 
         for _ in range(WARM):
@@ -110,11 +110,14 @@ def graph_alone(source: Source, way: Way, batches: int) -> Part:
     material = encoded_video if way.placement == "gpu" else None
     cached = []
     for chunk in batched(source.samples(0, CACHED), source.batch_size):
-        draws = [drawn for _, drawn in chunk]
+        batch_params = [params for _, params in chunk]
         cached.append(
-            (draws, [material(source, row) if material else pixels(source, row, d) for row, d in chunk])
+            (
+                batch_params,
+                [material(source, row) if material else pixels(source, row, d) for row, d in chunk],
+            )
         )
-    graph = Graph(source.plan, source.batch_size, way.placement, threads=way.threads)
+    graph = Graph(source.spec, source.batch_size, way.placement, threads=way.threads)
     turns = cycle(cached)
 
     def part(_: int) -> Figures:
@@ -127,12 +130,12 @@ def graph_alone(source: Source, way: Way, batches: int) -> Part:
 
 def copy_alone(source: Source, way: Way, batches: int) -> Part:
     """The host's share of a batch, in pinned memory, to the GPU; gib_per_s too."""
-    plan, clips = source.plan, source.batch_size
-    pixels_a_clip = plan.views * plan.frames * plan.size**2
+    spec, clips = source.spec, source.batch_size
+    pixels_a_clip = spec.views * spec.frames * spec.size**2
     per_clip = {
         "gpu": int(source.dataset.column(f"{source.component}_size")[source.rows].mean()),
-        "hybrid": pixels_a_clip * plan.planes,
-        "cpu": pixels_a_clip * plan.channels * 4,
+        "hybrid": pixels_a_clip * spec.planes,
+        "cpu": pixels_a_clip * spec.channels * 4,
     }[way.placement]
     host = torch.empty(per_clip * clips, dtype=torch.uint8).pin_memory()
 
@@ -150,15 +153,15 @@ def allowed(decode: float, augment: float) -> float:
     return 1 / (1 / decode + 1 / augment)
 
 
-def pixels(source: Source, row: int, drawn: Draw) -> np.ndarray:
+def pixels(source: Source, row: int, params: ViewParams) -> np.ndarray:
     video = source.dataset.read(row, source.component)
-    return decode_views(video, drawn, source.plan.size, source.plan.modality)
+    return decode_views(video, params, source.spec.size, source.spec.modality)
 
 
 def encoded_video(source: Source, row: int) -> np.ndarray:
     return np.frombuffer(source.dataset.read(row, source.component), np.uint8)
 
 
-def batched(samples: list[tuple[int, Draw]], size: int) -> Iterator[list[tuple[int, Draw]]]:
+def batched(samples: list[tuple[int, ViewParams]], size: int) -> Iterator[list[tuple[int, ViewParams]]]:
     for first in range(0, len(samples), size):
         yield samples[first : first + size]

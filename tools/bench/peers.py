@@ -30,7 +30,7 @@ class Peer:
 def dataloader_peers(
     source: Source, way: Way, views: Tensor, batches: int, counts: tuple[int, ...], stack: ExitStack
 ) -> dict[str, Peer]:
-    """The DataLoader with the best of these numbers of workers; the same with torchvision's ColorJitter, where the plan
+    """The DataLoader with the best of these numbers of workers; the same with torchvision's ColorJitter, where the spec
     has a jitter; on a GPU also with torchcodec's CUDA decoder.
 
     views: our first batch's. stack: ends the workers. Raises InputError without torchcodec, or where the tars are elsewhere.
@@ -45,7 +45,7 @@ def dataloader_peers(
 
     def difference(peer: DataLoaderPeer) -> float:
         (batch,) = peer.take(0, 1)
-        return mean_difference(views, batch["views"], source.plan)
+        return mean_difference(views, batch["views"], source.spec)
 
     found = {
         "dataloader": Peer(
@@ -54,7 +54,7 @@ def dataloader_peers(
             best,
         )
     }
-    if (jitter := color_jitter(source.plan)) is not None:
+    if (jitter := color_jitter(source.spec)) is not None:
         usual = DataLoaderPeer(source, best.workers, batches, way.device, jitter=jitter)
         stack.callback(usual.close)
         found["dataloader-colorjitter"] = Peer("the same with ColorJitter", {"workers": best.workers}, usual)

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from pipelines import augment, colour
-from pipelines.draw import NOISE_FRAMES, Draw
-from pipelines.plan import ViewPlan
+from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.views import ViewSpec
 
 from .color_jitter import jittered
 
@@ -30,7 +30,7 @@ _PLANES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def clip(
-    video: bytes, drawn: Draw, plan: ViewPlan, device: str = "cpu", jitter: nn.Module | None = None
+    video: bytes, params: ViewParams, spec: ViewSpec, device: str = "cpu", jitter: nn.Module | None = None
 ) -> Tensor:
     """One sample's views (V, C, T, S, S) float32, as Graph makes them, on torchcodec's `device`.
 
@@ -38,27 +38,27 @@ def clip(
     """
     from torchcodec.decoders import VideoDecoder
 
-    numbers, places = np.unique(drawn.frames, return_inverse=True)
+    numbers, places = np.unique(params.frames, return_inverse=True)
     decoder = VideoDecoder(video, seek_mode="approximate", num_ffmpeg_threads=1, device=device)
-    frames_NPHW = _PLANES[plan.modality](decoder.get_frames_at(numbers.tolist()).data)
-    x_VTPSS = cut(frames_NPHW, places.reshape(drawn.frames.shape), drawn, plan.size)
-    if plan.modality == "difference":
+    frames_NPHW = _PLANES[spec.modality](decoder.get_frames_at(numbers.tolist()).data)
+    x_VTPSS = cut(frames_NPHW, places.reshape(params.frames.shape), params, spec.size)
+    if spec.modality == "difference":
         x_VTPSS = x_VTPSS.float().diff(dim=1)
     x_FPSS = x_VTPSS.flatten(0, 1)
     if jitter is not None:
-        coloured = jittered(jitter, x_FPSS, plan)
+        coloured = jittered(jitter, x_FPSS, spec)
     else:
-        coloured = recolour(cube_root_xyz(x_FPSS) if plan.lab else x_FPSS.float(), drawn)
-    if plan.channel_drop:
-        coloured = fill_dropped(coloured, drawn, plan)
-    return coloured.unflatten(0, (plan.views, plan.frames)).transpose(1, 2)
+        coloured = recolour(cube_root_xyz(x_FPSS) if spec.lab else x_FPSS.float(), params)
+    if spec.channel_drop:
+        coloured = fill_dropped(coloured, params, spec)
+    return coloured.unflatten(0, (spec.views, spec.frames)).transpose(1, 2)
 
 
-def cut(frames_NPHW: Tensor, places_VT: np.ndarray, drawn: Draw, size: int) -> Tensor:
+def cut(frames_NPHW: Tensor, places_VT: np.ndarray, params: ViewParams, size: int) -> Tensor:
     """Crop, scale, mirror and turn: (V, T, P, S, S) uint8; views that look alike are made together."""
     looks: dict[tuple, list[int]] = defaultdict(list)
-    for view, box in enumerate(drawn.boxes.tolist()):
-        looks[(*box, bool(drawn.flips[view]), float(drawn.angles[view]))].append(view)
+    for view, box in enumerate(params.boxes.tolist()):
+        looks[(*box, bool(params.flips[view]), float(params.angles[view]))].append(view)
     out = frames_NPHW.new_empty((*places_VT.shape, frames_NPHW.shape[1], size, size))
     for (left, top, width, height, flip, angle), views in looks.items():
         wanted, again = np.unique(places_VT[views], return_inverse=True)
@@ -70,9 +70,9 @@ def cut(frames_NPHW: Tensor, places_VT: np.ndarray, drawn: Draw, size: int) -> T
     return out
 
 
-def recolour(x_FPSS: Tensor, drawn: Draw) -> Tensor:
+def recolour(x_FPSS: Tensor, params: ViewParams) -> Tensor:
     """The draw's affine map of each frame: (F, C, S, S)."""
-    maps = torch.from_numpy(drawn.colours).flatten(0, 1).to(x_FPSS.device)
+    maps = torch.from_numpy(params.colours).flatten(0, 1).to(x_FPSS.device)
     mixed = torch.baddbmm(maps[..., -1:], maps[..., :-1], x_FPSS.flatten(2))
     return mixed.unflatten(2, x_FPSS.shape[2:])
 
@@ -86,17 +86,17 @@ def cube_root_xyz(rgb_F3SS: Tensor) -> Tensor:
     )
 
 
-def fill_dropped(x_F3SS: Tensor, drawn: Draw, plan: ViewPlan) -> Tensor:
+def fill_dropped(x_F3SS: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
     """Noise of 1/100 of the kept channel's deviation in the channels that a draw drops (TCP)."""
-    assert drawn.noise is not None
-    dropped_F3 = torch.from_numpy((drawn.colours == 0).all(-1).reshape(-1, 3)).to(x_F3SS.device)
-    parts = {"frame": len(x_F3SS), "view": plan.views, "clip": 1}[plan.colour_scope]
+    assert params.noise is not None
+    dropped_F3 = torch.from_numpy((params.colours == 0).all(-1).reshape(-1, 3)).to(x_F3SS.device)
+    parts = {"frame": len(x_F3SS), "view": spec.views, "clip": 1}[spec.colour_scope]
     by_part = x_F3SS.unflatten(0, (parts, -1))
     kept = (
         by_part.square().mean((1, 3, 4)) - by_part.mean((1, 3, 4)).square()
     )  # the dropped ones' variance is 0
     deviation = kept.sum(1).clamp(min=0).sqrt().repeat_interleave(len(x_F3SS) // parts)
-    noise = noise_bank(plan.size).to(x_F3SS.device)[torch.from_numpy(drawn.noise).flatten()]
+    noise = noise_bank(spec.size).to(x_F3SS.device)[torch.from_numpy(params.noise).flatten()]
     strength_F3 = dropped_F3 * deviation[:, None] * (0.01 / augment.NOISE_SCALE)
     return x_F3SS + noise * strength_F3[..., None, None]
 
@@ -107,19 +107,19 @@ def noise_bank(size: int) -> Tensor:
     return torch.from_numpy(augment.noise_bank(NOISE_FRAMES, size)).permute(0, 3, 1, 2)
 
 
-def levels(plan: ViewPlan) -> Tensor:
+def levels(spec: ViewSpec) -> Tensor:
     """(C, 1, 1, 1): how many 8-bit levels a difference of 1 in the model's input is; L of Lab counts 0–100 as 0–255."""
-    if plan.modality == "flow":
+    if spec.modality == "flow":
         of_channel = np.full(3, 127.5)
-    elif plan.modality == "difference":
+    elif spec.modality == "difference":
         of_channel = np.array([255 * colour.GREY_STD])
-    elif plan.lab:
+    elif spec.lab:
         of_channel = colour.LAB_STD * [2.55, 1, 1]
     else:
-        of_channel = 255 * colour.IMAGENET_STD if plan.levels == "imagenet" else np.ones(3)
+        of_channel = 255 * colour.IMAGENET_STD if spec.levels == "imagenet" else np.ones(3)
     return torch.tensor(of_channel, dtype=torch.float32)[:, None, None, None]
 
 
-def mean_difference(ours: Tensor, theirs: Tensor, plan: ViewPlan) -> float:
+def mean_difference(ours: Tensor, theirs: Tensor, spec: ViewSpec) -> float:
     """Mean absolute difference of two batches (B, V, C, T, S, S), in 8-bit levels."""
-    return float(((ours.cpu() - theirs.cpu()).abs() * levels(plan)).mean())
+    return float(((ours.cpu() - theirs.cpu()).abs() * levels(spec)).mean())

@@ -1,8 +1,8 @@
-"""The draw: a plan's random numbers for given videos.
+"""The draw: a spec's random numbers for given videos.
 
 Everything random about a batch is drawn here, before a byte of video is read, as a pure function of
 (seed, epoch, row): the same on any number of processes, in any order, at any prefetch depth.
-Letters: B samples, V views, T frames a view, G groups of views that share one draw, N draws of colour.
+Letters: B samples, V views, T frames a view, G groups of views that share one draw, N batch_params of colour.
 """
 
 from dataclasses import dataclass, fields
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import colour
-from pipelines.boxes import draw_boxes, tries
-from pipelines.plan import ViewPlan, paced
+from pipelines.boxes import sample_boxes, tries
 from pipelines.streams import SAMPLE, generator
+from pipelines.views import ViewSpec, paced
 from shards import InputError
 
 NOISE_FRAMES = 32  # frames of noise that channel drop chooses from
 
 
 @dataclass(frozen=True)
-class Draw:
+class ViewParams:
     """What was drawn for B samples.
 
     frames (B, V, T) int32, frame numbers in the video; T + 1 of them for a difference. boxes (B, V, 4) int32:
@@ -29,7 +29,7 @@ class Draw:
     pixels of a yuv420p video. flips (B, V) bool: mirrored left to right. angles (B, V) float32, degrees
     counter-clockwise. colours (B, V, T, C, P + 1) float32: the affine map from the P planes decoded (0–255; for
     Lab (f(X), f(Y), f(Z))) to the C channels that the model is fed. noise (B, V, T) int32, with channel drop:
-    which frame of noise. pace (B, V) int64, with paces: the label, an index into plan.paces.
+    which frame of noise. pace (B, V) int64, with paces: the label, an index into spec.paces.
     """
 
     frames: NDArray[np.int32]
@@ -40,23 +40,23 @@ class Draw:
     noise: NDArray[np.int32] | None = None
     pace: NDArray[np.int64] | None = None
 
-    def sample(self, index: int) -> "Draw":
+    def sample(self, index: int) -> "ViewParams":
         """The draw of one sample, without the batch axis."""
-        drawn: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, values in drawn.items():
-            drawn[name] = None if values is None else values[index]
-        return Draw(**drawn)
+        params: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in params.items():
+            params[name] = None if values is None else values[index]
+        return ViewParams(**params)
 
-    def clips(self, count: int) -> "list[Draw]":
-        """The draws of `count` clips of one video, each without an axis of its own: see draw_clips."""
-        drawn: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, values in drawn.items():
-            drawn[name] = [None] * count if values is None else np.split(values, count)
-        return [Draw(**{name: parts[clip] for name, parts in drawn.items()}) for clip in range(count)]
+    def clips(self, count: int) -> "list[ViewParams]":
+        """The draws of `count` clips of one video, each without an axis of its own: see sample_clip_params."""
+        params: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in params.items():
+            params[name] = [None] * count if values is None else np.split(values, count)
+        return [ViewParams(**{name: parts[clip] for name, parts in params.items()}) for clip in range(count)]
 
 
-def draw_clips(
-    plan: ViewPlan,
+def sample_clip_params(
+    spec: ViewSpec,
     rows: NDArray[np.int64],
     num_frames: NDArray[np.int64],
     widths: NDArray[np.int64],
@@ -65,24 +65,24 @@ def draw_clips(
     seed: int,
     epoch: int,
     clips: int,
-) -> Draw:
-    """Draw `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
+) -> ViewParams:
+    """ViewParams `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
 
     An epoch is that many passes at once: clip c is what `draw` gives in epoch `epoch · clips + c`.
     """
     passes = [
-        draw(plan, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
+        sample_params(spec, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
         for clip in range(clips)
     ]
-    drawn: dict[str, Any] = {}
-    for field in fields(Draw):
+    params: dict[str, Any] = {}
+    for field in fields(ViewParams):
         parts = [getattr(one, field.name) for one in passes]
-        drawn[field.name] = None if parts[0] is None else np.concatenate(parts, axis=1)
-    return Draw(**drawn)
+        params[field.name] = None if parts[0] is None else np.concatenate(parts, axis=1)
+    return ViewParams(**params)
 
 
-def draw(
-    plan: ViewPlan,
+def sample_params(
+    spec: ViewSpec,
     rows: NDArray[np.int64],
     num_frames: NDArray[np.int64],
     widths: NDArray[np.int64],
@@ -90,78 +90,78 @@ def draw(
     *,
     seed: int,
     epoch: int,
-) -> Draw:
-    """Draw for B samples; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
+) -> ViewParams:
+    """ViewParams for B samples; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
 
-    Raises InputError for a video shorter than the plan under the policy "reject".
+    Raises InputError for a video shorter than the spec under the policy "error".
     """
-    B, V, T = len(rows), plan.views, plan.frames
-    box_of, colour_of = plan.scope(plan.box_scope)[:, 0], plan.scope(plan.colour_scope)
-    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, tries(plan)
-    starts, paces = (V, V) if plan.paces else (1, 0)
-    # in this order for ever: a plan that adds draws at the end leaves those before them as they were
-    counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * plan.channel_drop)
+    B, V, T = len(rows), spec.views, spec.frames
+    box_of, colour_of = spec.scope(spec.box_scope)[:, 0], spec.scope(spec.colour_scope)
+    G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, tries(spec)
+    starts, paces = (V, V) if spec.paces else (1, 0)
+    # in this order for ever: a spec that adds draws at the end leaves those before them as they were
+    counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * spec.channel_drop)
     uniform = np.stack([generator(SAMPLE, seed, epoch, int(row)).random(sum(counts)) for row in rows])
     start_u, box_u, turn_u, colour_u, pace_u, noise_u = np.split(uniform, np.cumsum(counts)[:-1], axis=1)
     turn_u = turn_u.reshape(B, G, 2)
-    pace = np.floor(pace_u * len(plan.paces)).astype(np.int64) if plan.paces else None
-    boxes = draw_boxes(plan, box_u.reshape(B, G, K, 4), widths, heights)
-    flips = (turn_u[..., 0] < plan.flip)[:, box_of]
-    colours = _colours(plan, colour_u.reshape(B, N, 7))[:, colour_of]
-    return Draw(
-        frames=_frames(plan, start_u, pace, num_frames),
+    pace = np.floor(pace_u * len(spec.paces)).astype(np.int64) if spec.paces else None
+    boxes = sample_boxes(spec, box_u.reshape(B, G, K, 4), widths, heights)
+    flips = (turn_u[..., 0] < spec.flip)[:, box_of]
+    colours = _colours(spec, colour_u.reshape(B, N, 7))[:, colour_of]
+    return ViewParams(
+        frames=_frames(spec, start_u, pace, num_frames),
         boxes=np.ascontiguousarray(boxes[:, box_of]),
         flips=np.ascontiguousarray(flips),
-        angles=(plan.rotation * (2 * turn_u[..., 1] - 1))[:, box_of].astype(np.float32, order="C"),
-        colours=_of_planes(plan, colours, flips).astype(np.float32, order="C"),
+        angles=(spec.rotation * (2 * turn_u[..., 1] - 1))[:, box_of].astype(np.float32, order="C"),
+        colours=_of_planes(spec, colours, flips).astype(np.float32, order="C"),
         noise=np.floor(noise_u.reshape(B, V, T) * NOISE_FRAMES).astype(np.int32)
-        if plan.channel_drop
+        if spec.channel_drop
         else None,
         pace=pace,
     )
 
 
 def _frames(
-    plan: ViewPlan, uniform: NDArray, pace_BV: NDArray[np.int64] | None, num_frames_B: NDArray
+    spec: ViewSpec, uniform: NDArray, pace_BV: NDArray[np.int64] | None, num_frames_B: NDArray
 ) -> NDArray[np.int32]:
     """Frame numbers (B, V, T). A clip that fits starts anywhere it fits; a longer one starts at frame 0.
 
     uniform: (B, 1), or (B, V) where every view has a pace, and so a start, of its own.
     """
-    if plan.short == "reject" and (num_frames_B < plan.span).any():
+    if spec.padding == "error" and (num_frames_B < spec.span).any():
         raise InputError(
-            f"a video of {num_frames_B.min()} frames is shorter than the {plan.span} that the plan spans: "
-            f"select videos with min_frames={plan.span}, or use the policy edge or loop (--short)"
+            f"a video of {num_frames_B.min()} frames is shorter than the {spec.span} that the spec spans: "
+            f"select videos with min_frames={spec.span}, or use the policy repeat_last or wrap (--padding)"
         )
-    offsets = np.asarray(plan.offsets)[None]
-    if plan.modality == "difference":
+    offsets = np.asarray(spec.offsets)[None]
+    if spec.modality == "difference":
         offsets = np.concatenate([offsets, offsets[..., -1:] + 1], axis=-1)
     if pace_BV is not None:
-        offsets = paced(offsets, np.asarray(plan.paces)[pace_BV][..., None])
-    span = plan.span if pace_BV is None else offsets.max(-1) + 1
+        offsets = paced(offsets, np.asarray(spec.paces)[pace_BV][..., None])
+    span = spec.span if pace_BV is None else offsets.max(-1) + 1
     length = num_frames_B[:, None]
-    room = length if plan.wrap else np.maximum(length - span + 1, 1)
+    room = length if spec.circular else np.maximum(length - span + 1, 1)
     numbers = np.floor(uniform * room).astype(np.int64)[..., None] + offsets
     length = length[..., None]
-    numbers = numbers % length if plan.wrap or plan.short == "loop" else np.minimum(numbers, length - 1)
+    numbers = numbers % length if spec.circular or spec.padding == "wrap" else np.minimum(numbers, length - 1)
     return numbers.astype(np.int32)
 
 
-def _colours(plan: ViewPlan, uniform_BN7: NDArray) -> NDArray[np.float64]:
+def _colours(spec: ViewSpec, uniform_BN7: NDArray) -> NDArray[np.float64]:
     """Colour maps (B, N, 4, 4) of three channels: jitter, then grey, then what the model is fed."""
     third = np.floor(uniform_BN7[..., 6] * 3)
-    if plan.lab:
-        return colour.standardised_lab(third if plan.lab_drop else np.full_like(third, -1))
-    if plan.modality == "flow":
+    if spec.lab:
+        return colour.standardised_lab(third if spec.lab_drop else np.full_like(third, -1))
+    if spec.modality == "flow":
         last = colour.normalise(np.full(3, 0.5), np.full(3, 0.5))
     else:
-        last = colour.normalise() if plan.levels == "imagenet" else colour.bgr()
+        last = colour.normalise() if spec.levels == "imagenet" else colour.bgr()
     chain = np.broadcast_to(last, (*uniform_BN7.shape[:2], 4, 4))
-    if plan.channel_drop:
+    if spec.channel_drop:
         chain = colour.keep(third) @ chain
-    if plan.jitter is None:
+    if spec.jitter is None:
         return chain
-    jitter, signed = plan.jitter, 2 * uniform_BN7 - 1
+    jitter, signed = spec.jitter, 2 * uniform_BN7 - 1
     applied = uniform_BN7[..., 0] < jitter.probability
 
     def factor(column: int, strength: float) -> NDArray[np.float64]:
@@ -183,12 +183,12 @@ def _colours(plan: ViewPlan, uniform_BN7: NDArray) -> NDArray[np.float64]:
 
 
 def _of_planes(
-    plan: ViewPlan, maps_BVT44: NDArray[np.float64], flips_BV: NDArray[np.bool_]
+    spec: ViewSpec, maps_BVT44: NDArray[np.float64], flips_BV: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Maps (B, V, T, C, P + 1) from the planes that are decoded."""
-    if plan.modality == "difference":
+    if spec.modality == "difference":
         return np.broadcast_to([1 / (255 * colour.GREY_STD), 0.0], (*maps_BVT44.shape[:3], 1, 2))
-    if plan.modality == "rgb":
+    if spec.modality == "rgb":
         return maps_BVT44[..., :3, :]
     # the third channel, zero, lies at the level of no motion; a mirrored u changes its sign first
     u, v, third, constant = np.moveaxis(maps_BVT44[..., :3, :], -1, 0)

@@ -1,4 +1,4 @@
-"""The plan is arithmetic: pure, in range, and shared between frames as the scopes say."""
+"""The spec is arithmetic: pure, in range, and shared between frames as the scopes say."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipelines.draw import Draw, draw
-from pipelines.plan import Jitter, ViewPlan
+from pipelines.sampling import ViewParams, sample_params
+from pipelines.views import Jitter, ViewSpec
 from shards import InputError
 from tests.pipelines.reference import assert_same_draw
 
@@ -23,12 +23,12 @@ even = st.integers(1, 200).map(lambda half: 2 * half)
 
 
 @st.composite
-def plans(make) -> ViewPlan:
+def specs(make) -> ViewSpec:
     views, frames = make(st.integers(1, 3)), make(st.integers(1, 5))
     offset = st.integers(0, 40)
     offsets = tuple(tuple(make(offset) for _ in range(frames)) for _ in range(views))
     lab, drop = make(st.sampled_from([(False, False), (True, False), (False, True)]))
-    return ViewPlan(
+    return ViewSpec(
         offsets=offsets,
         size=32,
         rotation=make(st.sampled_from([0.0, 15.0])),
@@ -39,20 +39,22 @@ def plans(make) -> ViewPlan:
         box_scope=make(st.sampled_from(["view", "clip"])),
         colour_scope=make(st.sampled_from(["frame", "view", "clip"])),
         groups=make(st.sampled_from([(), tuple(v // 2 for v in range(views))])),
-        short=make(st.sampled_from(["edge", "loop"])),
+        padding=make(st.sampled_from(["repeat_last", "wrap"])),
     )
 
 
-def drawn(plan: ViewPlan, rows: list[int], *, seed: int = 0, epoch: int = 0, length: int = 100) -> Draw:
+def params(
+    spec: ViewSpec, rows: list[int], *, seed: int = 0, epoch: int = 0, length: int = 100
+) -> ViewParams:
     """A draw for videos whose length and size follow from the row."""
     chosen = np.array(rows, dtype=np.int64)
     sizes = (length + chosen % 7, 64 + 2 * (chosen % 5), 48 + 2 * (chosen % 3))
-    return draw(plan, chosen, *sizes, seed=seed, epoch=epoch)
+    return sample_params(spec, chosen, *sizes, seed=seed, epoch=epoch)
 
 
-def taken(whole: Draw, places: list[int]) -> Draw:
+def taken(whole: ViewParams, places: list[int]) -> ViewParams:
     noise = None if whole.noise is None else whole.noise[places]
-    return Draw(
+    return ViewParams(
         whole.frames[places],
         whole.boxes[places],
         whole.flips[places],
@@ -63,42 +65,42 @@ def taken(whole: Draw, places: list[int]) -> Draw:
 
 
 @settings(deadline=None, max_examples=60)
-@given(plans(), rows_of_a_batch, seeds, epochs, st.data())
-def test_a_sample_draws_the_same_in_whatever_batch_it_is(plan, rows, seed, epoch, data) -> None:
-    whole = drawn(plan, rows, seed=seed, epoch=epoch)
-    assert_same_draw(drawn(plan, rows, seed=seed, epoch=epoch), whole)
+@given(specs(), rows_of_a_batch, seeds, epochs, st.data())
+def test_a_sample_draws_the_same_in_whatever_batch_it_is(spec, rows, seed, epoch, data) -> None:
+    whole = params(spec, rows, seed=seed, epoch=epoch)
+    assert_same_draw(params(spec, rows, seed=seed, epoch=epoch), whole)
     places = data.draw(st.permutations(range(len(rows))))
-    assert_same_draw(drawn(plan, [rows[p] for p in places], seed=seed, epoch=epoch), taken(whole, places))
+    assert_same_draw(params(spec, [rows[p] for p in places], seed=seed, epoch=epoch), taken(whole, places))
     for place, row in enumerate(rows):
-        alone = drawn(plan, [row], seed=seed, epoch=epoch)
+        alone = params(spec, [row], seed=seed, epoch=epoch)
         assert_same_draw(alone, taken(whole, [place]))
         assert_same_draw(alone.sample(0), whole.sample(place))
     middle = len(rows) // 2
     for part in (range(middle), range(middle, len(rows))):
         if part:
             assert_same_draw(
-                drawn(plan, [rows[p] for p in part], seed=seed, epoch=epoch), taken(whole, list(part))
+                params(spec, [rows[p] for p in part], seed=seed, epoch=epoch), taken(whole, list(part))
             )
 
 
 def test_rows_epochs_and_seeds_draw_differently() -> None:
-    plan = ViewPlan(offsets=((0, 1),), size=32, jitter=ALWAYS, rotation=10)
-    draws = [
-        drawn(plan, [row], seed=s, epoch=e) for s, e, row in itertools.product(range(3), range(3), range(3))
+    spec = ViewSpec(offsets=((0, 1),), size=32, jitter=ALWAYS, rotation=10)
+    batch_params = [
+        params(spec, [row], seed=s, epoch=e) for s, e, row in itertools.product(range(3), range(3), range(3))
     ]
     for name in ("colours", "angles"):
-        assert len({getattr(d, name).tobytes() for d in draws}) == 27
+        assert len({getattr(d, name).tobytes() for d in batch_params}) == 27
 
 
 def test_shapes_and_types() -> None:
-    plan = ViewPlan(offsets=((0, 1, 2), (4, 5, 6)), size=32)
-    d = drawn(plan, [3, 5, 7, 9])
+    spec = ViewSpec(offsets=((0, 1, 2), (4, 5, 6)), size=32)
+    d = params(spec, [3, 5, 7, 9])
     assert (d.frames.shape, d.frames.dtype) == ((4, 2, 3), np.int32)
     assert (d.boxes.shape, d.boxes.dtype) == ((4, 2, 4), np.int32)
     assert (d.flips.shape, d.flips.dtype) == ((4, 2), np.bool_)
     assert (d.angles.shape, d.angles.dtype) == ((4, 2), np.float32)
     assert (d.colours.shape, d.colours.dtype) == ((4, 2, 3, 3, 4), np.float32)
-    assert (plan.views, plan.frames, plan.span) == (2, 3, 7)
+    assert (spec.views, spec.frames, spec.span) == (2, 3, 7)
 
 
 def played(length: int, needed: int, policy: str) -> list[int]:
@@ -108,59 +110,63 @@ def played(length: int, needed: int, policy: str) -> list[int]:
         if n < length:
             shown.append(n)
         else:
-            shown.append(length - 1 if policy == "edge" else shown[n - length])
+            shown.append(length - 1 if policy == "repeat_last" else shown[n - length])
     return shown
 
 
-def frames_of(plan: ViewPlan, rows: int, length: int, seed: int = 0) -> NDArray[np.int32]:
+def frames_of(spec: ViewSpec, rows: int, length: int, seed: int = 0) -> NDArray[np.int32]:
     ones = np.ones(rows, dtype=np.int64)
-    return draw(plan, np.arange(rows), length * ones, 64 * ones, 64 * ones, seed=seed, epoch=0).frames
+    return sample_params(
+        spec, np.arange(rows), length * ones, 64 * ones, 64 * ones, seed=seed, epoch=0
+    ).frames
 
 
 @settings(deadline=None, max_examples=100)
-@given(plans(), st.integers(1, 100), seeds)
-def test_frame_numbers_are_the_offsets_of_one_start_under_the_policy(plan, length, seed) -> None:
-    starts = range(max(length - plan.span + 1, 1))
-    shown = played(length, starts[-1] + plan.span, plan.short)
-    possible = [[[shown[start + offset] for offset in view] for view in plan.offsets] for start in starts]
-    for frames in frames_of(plan, 4, length, seed):
+@given(specs(), st.integers(1, 100), seeds)
+def test_frame_numbers_are_the_offsets_of_one_start_under_the_policy(spec, length, seed) -> None:
+    starts = range(max(length - spec.span + 1, 1))
+    shown = played(length, starts[-1] + spec.span, spec.padding)
+    possible = [[[shown[start + offset] for offset in view] for view in spec.offsets] for start in starts]
+    for frames in frames_of(spec, 4, length, seed):
         assert frames.min() >= 0 and frames.max() < length
         assert frames.tolist() in possible
 
 
-@pytest.mark.parametrize("policy", ["edge", "loop", "reject"])
+@pytest.mark.parametrize("policy", ["repeat_last", "wrap", "error"])
 def test_a_clip_starts_everywhere_where_it_fits_and_nowhere_else(policy) -> None:
-    plan = ViewPlan(offsets=((0, 2, 4), (3, 5, 7)), size=32, short=policy)
+    spec = ViewSpec(offsets=((0, 2, 4), (3, 5, 7)), size=32, padding=policy)
     for room in (0, 1, 4):
-        frames = frames_of(plan, 300, plan.span + room)
+        frames = frames_of(spec, 300, spec.span + room)
         starts, counts = np.unique(frames[:, 0, 0], return_counts=True)
         assert starts.tolist() == list(range(room + 1))
         assert counts.min() > 300 / (room + 1) / 2  # about equally often
-        assert (frames - frames[:, :1, :1] == np.array(plan.offsets)).all()
+        assert (frames - frames[:, :1, :1] == np.array(spec.offsets)).all()
 
 
 def test_a_short_video_by_hand() -> None:
-    plan = ViewPlan(offsets=((0, 1, 2, 3, 4, 5, 6),), size=32)
-    assert frames_of(plan, 1, 3)[0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2]
-    assert frames_of(replace(plan, short="loop"), 1, 3)[0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    spec = ViewSpec(offsets=((0, 1, 2, 3, 4, 5, 6),), size=32)
+    assert frames_of(spec, 1, 3)[0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2]
+    assert frames_of(replace(spec, padding="wrap"), 1, 3)[0, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_reject_refuses_a_video_one_frame_too_short() -> None:
-    plan = ViewPlan(offsets=((0, 9),), size=32, short="reject")
-    assert frames_of(plan, 1, 10).tolist() == [[[0, 9]]]
+    spec = ViewSpec(offsets=((0, 9),), size=32, padding="error")
+    assert frames_of(spec, 1, 10).tolist() == [[[0, 9]]]
     with pytest.raises(InputError, match="9 frames is shorter than the 10"):
-        frames_of(plan, 1, 9)
+        frames_of(spec, 1, 9)
 
 
-def boxes_of(plan: ViewPlan, width: int, height: int, seed: int, rows: int = 8) -> NDArray[np.int64]:
+def boxes_of(spec: ViewSpec, width: int, height: int, seed: int, rows: int = 8) -> NDArray[np.int64]:
     ones = np.ones(rows, dtype=np.int64)
-    boxes = draw(plan, np.arange(rows), 50 * ones, width * ones, height * ones, seed=seed, epoch=0).boxes
+    boxes = sample_params(
+        spec, np.arange(rows), 50 * ones, width * ones, height * ones, seed=seed, epoch=0
+    ).boxes
     return boxes.reshape(-1, 4).astype(np.int64)
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    plans(),
+    specs(),
     even,
     even,
     seeds,
@@ -168,9 +174,9 @@ def boxes_of(plan: ViewPlan, width: int, height: int, seed: int, rows: int = 8) 
     st.floats(0.1, 1),
     st.floats(1, 9),
 )
-def test_boxes_are_even_and_inside_whatever_the_frame(plan, width, height, seed, area, low, high) -> None:
-    plan = replace(plan, area=tuple(sorted(area)), ratio=(low, high))
-    boxes = boxes_of(plan, width, height, seed)
+def test_boxes_are_even_and_inside_whatever_the_frame(spec, width, height, seed, area, low, high) -> None:
+    spec = replace(spec, area=tuple(sorted(area)), ratio=(low, high))
+    boxes = boxes_of(spec, width, height, seed)
     left, top, w, h = boxes.T
     assert (boxes % 2 == 0).all()
     assert w.min() >= 2 and h.min() >= 2 and left.min() >= 0 and top.min() >= 0
@@ -182,16 +188,16 @@ def test_boxes_are_even_and_inside_whatever_the_frame(plan, width, height, seed,
 def test_area_and_ratio_are_as_stated_where_the_frame_allows(half, aspect, seed) -> None:
     # half the area of a frame of nearly the box's shape always fits; a side w came from [w − 0.5, w + 2.5)
     width, height = 2 * half, 2 * round(half / aspect)
-    plan = ViewPlan(offsets=((0,),), size=32, area=(0.1, 0.5), ratio=(0.7, 1.4))
-    _, _, w, h = boxes_of(plan, width, height, seed, rows=32).T
+    spec = ViewSpec(offsets=((0,),), size=32, area=(0.1, 0.5), ratio=(0.7, 1.4))
+    _, _, w, h = boxes_of(spec, width, height, seed, rows=32).T
     assert ((w - 0.5) * (h - 0.5) <= 0.5 * width * height).all()
     assert ((w + 2.5) * (h + 2.5) >= 0.1 * width * height).all()
     assert ((w - 0.5) / (h + 2.5) <= 1.4).all() and ((w + 2.5) / (h - 0.5) >= 0.7).all()
 
 
 def test_boxes_use_the_whole_of_their_ranges() -> None:
-    plan = ViewPlan(offsets=((0,),), size=32, area=(0.1, 0.5), ratio=(0.5, 2.0))
-    left, top, w, h = boxes_of(plan, 400, 400, seed=1, rows=2000).T
+    spec = ViewSpec(offsets=((0,),), size=32, area=(0.1, 0.5), ratio=(0.5, 2.0))
+    left, top, w, h = boxes_of(spec, 400, 400, seed=1, rows=2000).T
     share, ratio = w * h / 160_000, w / h
     assert share.min() < 0.12 and share.max() > 0.48 and abs(share.mean() - 0.3) < 0.02
     assert ratio.min() < 0.55 and ratio.max() > 1.8
@@ -202,22 +208,22 @@ def test_boxes_use_the_whole_of_their_ranges() -> None:
 
 
 def test_where_no_box_fits_the_largest_allowed_is_cut_from_the_centre() -> None:
-    plan = ViewPlan(offsets=((0,),), size=32, area=(0.9, 1.0), ratio=(0.7, 1.4))
-    assert (boxes_of(plan, 200, 20, seed=0) == [86, 0, 28, 20]).all()  # 20 · 1.4 = 28 wide
-    assert (boxes_of(plan, 28, 200, seed=0) == [0, 80, 28, 40]).all()  # 28 / 0.7 = 40 high
+    spec = ViewSpec(offsets=((0,),), size=32, area=(0.9, 1.0), ratio=(0.7, 1.4))
+    assert (boxes_of(spec, 200, 20, seed=0) == [86, 0, 28, 20]).all()  # 20 · 1.4 = 28 wide
+    assert (boxes_of(spec, 28, 200, seed=0) == [0, 80, 28, 40]).all()  # 28 / 0.7 = 40 high
 
 
 def test_the_whole_frame_when_area_and_ratio_say_so() -> None:
-    plan = ViewPlan(offsets=((0,),), size=32, area=(1.0, 1.0), ratio=(2.0, 2.0))
-    assert (boxes_of(plan, 128, 64, seed=0) == [0, 0, 128, 64]).all()
+    spec = ViewSpec(offsets=((0,),), size=32, area=(1.0, 1.0), ratio=(2.0, 2.0))
+    assert (boxes_of(spec, 128, 64, seed=0) == [0, 0, 128, 64]).all()
 
 
 def test_probabilities_and_angles() -> None:
-    plan = ViewPlan(offsets=((0,),), size=32, flip=0.25, rotation=20)
-    d = drawn(plan, list(range(2000)))
+    spec = ViewSpec(offsets=((0,),), size=32, flip=0.25, rotation=20)
+    d = params(spec, list(range(2000)))
     assert abs(d.flips.mean() - 0.25) < 0.03
     assert np.abs(d.angles).max() <= 20 and d.angles.min() < -18 and d.angles.max() > 18
-    none, always = (drawn(replace(plan, flip=p, rotation=0), list(range(50))) for p in (0, 1))
+    none, always = (params(replace(spec, flip=p, rotation=0), list(range(50))) for p in (0, 1))
     assert not none.flips.any() and always.flips.all() and not none.angles.any()
 
 
@@ -226,11 +232,11 @@ def shared(values: NDArray) -> list[list[bool]]:
 
 
 def test_groups_share_box_flip_angle_and_colours() -> None:
-    plan = ViewPlan(
+    spec = ViewSpec(
         offsets=((0, 1), (2, 3), (4, 5)), size=32, rotation=30, jitter=ALWAYS,
         box_scope="view", colour_scope="view", groups=(0, 1, 1),
     )  # fmt: skip
-    d = drawn(plan, list(range(64)))
+    d = params(spec, list(range(64)))
     pairs = [[True, False, False], [False, True, True], [False, True, True]]
     for sample in range(64):
         assert shared(d.angles[sample]) == shared(d.colours[sample]) == pairs
@@ -243,11 +249,11 @@ def test_groups_share_box_flip_angle_and_colours() -> None:
 @pytest.mark.parametrize("scope, different", [("clip", 1), ("view", 2), ("frame", 6)])
 @pytest.mark.parametrize("lab_drop", [False, True])
 def test_colours_are_shared_within_their_scope_only(scope, different, lab_drop) -> None:
-    plan = ViewPlan(
+    spec = ViewSpec(
         offsets=((0, 1, 2), (3, 4, 5)), size=32, colour_scope=scope,
         jitter=None if lab_drop else ALWAYS, lab_drop=lab_drop,
     )  # fmt: skip
-    maps = drawn(plan, list(range(40))).colours.reshape(40, 6, 12)
+    maps = params(spec, list(range(40))).colours.reshape(40, 6, 12)
     distinct = [len(np.unique(sample, axis=0)) for sample in maps]
     assert max(distinct) == min(different, 3 if lab_drop else 6)  # Lab has three channels to drop
     if not lab_drop:
@@ -257,8 +263,8 @@ def test_colours_are_shared_within_their_scope_only(scope, different, lab_drop) 
 
 
 def test_box_scope_clip_gives_all_views_one_box_flip_and_angle() -> None:
-    plan = ViewPlan(offsets=((0,), (1,), (2,)), size=32, rotation=30, box_scope="clip", groups=(0, 1, 2))
-    d = drawn(plan, list(range(30)))
+    spec = ViewSpec(offsets=((0,), (1,), (2,)), size=32, rotation=30, box_scope="clip", groups=(0, 1, 2))
+    d = params(spec, list(range(30)))
     for values in (d.boxes, d.flips, d.angles):
         assert (values == values[:, :1]).all()
 
@@ -294,7 +300,7 @@ def test_box_scope_clip_gives_all_views_one_box_flip_and_angle() -> None:
         {"rotation": math.inf},
         {"box_scope": "frame"},
         {"colour_scope": "views"},
-        {"short": "repeat"},
+        {"padding": "repeat"},
         {"modality": "rgbd"},
         {"crop": 0.0},
         {"crop": 1.1},
@@ -313,7 +319,7 @@ def test_box_scope_clip_gives_all_views_one_box_flip_and_angle() -> None:
 )
 def test_a_plan_that_makes_no_sense_is_refused(wrong) -> None:
     with pytest.raises(ValueError):
-        ViewPlan(**{"offsets": ((0, 1), (2, 3)), "size": 32, **wrong})
+        ViewSpec(**{"offsets": ((0, 1), (2, 3)), "size": 32, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -333,10 +339,10 @@ def test_a_jitter_that_makes_no_sense_is_refused(wrong) -> None:
 
 
 def test_channels_and_frames_of_the_modalities() -> None:
-    plans = {
-        m: ViewPlan(offsets=((0, 1), (2, 3)), size=32, modality=m) for m in ("rgb", "difference", "flow")
+    specs = {
+        m: ViewSpec(offsets=((0, 1), (2, 3)), size=32, modality=m) for m in ("rgb", "difference", "flow")
     }
-    assert {m: (p.channels, p.planes, p.decoded, p.span) for m, p in plans.items()} == {
+    assert {m: (p.channels, p.planes, p.decoded, p.span) for m, p in specs.items()} == {
         "rgb": (3, 3, 2, 4),
         "difference": (1, 1, 3, 5),
         "flow": (3, 2, 2, 4),

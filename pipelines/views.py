@@ -1,4 +1,4 @@
-"""The plan: how a method looks at a video, in words that pipelines.draw turns into numbers.
+"""The spec: how a method looks at a video, in words that pipelines.sampling turns into numbers.
 
 Letters: V views, T frames a view, C channels.
 """
@@ -36,23 +36,23 @@ class Jitter:
 
 
 @dataclass(frozen=True)
-class ViewPlan:
+class ViewSpec:
     """How one method looks at a video.
 
-    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is drawn.
+    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is params.
     size: side of a view in pixels, even. area, ratio: a random-resized box takes this share of the frame's
     area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
-    groups: for each view the group whose draws it shares where the scope is "view"; by default its own.
-    short: a video shorter than the clip repeats its last frame ("edge"), starts over ("loop"), or is refused
-    ("reject").
+    groups: for each view the group whose batch_params it shares where the scope is "view"; by default its own.
+    padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts over ("wrap"), or is refused
+    ("error").
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
     level (span is one more); or "flow", (u, v, 0) in −1…1 from the row's component flow.mp4.
     crop: side of a square box as a share of the stored frame's shorter side; replaces area and ratio.
     centre: boxes are in the middle, squares of `crop` or of the whole shorter side.
     channel_drop: two of three channels become Gaussian noise of 1/100 of the kept channel's deviation, per
     colour_scope (TCP; Doersch et al. 2015).
-    paces: every view draws its own pace, a label 0 … len − 1, and its own start; frame numbers are then
+    paces: every view batch_params its own pace, a label 0 … len − 1, and its own start; frame numbers are then
     offsets times the pace, rounded down (Pace, section 3.1). wrap: clips start anywhere and run over the
     video's end to its beginning (Pace's released code).
     levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab.
@@ -69,13 +69,13 @@ class ViewPlan:
     box_scope: Literal["view", "clip"] = "clip"
     colour_scope: Literal["frame", "view", "clip"] = "clip"
     groups: tuple[int, ...] = ()
-    short: Literal["edge", "loop", "reject"] = "edge"
+    padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     modality: Literal["rgb", "difference", "flow"] = "rgb"
     crop: float | None = None
     centre: bool = False
     channel_drop: bool = False
     paces: tuple[float, ...] = ()
-    wrap: bool = False
+    circular: bool = False
     levels: Literal["imagenet", "bgr-255", "lab"] = "imagenet"
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class ViewPlan:
 
     @property
     def span(self) -> int:
-        """Frames from the clip's first to its last, both counted; at the fastest pace where it is drawn."""
+        """Frames from the clip's first to its last, both counted; at the fastest pace where it is params."""
         last = max(max(view) for view in self.offsets)
         if self.paces:
             last = int(paced(last, max(self.paces)))
@@ -165,17 +165,17 @@ class ViewPlan:
         return np.broadcast_to(np.unique(list(groups), return_inverse=True)[1][:, None], shape)
 
 
-def plain(plan: ViewPlan) -> ViewPlan:
+def plain(spec: ViewSpec) -> ViewSpec:
     """The same frames as training shows, without its augmentation: for validation."""
     return replace(
-        plan,
+        spec,
         centre=True,
         flip=0.0,
         rotation=0.0,
         jitter=None,
         lab_drop=False,
         channel_drop=False,
-        levels="lab" if plan.lab else plan.levels,
+        levels="lab" if spec.lab else spec.levels,
     )
 
 
