@@ -125,4 +125,6 @@ class Columns:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Arrow quotes what it finds in a file, whatever it is."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return "".join(letter if letter.isprintable() else "?" for letter in said)[:300]

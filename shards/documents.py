@@ -7,15 +7,17 @@ A shape says what is expected. It is one of
   {"a": shape, "b?": …}   an object with these entries and any others; what is absent counts as null; "b?" may be null
   Each(key, shape)        an object whose keys are not known beforehand
   AnyOf(shape, …)         a value that has one of these shapes
+  AllOf(shape, …)         a value that has all of them
 """
 
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from shards.errors import InputError
 from shards.files import open_regular
@@ -45,6 +47,10 @@ class Each:
 class AnyOf:
     def __init__(self, *shapes: Any) -> None:
         self.shapes = shapes
+
+
+class AllOf(AnyOf):
+    pass
 
 
 def whole(least: int, most: int = 2**53) -> Is:
@@ -78,6 +84,8 @@ _TYPES = {str: "text", bool: "true or false", dict: "an object", list: "a list"}
 
 def problem(value: Any, shape: Any, place: str = "") -> str:
     """The first thing in which a value differs from a shape, in one line; "" where it fits."""
+    if isinstance(shape, AllOf):
+        return next(filter(None, (problem(value, one, place) for one in shape.shapes)), "")
     if isinstance(shape, AnyOf):
         found = [problem(value, one, place) for one in shape.shapes]
         return "" if "" in found else found[-1]
@@ -127,18 +135,16 @@ def read_json(path: Path, shape: Any, fix: str) -> Any:
     return parse(read_bytes(path, fix), shape, path, fix)
 
 
-def read_json_lines(
-    path: Path, shape: Any, fix: str, *, cut: Literal["raise", "drop"] = "raise"
-) -> list[Any]:
-    """The values of a file of one JSON object a line. Raises InputError for one of another shape.
+def read_json_lines(path: Path, shape: Any, fix: str) -> list[Any]:
+    """The values of a file of one JSON value a line. Raises InputError for one of another shape.
 
-    cut: what to do with a last line that has no end, as a process leaves one that is killed while it writes.
+    A last line that was cut off is left out: a process that is killed while it writes leaves one.
     """
-    lines = read_bytes(path, fix, LARGEST * 4).split(b"\n")
-    last = lines.pop()  # empty, where the file is whole
-    if last and cut == "raise":
-        lines.append(last)
-    return [parse(line, shape, f"{path}: line {n}", fix) for n, line in enumerate(lines, 1) if line]
+    *lines, last = read_bytes(path, fix, 4 * LARGEST).split(b"\n")  # last: empty where the file is whole
+    values = [parse(line, shape, f"{path}: line {n}", fix) for n, line in enumerate(lines, 1) if line]
+    with suppress(InputError):
+        values.append(parse(last, shape, path, fix))
+    return values
 
 
 def read_bytes(path: Path, fix: str, most: int = LARGEST) -> bytes:

@@ -60,12 +60,16 @@ _CONTENT = {
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, with `settings` in any case. Raises InputError where it is not one."""
-    return {"settings": {}} | read_json(folder / DESCRIPTION, _CONTENT, AGAIN)
+    return _whole(read_json(folder / DESCRIPTION, _CONTENT, AGAIN))
 
 
 def parse_description(content: bytes, name: str) -> dict[str, Any]:
     """The same of bytes that were fetched from `name`."""
-    return {"settings": {}} | parse(content, _CONTENT, name, "upload the data set again")
+    return _whole(parse(content, _CONTENT, name, "upload the data set again"))
+
+
+def _whole(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"settings": content.get("settings") or {}}
 
 
 REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
@@ -82,9 +86,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
 _OFFSETS = (0, 2**53)  # exact in float64, which a column with nulls becomes
 _SIZES = (0, 2**34)  # a video is decoded from memory
 _PATTERNS = {
-    "key": (r"^[^\x00-\x20\x7f]+$", "text without spaces"),  # rows.txt is split at them
+    "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
     "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
-    **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]*$", TEXT.says)),
+    **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
 }
 KEY = Is(
     _PATTERNS["key"][1],

@@ -206,7 +206,7 @@ class Dataset:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
         codes, there = self._columns.codes(column)
         if value not in there:
-            known = ", ".join(self._splits()) or "none"
+            known = ", ".join(self._splits()[:20]) or "none"
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
         return np.asarray(codes == there.index(value), dtype=bool)
 
