@@ -25,14 +25,16 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.mp4 import DecodeError, PacketIndex, damage_named, read_index
 from pipelines.sampling import ViewParams
-from pipelines.trim import DecodeError, PacketIndex, damage_named, read_index, runs
+from pipelines.trim import runs
 
 av.logging.set_level(av.logging.FATAL)
 
 # Without these two, swscale rounds down and shares chroma between neighbours: RGB is 1.4 levels too dark on
 # average. With them the views equal a float computation within rounding (tests/pipelines/test_decode.py).
 RESIZE_FLAGS = "bilinear+accurate_rnd+full_chroma_int"
+_DECODERS = {"av1": "libdav1d"}  # by name, FFmpeg picks one that needs a GPU
 _TIME_BASE = Fraction(1, 1000)
 
 # How FFmpeg writes a modality: pixel format, the channel of each of its planes, and how many pictures a frame holds,
@@ -85,30 +87,32 @@ def keep_freed_memory() -> None:
 
 def _decode(index: PacketIndex, video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (number, frame) for each of the ascending frame numbers."""
-    if numbers and numbers[-1] >= index.num_frames:
-        raise DecodeError(f"frame {numbers[-1]} is not there, the video has {index.num_frames}")
-    wanted = set(numbers)
+    shown = np.sort(index.ranks[index.numbers >= 0])  # of each frame number
+    if numbers and numbers[-1] >= len(shown):
+        raise DecodeError(f"frame {numbers[-1]} is not there, the video has {len(shown)}")
+    wanted = dict(zip(shown[numbers].tolist(), numbers, strict=True))
     with damage_named():
         for run in runs(index, video, np.asarray(numbers)):
             decoder = _decoder(index)
             for packet in _packets(index, video, run):
                 for frame in decoder.decode(packet):
+                    number = wanted.pop(frame.pts, None)
                     if frame.is_corrupt:
-                        raise DecodeError(f"frame {frame.pts} is damaged")
-                    if frame.pts in wanted:
-                        wanted.remove(frame.pts)
-                        yield frame.pts, frame
+                        raise DecodeError(f"the frame of rank {frame.pts} is damaged")
+                    if number is not None:
+                        yield number, frame
     if wanted:
-        raise DecodeError(f"frame {min(wanted)} does not decode")
+        raise DecodeError(f"frame {min(wanted.values())} does not decode")
 
 
 def _packets(index: PacketIndex, video: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
-    """The packets of a run, with frame numbers as time stamps, and None for the end."""
+    """The packets of a run, with ranks as time stamps, and None for the end."""
     view = memoryview(video)
     for place, first, size in zip(
-        index.numbers[run].tolist(), index.offsets[run].tolist(), index.sizes[run].tolist(), strict=True
+        index.ranks[run].tolist(), index.offsets[run].tolist(), index.sizes[run].tolist(), strict=True
     ):
-        packet = av.Packet(view[first : first + size])
+        packet = av.Packet(size)  # Packet(bytes) has no padding behind the data, which decoders read over
+        packet.update(view[first : first + size])
         packet.pts = place
         yield packet
     yield None
@@ -116,7 +120,7 @@ def _packets(index: PacketIndex, video: bytes, run: NDArray[np.int64]) -> Iterat
 
 def _decoder(index: PacketIndex) -> av.VideoCodecContext:
     """A new decoder: it costs 0.03 ms."""
-    decoder = av.CodecContext.create(index.codec, "r")
+    decoder = av.CodecContext.create(_DECODERS.get(index.codec, index.codec), "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.width, decoder.height = index.width, index.height
     if index.extradata:

@@ -1,36 +1,28 @@
-"""Evaluation's way through videos: every window of every video once, in order, nothing drawn at random.
+"""The clips that an evaluation looks at: given places of given videos, and batches of them.
 
-Letters: W windows of a video, N windows of all videos, V views, T frames a view.
+Letters: W clips of a video, N clips of all videos, V views, T frames a view.
 """
 
-import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipelines.damage import DecodeError
-from pipelines.decode import check_whole, decode_views
-from pipelines.graph import Graph, Placement
+from pipelines.sampler import BatchIndices, Sample, ShuffledOrder
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec, eval_view
-from shards import DamagedError, Dataset
-
-log = logging.getLogger(__name__)
+from shards import Dataset
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which windows of a video are looked at.
+class EvalLayout:
+    """Which clips of a video are looked at.
 
     count: so many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
-    as long as it fits. A video shorter than a window has one, padded. crops: 1, the middle; 5, the middle and the
+    as long as it fits. A video shorter than a clip has one, padded. crops: 1, the middle; 5, the middle and the
     four corners; 10, these and their mirror images.
     """
 
@@ -45,7 +37,7 @@ class Layout:
             )
 
     def starts(self, num_frames: int, span: int) -> NDArray[np.int64]:
-        """First frames (W,), ascending, of a video's windows; span: frames from a window's first to its last."""
+        """First frames (W,), ascending, of a video's clips; span: frames from a clip's first to its last."""
         room = max(num_frames - span, 0)
         if self.hop:
             return np.arange(0, room + 1, self.hop, dtype=np.int64)
@@ -55,8 +47,8 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Windows:
-    """row, start, crop: (N,) int64 each, the row of the table, the window's first frame, which of the crops."""
+class EvalClips:
+    """row, start, crop: (N,) int64 each, the row of the table, the clip's first frame, which of the crops."""
 
     row: NDArray[np.int64]
     start: NDArray[np.int64]
@@ -65,13 +57,15 @@ class Windows:
     def __len__(self) -> int:
         return len(self.row)
 
-    def at(self, places: NDArray) -> "Windows":
+    def at(self, places: NDArray) -> "EvalClips":
         """Those at some places, or where a mask is true."""
-        return Windows(self.row[places], self.start[places], self.crop[places])
+        return EvalClips(self.row[places], self.start[places], self.crop[places])
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Sequence[int] | NDArray, spec: ViewSpec, layout: Layout) -> "Windows":
-        """All windows of the rows, in their order; a video's windows in ascending order, each with all its crops."""
+    def of(
+        cls, dataset: Dataset, rows: Sequence[int] | NDArray, spec: ViewSpec, layout: EvalLayout
+    ) -> "EvalClips":
+        """All clips of the rows, in their order; a video's clips in ascending order, each with all its crops."""
         num_frames = dataset.column("num_frames")
         found = [
             (int(row), int(start), crop)
@@ -82,27 +76,27 @@ class Windows:
         return cls(*np.array(found, dtype=np.int64).reshape(-1, 3).T)
 
 
-def eval_params(spec: ViewSpec, dataset: Dataset, windows: Windows) -> ViewParams:
-    """The spec of N windows: frames from their start, boxes of their crop. The spec is used without augmentation.
+def eval_params(spec: ViewSpec, dataset: Dataset, clips: EvalClips) -> ViewParams:
+    """The spec of N clips: frames from their start, boxes of their crop. The spec is used without augmentation.
 
-    A window that runs over its video's end repeats the last frame, one that starts before it (start < 0) the first; with
+    A clip that runs over its video's end repeats the last frame, one that starts before it (start < 0) the first; with
     the policy "wrap" videos start over. Raises
-    ValueError for a spec with paces: a window's frames are fixed.
+    ValueError for a spec with paces: a clip's frames are fixed.
     """
     if spec.paces:
-        raise ValueError("an evaluation's windows have one pace: set the spec's paces to ()")
+        raise ValueError("an evaluation's clips have one pace: set the spec's paces to ()")
     still = replace(eval_view(spec), padding="wrap" if spec.padding == "wrap" else "repeat_last")
-    facts = [dataset.column(name)[windows.row] for name in ("num_frames", "width", "height")]
+    facts = [dataset.column(name)[clips.row] for name in ("num_frames", "width", "height")]
     straight, mirrored = (
-        sample_params(replace(still, flip=flip), windows.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)
+        sample_params(replace(still, flip=flip), clips.row, *facts, seed=0, epoch=0) for flip in (0.0, 1.0)
     )
-    turned = windows.crop >= 5
+    turned = clips.crop >= 5
     colours = np.where(turned[:, None, None, None, None], mirrored.colours, straight.colours)
-    boxes = _placed(straight.boxes, windows.crop % 5, *facts[1:])
+    boxes = _placed(straight.boxes, clips.crop % 5, *facts[1:])
     flips = np.repeat(turned[:, None], spec.views, axis=1)
     return replace(
         straight,
-        frames=frames_from(still, windows.start, facts[0]),
+        frames=frames_from(still, clips.start, facts[0]),
         boxes=boxes,
         flips=flips,
         colours=colours,
@@ -110,7 +104,7 @@ def eval_params(spec: ViewSpec, dataset: Dataset, windows: Windows) -> ViewParam
 
 
 def frames_from(spec: ViewSpec, start_N: NDArray[np.int64], num_frames_N: NDArray) -> NDArray[np.int32]:
-    """The frames (N, V, T), one more of a difference, of windows that begin at these frames."""
+    """The frames (N, V, T), one more of a difference, of clips that begin at these frames."""
     offsets_VT = np.asarray(spec.offsets)
     if spec.modality == "difference":
         offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
@@ -132,143 +126,128 @@ def _placed(
     return boxes
 
 
-@dataclass(frozen=True)
-class _Task:
-    """The windows of one video in a batch, on their way."""
+class EvalSampler:
+    """Batches of given clips, each once, in order; a video that cannot be decoded is left out.
 
-    row: int
-    places: NDArray[np.int64]  # among all windows
-    params: ViewParams
-    material: "Future[list[NDArray[np.uint8]]]"
-
-
-class WindowLoader:
-    """Batches of windows, each window once, in order; the windows of one video in a batch are decoded together.
-
-    Iterating gives dicts: views (n, V, C, T, H, W) float32 on `device`; index (n,) int64, which of the windows they
-    are; batch, the batch's number. n is below batch_size in the last batch and where videos are left out, perhaps 0. batches: which batches of `batch_size` windows to make, all by default: what a batch holds does not
-    depend on how the batches are divided among processes.
-    failed: row → reason, of videos that could not be read or decoded where a batch wanted them; of these the batch's windows
-    are left out.
+    The clips of one video are decoded together: a batch holds whole videos, as many as fit into batch_size clips. Only a
+    video of more clips than that is divided. So what a batch holds does not depend on how the batches are divided among
+    processes. batches: which of them to make, all by default. A position counts batches.
     """
+
+    step = 1
 
     def __init__(
         self,
         dataset: Dataset,
-        windows: Windows,
+        clips: EvalClips,
         spec: ViewSpec,
-        *,
         batch_size: int,
         batches: Sequence[int] | None = None,
-        placement: Placement = "cpu",
-        threads: int = 2,
-        prefetch: int = 2,
-        device: torch.device | None = None,
-        decoder: str = "mixed",
-        params: Callable[[NDArray[np.int64]], ViewParams] | None = None,
     ) -> None:
-        self.failed: dict[int, str] = {}
-        self._drawn = params or (lambda places: eval_params(spec, dataset, windows.at(places)))
-        self._dataset, self._windows, self._spec = dataset, windows, spec
-        self._batch_size, self._prefetch, self._device = batch_size, prefetch, device
-        self._batches = range(self.count(windows, batch_size)) if batches is None else batches
-        self._placement, self._threads, self._decoder = placement, threads, decoder
-        self._component = "flow.mp4" if spec.modality == "flow" else "mp4"
-        self._graph: Graph | None = None
+        self.spec, self.clips, self.rows = spec, clips, clips.row
+        self.labels = dataset.column("label")[clips.row].astype(np.int64)
+        self.bounds = batch_bounds(clips.row, batch_size)
+        self.batches = range(self.count) if batches is None else batches
+        self.max_samples = self.max_clips = 1
+        for first, end in pairwise(self.bounds):
+            _, counts = _by_video(clips.row[first:end])
+            self.max_samples = max(self.max_samples, len(counts))
+            self.max_clips = max(self.max_clips, int(counts.max()))
+        self._dataset = dataset
 
-    @staticmethod
-    def count(windows: Windows, batch_size: int) -> int:
-        """How many batches the windows make."""
-        return -(-len(windows) // batch_size)
+    @property
+    def count(self) -> int:
+        """How many batches the clips make."""
+        return len(self.bounds) - 1
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        with ThreadPoolExecutor(self._threads, "slipstream-windows") as pool:
-            ahead: deque[tuple[int, list[_Task]]] = deque()
-            try:
-                for batch in self._batches:
-                    ahead.append((batch, self._start(pool, batch)))
-                    if len(ahead) > self._prefetch:
-                        yield self._finish(*ahead.popleft())
-                while ahead:
-                    yield self._finish(*ahead.popleft())
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-                if self._graph:
-                    self._graph.close()
-                self._graph = None
+    def batch(self, position: int) -> BatchIndices | None:
+        if position >= len(self.batches):
+            return None
+        number = self.batches[position]
+        index = np.arange(self.bounds[number], self.bounds[number + 1])
+        params = eval_params(self.spec, self._dataset, self.clips.at(index))
+        return BatchIndices(number, _samples(index, self.rows[index], params), index)
 
-    def _start(self, pool: ThreadPoolExecutor, batch: int) -> "list[_Task]":
-        first = batch * self._batch_size
-        index = np.arange(first, min(first + self._batch_size, len(self._windows)))
-        tasks = []
-        for _, group in groupby(index.tolist(), key=lambda i: int(self._windows.row[i])):
-            places = np.array(list(group))
-            params = self._drawn(places)
-            row = int(self._windows.row[places[0]])
-            tasks.append(_Task(row, places, params, pool.submit(self._read, row, params)))
-        return tasks
+    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> None:
+        return None
 
-    def _read(self, row: int, params: ViewParams) -> list[NDArray[np.uint8]]:
-        """The material of one video's windows: its bytes for each, or each window's pixels from one decoding."""
-        video = self._dataset.read(row, self._component)
-        W, V, T = params.frames.shape
-        if self._placement == "gpu":
-            return [np.frombuffer(video, np.uint8)] * W
-        together = replace(
-            params,
-            frames=params.frames.reshape(W * V, T),
-            boxes=params.boxes.reshape(W * V, 4),
-            flips=params.flips.reshape(W * V),
-        )
-        pixels = decode_views(video, together, self._spec.size, self._spec.modality)
-        return [np.ascontiguousarray(window) for window in pixels.reshape(W, V * T, *pixels.shape[1:])]
 
-    def _finish(self, batch: int, tasks: "list[_Task]") -> dict[str, Any]:
-        while True:
-            good = [(task, self._material(task)) for task in tasks]
-            tasks = [task for task, pieces in good if pieces]
-            index = [int(i) for task, pieces in good for i in task.places[: len(pieces)]]
-            batch_params = [task.params.sample(i) for task, pieces in good for i in range(len(pieces))]
-            try:
-                views = self._run(batch_params, [piece for _, pieces in good for piece in pieces])
-                break
-            except RuntimeError:
-                self._graph = None  # DALI's pipeline is dead after a failure
-                if not (culprits := self._culprits(tasks)):
-                    raise
-                tasks = [task for task in tasks if task.row not in culprits]
-        views = views if self._device is None else views.to(self._device, non_blocking=True)
-        return {"views": views, "index": torch.tensor(index, dtype=torch.int64), "batch": batch}
+class ClipSampler:
+    """Endless shuffled batches of given clips, augmented as the spec says, each drawn anew in each epoch.
 
-    def _material(self, task: "_Task") -> list[NDArray[np.uint8]]:
-        """Of a task's windows, or none where its video cannot be decoded."""
-        try:
-            return task.material.result()
-        except (DecodeError, DamagedError) as error:
-            self._fail(task.row, str(error))
-            return []
+    rows, labels: of the clips, (N,) each. One that occurs k times is shown k times an epoch, each time drawn anew.
+    Another clip takes the place of one that cannot be decoded. A position counts clips, those of all processes.
+    """
 
-    def _run(self, batch_params: list[ViewParams], material: list[NDArray[np.uint8]]) -> torch.Tensor:
-        if not batch_params:
-            spec = self._spec
-            return torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
-        self._graph = self._graph or Graph(
-            self._spec, self._batch_size, self._placement, threads=self._threads, decoder=self._decoder
-        )
-        return self._graph.run(batch_params, material)
+    max_clips = 1
 
-    def _culprits(self, tasks: "list[_Task]") -> set[int]:
-        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg finds the rows."""
-        found = set()
-        for row in sorted({task.row for task in tasks}) if self._placement == "gpu" else ():
-            try:
-                check_whole(self._dataset.read(row, self._component))
-            except (DecodeError, DamagedError) as error:
-                self._fail(row, str(error))
-                found.add(row)
-        return found
+    def __init__(
+        self,
+        dataset: Dataset,
+        clips: EvalClips,
+        labels: NDArray[np.int64],
+        spec: ViewSpec,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.spec, self.clips, self.rows, self.labels = spec, clips, clips.row, labels
+        self.max_samples, self.step = batch_size, batch_size * world
+        self.order = ShuffledOrder(len(clips), self.step, seed)
+        self._dataset, self._rank = dataset, rank
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
 
-    def _fail(self, row: int, reason: str) -> None:
-        if row not in self.failed:
-            self.failed[row] = reason
-            log.warning("%s cannot be decoded and is left out: %s", self._dataset.keys([row])[0], reason)
+    def batch(self, position: int) -> BatchIndices:
+        epoch, slot = self.order.place(position)
+        if self._permutation is None or self._permutation[0] != epoch:
+            self._permutation = epoch, self.order.epoch(epoch)
+        whole = self._permutation[1][slot : slot + self.step]
+        first = self._rank * self.max_samples
+        index = whole[first : first + self.max_samples]
+        return BatchIndices(epoch, self._clips(epoch, index, slot + first), whole)
+
+    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
+        slot = batch.samples[place].slot
+        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
+        return self._clips(batch.epoch, np.array([index]), slot)[0]
+
+    def _clips(self, epoch: int, index: NDArray[np.int64], slot: int) -> list[Sample]:
+        of = self.clips.at(index)
+        facts = [self._dataset.column(name)[of.row] for name in ("num_frames", "width", "height")]
+        params = sample_params(self.spec, index, *facts, seed=self.order.seed, epoch=epoch)
+        params = replace(params, frames=frames_from(self.spec, of.start, facts[0]))
+        return [
+            Sample(index[place : place + 1], int(row), params.sample(place), 1, slot + place)
+            for place, row in enumerate(of.row)
+        ]
+
+
+def batch_bounds(row_N: NDArray[np.int64], batch_size: int) -> list[int]:
+    """Where batches of clips begin, and the end: whole videos, a video of more than batch_size clips in several."""
+    bounds, filled = [0], 0
+    firsts, counts = _by_video(row_N)
+    for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
+        if filled and filled + count > batch_size:
+            bounds.append(first)
+            filled = 0
+        for cut in range(first + batch_size, first + count, batch_size):
+            bounds.append(cut)
+        filled = (filled + count - 1) % batch_size + 1
+    return [*bounds, len(row_N)] if len(row_N) else bounds
+
+
+def _by_video(row_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of clips of one video: where each begins, and how many clips it has."""
+    firsts = np.flatnonzero(np.diff(row_N, prepend=row_N[:1] - 1))
+    return firsts, np.diff(firsts, append=len(row_N))
+
+
+def _samples(index: NDArray[np.int64], rows: NDArray[np.int64], params: ViewParams) -> list[Sample]:
+    """The clips of each video as one sample."""
+    found = []
+    for slot, (first, count) in enumerate(zip(*_by_video(rows), strict=True)):
+        places = np.arange(first, first + count)
+        found.append(Sample(index[places], int(rows[first]), params.joined(places), int(count), slot))
+    return found

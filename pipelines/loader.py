@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pipelines.backends import BackendSettings, open_backend
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault
+from pipelines.mp4 import DecodeError
 from pipelines.sampler import BatchIndices, Sample, Sampler
-from pipelines.trim import DecodeError
 from shards import DamagedError, Dataset, InputError
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,9 @@ class Loader:
             prepared[place] = self._prepare(batch, place, self.backend.buffer([sample])[0])
         return prepared
 
-    def _batch(self, batch: BatchIndices, prepared: list[tuple[Sample, Any]], views: Tensor) -> dict[str, Any]:
+    def _batch(
+        self, batch: BatchIndices, prepared: list[tuple[Sample, Any]], views: Tensor
+    ) -> dict[str, Any]:
         samples = [sample for sample, _ in prepared]
         params = [one for sample in samples for one in sample.params.clips(sample.clips)]
         index = np.concatenate([np.zeros(0, np.int64), *(sample.index for sample in samples)])

@@ -5,7 +5,7 @@ the rows; the last, incomplete global batch of an epoch is dropped.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray

@@ -22,7 +22,12 @@ from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
 MANY_CORES = 8  # for one GPU: from these on the CPU decodes faster than NVDEC is expected to, until --autotune has measured
-NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}  # pixels of a side; other codecs NVDEC does not take
+NVDEC_LEAST = {
+    "h264": 64,
+    "hevc": 144,
+    "vp9": 128,
+    "av1": 128,
+}  # pixels of a side; other codecs NVDEC does not take
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def open_backend(
     backend = BACKENDS[settings.name](settings, spec, max_samples, max_clips)
     if settings.cache is None:
         return backend
-    from pipelines.backends.cached import Cache, CachedBackend, MemoryBackend
+    from pipelines.backends.cached import Cache, CachedBackend
     from pipelines.backends.cpu import CpuDecodeBackend
 
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
@@ -97,6 +102,8 @@ def open_backend(
     assert isinstance(on_cpu, CpuDecodeBackend)
     if settings.cache == "host":
         return CachedBackend(backend, on_cpu, None, cache)
+    from pipelines.backends.nvdec import MemoryBackend
+
     memory = MemoryBackend(spec, max_samples, max_clips, threads=settings.threads, device=gpu)
     return CachedBackend(backend, on_cpu, memory, cache)
 

@@ -81,7 +81,7 @@ class Backend(ABC):
         """A line for people about what the backend keeps; empty where it keeps nothing."""
         return ""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
         """Let go of threads and memory."""
 
 
@@ -133,9 +133,7 @@ class Routed(Backend):
         for way, route in enumerate(self.routes):
             places = [place for place, (taken, _) in enumerate(prepared) if taken == way]
             try:
-                reasons = route.refused(
-                    [samples[p] for p in places], [prepared[p][1] for p in places], error
-                )
+                reasons = route.refused([samples[p] for p in places], [prepared[p][1] for p in places], error)
             except RuntimeError:
                 continue
             found |= {places[place]: reason for place, reason in reasons.items()}

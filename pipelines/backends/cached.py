@@ -17,14 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import colour
-from pipelines.backends.base import Backend, Rendered, Routed, Video
+from pipelines.backends.base import Backend, Routed, Video
 from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import crop_views, decode_frames
+from pipelines.mp4 import DecodeError
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
-from pipelines.trim import DecodeError
-from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
 Where = Literal["host", "gpu"]

@@ -109,7 +109,9 @@ class DaliGraph:
         if all(count == self._clips for count in clips):
             return batch
         with torch.cuda.stream(self._stream):
-            return torch.cat([part[:count] for part, count in zip(batch.split(self._clips), clips, strict=True)])
+            return torch.cat(
+                [part[:count] for part, count in zip(batch.split(self._clips), clips, strict=True)]
+            )
 
     def _bank(self) -> Any:
         if self._noise is None:
@@ -137,7 +139,7 @@ class HybridBackend(CpuDecodeBackend):
 
     def render(self, samples: list[Sample], prepared: list[NDArray[np.uint8]]) -> Rendered:
         whole = self.max_clips * self.spec.views * self.spec.decoded
-        filled = [np.concatenate([p, p[-1:].repeat(whole - len(p), 0)]) if len(p) < whole else p for p in prepared]
+        filled = [
+            np.concatenate([p, p[-1:].repeat(whole - len(p), 0)]) if len(p) < whole else p for p in prepared
+        ]
         return self._graph.render(samples, {"pixels": filled})
-
-

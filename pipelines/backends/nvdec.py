@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pipelines import colour
 from pipelines.backends.base import Backend, Rendered, Routed, Video
+from pipelines.backends.cached import Resident
 from pipelines.backends.hybrid import UNDER_WAY, DaliGraph
 from pipelines.decode import check_frames
+from pipelines.mp4 import DecodeError, read_index
 from pipelines.sampler import Sample
 from pipelines.transforms import dali
-from pipelines.trim import DecodeError, read_index, trim
+from pipelines.trim import trim
 from pipelines.views import ViewSpec
 
 
@@ -47,12 +51,14 @@ class NvdecBackend(Backend):
         _, inputs = dali.frame_inputs(self.spec, params, self.max_clips)
         return self._graph.render(
             samples,
-            {**inputs, "encoded": [one.file for one in prepared], "numbers": [one.numbers for one in prepared]},
+            {
+                **inputs,
+                "encoded": [one.file for one in prepared],
+                "numbers": [one.numbers for one in prepared],
+            },
         )
 
-    def refused(
-        self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError
-    ) -> dict[int, str]:
+    def refused(self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError) -> dict[int, str]:
         """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
         found = {place: reason for place, one in enumerate(prepared) if (reason := _damage(one))}
         if not found:
@@ -100,3 +106,34 @@ def _damage(one: _Trimmed) -> str:
     except DecodeError as error:
         return str(error)
     return ""
+
+
+class MemoryBackend(Backend):
+    """Renders cached.Resident videos. threads: of DALI's pipelines."""
+
+    concurrent = UNDER_WAY
+
+    def __init__(
+        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+    ) -> None:
+        super().__init__(spec, max_samples, max_clips)
+        self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=device)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
+        raise NotImplementedError("the cache before this backend keeps the video")
+
+    def render(self, samples: list[Sample], prepared: list[Resident]) -> Rendered:
+        params = [self._graph.filled(sample.params, sample.clips) for sample in samples]
+        numbers, inputs = dali.frame_inputs(self.spec, params, self.max_clips)
+        with torch.cuda.stream(prepared[0].stream):
+            planes = [video.take(wanted) for video, wanted in zip(prepared, numbers, strict=True)]
+        return self._graph.render(
+            samples,
+            {
+                **inputs,
+                "luma": [luma for luma, _ in planes],
+                "chroma": [chroma for _, chroma in planes],
+                "to_rgb": [colour.rgb_from_yuv(full=video.full_range) for video in prepared],
+            },
+            prepared[0].stream,
+        )

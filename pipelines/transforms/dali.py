@@ -120,7 +120,9 @@ def _pixels(spec: ViewSpec, device: str, groups: list[list[int]]) -> list[Node]:
 
 def _cropped(spec: ViewSpec, source: Source, device: str, groups: list[list[int]]) -> list[Node]:
     """Crop, resize and flip the frames of each group of views."""
-    order = fn.external_source(name="order", dtype=types.INT32, ndim=1)  # places in the frames, group after group
+    order = fn.external_source(
+        name="order", dtype=types.INT32, ndim=1
+    )  # places in the frames, group after group
     boxes = fn.external_source(name="boxes", dtype=types.FLOAT, ndim=2)
     flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1)
     crop = _from_frames(spec, device) if source == "frames" else _from_video(spec, device)
@@ -175,9 +177,7 @@ def _fill_dropped(spec: ViewSpec, frames: Node, clips: int, device: str) -> Node
     dropped = fn.external_source(name="dropped", dtype=types.FLOAT, ndim=2)
     order = fn.external_source(name="noise_order", dtype=types.INT32, ndim=1)
     # fed with one array, which stays on the device, for all samples
-    bank = fn.external_source(
-        name="noise_bank", device=device, dtype=types.INT8, layout="FHWC", no_copy=True
-    )
+    bank = fn.external_source(name="noise_bank", device=device, dtype=types.INT8, layout="FHWC", no_copy=True)
     if device == "gpu":
         dropped = dropped.gpu()
     parts = {"frame": spec.views * spec.frames, "view": spec.views, "clip": clips}[spec.colour_scope]

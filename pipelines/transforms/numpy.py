@@ -28,9 +28,7 @@ class NumpyTransform:
             bank = noise_bank(NOISE_FRAMES, spec.size).reshape(NOISE_FRAMES, -1, 3)
             self._noise_N3n = np.ascontiguousarray(bank.transpose(0, 2, 1))
 
-    def __call__(
-        self, pixels: NDArray[np.uint8], params: ViewParams, out_FnC: NDArray[np.float32]
-    ) -> None:
+    def __call__(self, pixels: NDArray[np.uint8], params: ViewParams, out_FnC: NDArray[np.float32]) -> None:
         """pixels: (F, size, size, P) uint8; fastest where the planes lie apart, as decode.decode_views has them.
 
         params: of one sample, of its clips' views. out_FnC: where the views go, as the model is fed them.
@@ -70,7 +68,7 @@ class NumpyTransform:
                 for map_CK, dropped_C, planes_Pn in zip(maps_FCK, dropped_FC, planes_FPn, strict=True)
             ]
         )
-        parts = {"frame": len(maps_FCK), "view": views, "clip": views // spec.views}[self._spec.colour_scope]
+        parts = {"frame": len(maps_FCK), "view": views, "clip": views // self._spec.views}[self._spec.colour_scope]
         mean, variance = np.moveaxis(moments_F2.reshape(parts, -1, 2), -1, 0)
         deviation = np.sqrt(variance.mean(1) + mean.var(1)).repeat(len(maps_FCK) // parts)
         strength = 0.01 / NOISE_SCALE * deviation[:, None] * dropped_FC
