@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     with StopSignals() as stop:
         settings, config = parse(argv, Settings, __doc__, "train.py")
         accelerator = start(settings)
-        speed = settle(settings, objectives.get(settings.objective).view_spec(config))
         run = open_run(settings, config, accelerator.mixed_precision)
+        speed = settle(settings, objectives.get(settings.objective).view_spec(config), run.dataset)
         torch.manual_seed(settings.seed)
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
@@ -96,8 +96,8 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
     if remark := uneven_sides(trainer.speed, run):
         lines += [remark]
-    if trainer.loader.cache:
-        lines += [trainer.loader.cache.describe()]
+    if remark := trainer.loader.backend.describe():
+        lines += [remark]
     return "\n".join([*lines, trainer.speed.origin])
 
 

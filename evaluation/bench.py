@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
+from pipelines.graph import choose_placement
+from pipelines.windows import Layout, Windows
 
 from evaluation.features import Features, Machine, extract
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Settings
 from evaluation.splits import Labelled, Split
 from objectives.downstream import Downstream
-from pipelines.graph import choose_placement
-from pipelines.windows import Layout, Windows
 from shards import Dataset, InputError, demo
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
 from pipelines.graph import Placement
 from pipelines.order import Order
+from pipelines.windows import WindowLoader, Windows, frames_from
+
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
-from pipelines.windows import WindowLoader, Windows, frames_from
 from shards import Dataset, InputError
 
 

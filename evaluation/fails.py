@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pipelines.windows import Windows
 
 from evaluation import metrics
 from evaluation.bench import Bench
@@ -18,7 +19,6 @@ from evaluation.features import Features
 from evaluation.model import SURPRISE
 from evaluation.splits import Split
 from pipelines.views import ViewSpec
-from pipelines.windows import Windows
 from shards import Dataset, InputError
 
 CLASSES = ("intentional", "transition", "unintentional")

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from pipelines.graph import Placement
+from pipelines.windows import WindowLoader, Windows
 from tqdm import tqdm
 
 from evaluation.model import Model, Representation
-from pipelines.graph import Placement
 from pipelines.views import ViewSpec
-from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 from shards.aside import written_aside
 from shards.cache import cache_folder

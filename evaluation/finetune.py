@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.windows import Layout, Windows
 from tqdm import tqdm
 
 from evaluation import metrics, resume
@@ -18,7 +19,6 @@ from evaluation.splits import Labelled, Split, with_fraction
 from evaluation.tuning import Task, Tuning, with_flags
 from objectives.downstream import FineTuning
 from pipelines.loader import Loader
-from pipelines.windows import Layout, Windows
 from shards import InputError
 from training.processes import StopSignals, on_main
 

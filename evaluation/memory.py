@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pipelines.windows import Layout
 
 from evaluation.bench import Bench
 from evaluation.features import Features
 from evaluation.model import ADDRESSES
 from evaluation.splits import Split
-from pipelines.windows import Layout
 from shards.aside import written_aside
 
 SLOTS, CLIPS = 6, 3

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-
 from pipelines.damage import DecodeError
+from pipelines.windows import Windows, eval_params
+
 from pipelines.decode import decode_views
 from pipelines.views import ViewSpec
-from pipelines.windows import Windows, eval_params
 from shards import Dataset
 
 matplotlib.use("Agg")

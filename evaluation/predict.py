@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from pipelines.windows import WindowLoader, Windows
 
 from evaluation.classifier import Classifier
 from evaluation.features import Features, Machine
 from pipelines.views import ViewSpec
-from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
+from pipelines.windows import Windows
 from tqdm import tqdm
 
 from evaluation.bench import Bench
@@ -21,7 +22,6 @@ from evaluation.features import Features
 from evaluation.predict import predict
 from objectives import checkpoint
 from objectives.downstream import FineTuning
-from pipelines.windows import Windows
 from shards import InputError
 from shards.aside import written_aside
 from training.feed import tensors

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.views import ViewSpec
 from pipelines.windows import Layout
+
+from pipelines.views import ViewSpec
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models.convgru import ConvGRU, init_orthogonal
@@ -24,7 +25,6 @@ from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import eval_view
-from pipelines.windows import Layout
 from shards import InputError
 
 

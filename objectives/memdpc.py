@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pipelines.windows import Layout
 from torch import Tensor
 
 from models.convgru import ConvGRU, init_orthogonal
@@ -25,7 +26,6 @@ from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import Jitter, ViewSpec, eval_view
-from pipelines.windows import Layout
 from shards import InputError
 
 

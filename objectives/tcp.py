@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models import backbones
@@ -30,7 +31,6 @@ from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import ViewSpec, eval_view
-from pipelines.windows import Layout
 from shards import InputError
 
 CONTEXTS: dict[str, Callable[[int], nn.Module]] = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
@@ -25,7 +26,6 @@ from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import Jitter, ViewSpec, eval_view
-from pipelines.windows import Layout
 from shards import InputError, at_least
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8

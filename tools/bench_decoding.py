@@ -20,11 +20,11 @@ from typing import Any, Literal
 import torch
 from bench.rounds import Figures, Part, in_turns, medians, rate
 from machine import describe
+from pipelines.graph import choose_placement
 
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.graph import choose_placement
 from pipelines.loader import Loader
 from shards import Dataset, at_least, demo, one_line
 from shards.presets import stride_of

@@ -17,11 +17,11 @@ from pathlib import Path
 import av
 import numpy as np
 import tyro
-
-import objectives
 from pipelines.cut import SCALE_FLAGS
 from pipelines.graph import Graph
 from pipelines.painter import Painter
+
+import objectives
 from pipelines.sampling import sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset, demo, one_line

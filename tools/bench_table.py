@@ -120,6 +120,7 @@ def simulate(folder: Path, rows: int, per_shard: int) -> None:
 def measure(folder: Path) -> dict[str, object]:
     """Seconds of each step, and the memory of the process after all of them."""
     from pipelines.order import Order
+
     from shards import Dataset
 
     seconds: dict[str, float] = {}

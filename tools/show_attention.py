@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 import tyro
 from PIL import Image, ImageDraw, ImageFont
+from pipelines.graph import choose_placement
+from pipelines.picture import visible
 from torch import Tensor
 
 import objectives
 from objectives.pace import Pace, PaceConfig
 from objectives.pace_config import pace_name
-from pipelines.graph import choose_placement
 from pipelines.loader import Loader
-from pipelines.picture import visible
-from pipelines.views import ViewSpec, paced, eval_view
+from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, demo, one_line
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255

@@ -20,13 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from pipelines.graph import choose_placement
+from pipelines.picture import save_views, visible
 
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.graph import choose_placement
 from pipelines.loader import Loader
-from pipelines.picture import save_views, visible
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError, at_least, demo, one_line

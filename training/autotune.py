@@ -7,11 +7,11 @@ import json
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
-from pipelines.graph import Placement
+from pipelines.backends import BACKENDS
 from pipelines.views import ViewSpec
 from shards import InputError
 from shards.cache import cache_folder, locked
@@ -21,11 +21,13 @@ FILE = "tuned.json"
 
 
 class Tuned(TypedDict):
-    """device: the placement. threads, prefetch: of one process that has the machine to itself."""
+    """device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples
+    that the CPU should decode beside NVDEC, by the rates of both."""
 
-    device: Placement
+    device: str
     threads: int
     prefetch: int
+    cpu_share: NotRequired[float]
 
 
 @cache
@@ -46,9 +48,12 @@ def lookup(objective: str, spec: ViewSpec) -> Tuned | None:
     Raises InputError where the file is not one that `record` wrote.
     """
     found = _read().get(machine(), {}).get(_name(objective, spec))
-    return (
-        Tuned(device=found["device"], threads=found["threads"], prefetch=found["prefetch"]) if found else None
-    )
+    if not found:
+        return None
+    tuned = Tuned(device=found["device"], threads=found["threads"], prefetch=found["prefetch"])
+    if "cpu_share" in found:
+        tuned["cpu_share"] = found["cpu_share"]
+    return tuned
 
 
 def record(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
@@ -74,7 +79,7 @@ def _read() -> dict[str, dict[str, Any]]:
     try:
         found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         sound = all(
-            entry["device"] in get_args(Placement) and entry["threads"] >= 1 and entry["prefetch"] >= 0
+            entry["device"] in BACKENDS and entry["threads"] >= 1 and entry["prefetch"] >= 0
             for entries in found.values()
             for entry in entries.values()
         )

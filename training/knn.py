@@ -7,7 +7,7 @@ from accelerate.utils import broadcast, gather_object
 
 from evaluation.retrieval import neighbours
 from objectives import Objective
-from pipelines.windows import Layout, WindowLoader, Windows
+from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import InputError
 from training.run import Run
 from training.settings import Settings
@@ -20,7 +20,7 @@ class Knn:
     """Every --knn-every steps: each video of --knn-split is given the class that most of its nearest 20 among the others
     have (all but itself, where they are fewer), by cosine of the middle window's feature.
 
-    Windows come from a loader of their own and nothing is drawn: training goes on as if it had not been asked.
+    Clips come from a loader of their own and nothing is drawn: training goes on as if it had not been asked.
     """
 
     def __init__(
@@ -43,39 +43,28 @@ class Knn:
                 f"--knn-every: {run.dataset.path} has {len(rows)} labelled videos; name another --knn-split"
             )
         self.spec = objective.downstream().spec
-        self.windows = Windows.of(run.dataset, rows, self.spec, Layout(count=1))
+        self.clips = EvalClips.of(run.dataset, rows, self.spec, EvalLayout(count=1))
 
     def due(self, step: int) -> bool:
         return bool(self.settings.knn_every) and step % self.settings.knn_every == 0
 
     def run(self, step: int) -> dict[str, float]:
         """knn_top1 after `step` steps, and knn_chance; all processes call it together."""
-        accelerator, size = self.accelerator, self.settings.batch_size
+        accelerator = self.accelerator
         broadcast(list(self.objective.buffers()))  # all look with the model that is saved: the main process's
-        batches = range(
-            accelerator.process_index, WindowLoader.count(self.windows, size), accelerator.num_processes
-        )
-        loader = WindowLoader(
-            self.dataset,
-            self.windows,
-            self.spec,
-            batch_size=size,
-            batches=batches,
-            placement=self.speed.placement,
-            threads=self.speed.threads,
-            prefetch=1,
-            device=accelerator.device,
-        )
+        sampler = EvalSampler(self.dataset, self.clips, self.spec, self.settings.batch_size)
+        sampler.batches = range(accelerator.process_index, sampler.count, accelerator.num_processes)
         found: list[tuple[int, np.ndarray]] = []
         self.objective.eval()
-        with torch.no_grad(), accelerator.autocast():
+        loader = self.speed.loader(self.dataset, sampler, accelerator.device, most_ahead=1)
+        with loader, torch.no_grad(), accelerator.autocast():
             for batch in loader:
                 if len(batch["index"]):
                     x = self.objective.represent(batch["views"]).float().cpu().numpy()
                     found += zip(batch["index"].tolist(), x, strict=True)
         self.objective.train()
         found = sorted(gather_object(found), key=lambda one: one[0])
-        labels = self.labels[self.windows.row[[index for index, _ in found]]]
+        labels = self.labels[self.clips.row[[index for index, _ in found]]]
         top1, chance = leave_one_out(np.stack([x for _, x in found]), labels)
         return {"knn_step": step, "knn_top1": top1, "knn_chance": chance}
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from objectives.base import Recipe
-from pipelines.cache import Where
 from shards import InputError, at_least
 
 
@@ -75,14 +74,17 @@ class Settings:
     """Decoding threads of this process; what --autotune found, else its share of the cores, by default."""
     prefetch: int | None = None
     """Batches made ahead; what --autotune found, else 2, by default."""
-    cache: Where | None = None
+    cache: Literal["host", "gpu"] | None = None
     """Keep decoded videos in the computer's (host) or in GPU memory, as many as fit; views stay what they are."""
     cache_gib: float = 16.0
     """Most memory that --cache takes, GiB a process. (--cache-gb is the disk that keeps a remote data set's files.)"""
     clips_per_decode: int = 1
     """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/speed.md."""
-    cpu_share: float = 0.0
-    """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1."""
+    cpu_share: float | Literal["auto"] = 0.0
+    """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1; auto: as the rates that
+    tools/bench_loader.py --autotune found for both."""
+    nvdec_threads: int = 8
+    """Threads that feed NVDEC, with --device gpu; an H100 has seven decoders."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -97,6 +99,7 @@ class Settings:
             "keep",
             "log_every",
             "clips_per_decode",
+            "nvdec_threads",
             *(["threads"] if self.threads is not None else []),
         )
         if self.val_split is not None and self.trained_split in (None, self.val_split):

@@ -1,17 +1,19 @@
 """The loader's settings for this machine, and what to change where the loop waits for data all the same."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from pipelines import tuned
-from pipelines.graph import Placement, choose_placement
+from pipelines.backends import BACKENDS, BackendSettings, available, choose_backend
+from pipelines.loader import Loader
+from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
-from shards import InputError
+from shards import Dataset
 from shards.presets import PRESETS
 from shards.sides import nvdec_remark
+from training import autotune
 from training.run import Run
 from training.settings import Settings
 
@@ -22,39 +24,72 @@ _PREFETCH = 2
 
 @dataclass(frozen=True)
 class Speed:
-    """placement: see pipelines.graph. threads: decoding threads of this process. prefetch: batches made ahead.
+    """How this process's loaders work.
 
-    origin: a line that says where each is from.
+    backend: see pipelines.backends. threads: that read and decode. prefetch: batches made ahead. origin: a line that
+    says where each is from.
     """
 
-    placement: Placement
+    backend: BackendSettings
     threads: int
     prefetch: int
     origin: str = ""
 
+    def loader(
+        self,
+        dataset: Dataset,
+        sampler: Sampler,
+        device: torch.device,
+        *,
+        most_ahead: int | None = None,
+        quarantine: bool = False,
+        cached: bool = False,
+    ) -> Loader:
+        """A loader; to be closed. most_ahead: batches made ahead, at most. cached: with the cache that was asked for."""
+        return Loader(
+            dataset,
+            sampler,
+            self.backend if cached else replace(self.backend, cache=None),
+            threads=self.threads,
+            prefetch=self.prefetch if most_ahead is None else min(self.prefetch, most_ahead),
+            device=device,
+            quarantine=quarantine,
+        )
 
-def settle(settings: Settings, spec: ViewSpec) -> Speed:
-    """How this process's loaders go to work.
+
+def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
+    """How this process's loaders work.
 
     What is given counts, then what --autotune found for this machine and spec, then a default; threads are divided
     among the processes of this machine. Raises InputError for a device that cannot be had.
     """
-    found = tuned.lookup(settings.objective, spec)
-    if found and not (settings.device in ("auto", found["device"]) and _can(found["device"])):
+    found = autotune.lookup(settings.objective, spec)
+    if found and not (settings.device in ("auto", found["device"]) and found["device"] in available(dataset)):
         found = None
-    placement = choose_placement(found["device"] if found else settings.device)
+    name = choose_backend(found["device"] if found else settings.device, dataset, share(cores()))
     prefetch = settings.prefetch
     if prefetch is None:
         prefetch = found["prefetch"] if found else _PREFETCH
     threads = settings.threads or share(found["threads"] if found else cores())
+    cpu_share = settings.cpu_share
+    if cpu_share == "auto":
+        cpu_share = found.get("cpu_share", 0.0) if found else 0.0
     otherwise = "found by --autotune" if found else "default"
     given = {
-        f"--device {placement}": settings.device != "auto",
+        f"--device {name}": settings.device != "auto",
         f"--threads {threads}": settings.threads is not None,
         f"--prefetch {prefetch}": settings.prefetch is not None,
     }
     flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
-    return Speed(placement, threads, prefetch, f"loader: {flags}")
+    backend = BackendSettings(
+        name,
+        threads=threads,
+        nvdec_threads=settings.nvdec_threads,
+        cpu_share=cpu_share,
+        cache=settings.cache,
+        cache_gib=settings.cache_gib,
+    )
+    return Speed(backend, threads, prefetch, f"loader: {flags}")
 
 
 class Waiting:
@@ -83,17 +118,18 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     late: share of the batches, 0–1, that were not there when they were asked for.
     """
     found = []
+    kind = BACKENDS[speed.backend.name]
     if late < 0.5 or not speed.prefetch:
         found.append(f"--prefetch {2 * speed.prefetch or _PREFETCH}")
-    if speed.placement != "gpu" and speed.threads < share(cores()):
+    if kind.decodes_on_cpu and speed.threads < share(cores()):
         found.append(f"--threads {share(cores())}, as many as there are cores for this process")
-    better = {"cpu": ("gpu", "hybrid"), "hybrid": ("gpu",), "gpu": ()}[speed.placement]
-    found += [f"--device {device}" for device in better if _can(device)][:1]
+    others = [name for name in reversed(available(run.dataset)) if name != speed.backend.name]
+    found += [f"--device {name}" for name in others if BACKENDS[name].on_gpu and kind.decodes_on_cpu][:1]
     gib = _decoded_gib(run)
     if settings.cache is None and gib < _room("host"):
-        where = "gpu" if speed.placement != "cpu" and gib < _room("gpu") else "host"
+        where = "gpu" if kind.on_gpu and gib < _room("gpu") else "host"
         found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
-    if tuned.lookup(settings.objective, spec) is None:
+    if autotune.lookup(settings.objective, spec) is None:
         found.append(
             f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
@@ -104,7 +140,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
             f"shards of tools/make_shards.py --for {settings.objective}: the videos' short side is {side:.0f}, "
             f"and {preset.short_side} is enough"
         )
-    if speed.placement == "gpu" and not settings.cpu_share:
+    if not kind.decodes_on_cpu and not speed.backend.cpu_share:
         found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")
     if settings.clips_per_decode == 1:
         found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
@@ -113,7 +149,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
 
 def uneven_sides(speed: Speed, run: Run) -> str:
     """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
-    return nvdec_remark(run.dataset, run.rows) if speed.placement == "gpu" else ""
+    return "" if BACKENDS[speed.backend.name].decodes_on_cpu else nvdec_remark(run.dataset, run.rows)
 
 
 def _decoded_gib(run: Run) -> float:
@@ -143,11 +179,3 @@ def share(number: int) -> int:
 
 def _processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _can(device: str) -> bool:
-    try:
-        choose_placement(device)
-    except InputError:
-        return False
-    return True

@@ -12,19 +12,19 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from objectives import Objective, checkpoint
-from pipelines.loader import Loader
-from pipelines.meter import Meter
-from pipelines.picture import save_views
+from pipelines.sampler import TrainSampler
 from shards import InputError
 from training.feed import arrange, tensors
 from training.knn import Knn
 from training.log import Log
+from training.meter import Meter
 from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step
 from training.validation import Validation
+from training.visualize import save_views
 
 log = logging.getLogger(__name__)
 
@@ -63,23 +63,17 @@ class Trainer:
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State(objective, self.optimizer.optimizer, average, accelerator.scaler)
         self.unchecked = torch.zeros((), device=accelerator.device)  # sum of losses since they were looked at
-        self.loader = Loader(
+        sampler = TrainSampler(
             run.dataset,
             run.rows,
             self.spec,
-            batch_size=settings.batch_size,
+            settings.batch_size,
             seed=settings.seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            placement=speed.placement,
-            threads=speed.threads,
-            prefetch=speed.prefetch,
-            device=accelerator.device,
-            clips_per_decode=settings.clips_per_decode,
-            cpu_share=settings.cpu_share,
-            cache=settings.cache,
-            cache_gib=settings.cache_gib,
+            clips=settings.clips_per_decode,
         )
+        self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True, cached=True)
         self.validation = Validation(settings, run, accelerator, objective, speed)
         self.knn = Knn(settings, run, accelerator, objective, speed)
         self.waiting = Waiting()

@@ -9,10 +9,11 @@ from accelerate.utils import broadcast
 from objectives import Objective
 from objectives.base import Plateau
 from pipelines.loader import Loader
-from pipelines.meter import Meter
+from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
 from training.feed import tensors
+from training.meter import Meter
 from training.processes import OwnError
 from training.run import Run
 from training.settings import Settings
@@ -80,19 +81,16 @@ class Validation:
                 f"--val-split {settings.val_split}: has {len(run.val_rows)} videos, fewer than the {world} processes"
             )
         self.batches = settings.val_passes * (len(run.val_rows) // (batch_size * world))
-        self.loader = Loader(
+        sampler = TrainSampler(
             run.dataset,
             run.val_rows,
             eval_view(objective.view_spec(objective.config)),
-            batch_size=batch_size,
+            batch_size,
             seed=settings.seed,
             rank=accelerator.process_index,
             world=world,
-            placement=speed.placement,
-            threads=speed.threads,
-            prefetch=min(speed.prefetch, 1),
-            device=accelerator.device,
         )
+        self.loader = speed.loader(run.dataset, sampler, accelerator.device, most_ahead=1, quarantine=True)
 
     def due(self, step: int) -> bool:
         return self.loader is not None and step > self.validated and step % self.settings.val_every == 0

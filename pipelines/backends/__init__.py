@@ -10,6 +10,7 @@ A further backend is a class and its line in BACKENDS.
 import ctypes
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,10 +71,23 @@ def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) 
     return SharedBackend(nvdec, beside, settings.cpu_share)
 
 
-BACKENDS: dict[str, Callable[[BackendSettings, ViewSpec, int, int], Backend]] = {
-    "cpu": _cpu,
-    "hybrid": _hybrid,
-    "gpu": _nvdec,
+@dataclass(frozen=True)
+class Kind:
+    """What there is to know of a backend before it is made.
+
+    make: settings, spec, most videos and most clips of a video in a batch → the backend. decodes_on_cpu: its videos, so
+    that more cores make it faster. on_gpu: its views lie in GPU memory.
+    """
+
+    make: Callable[[BackendSettings, ViewSpec, int, int], Backend]
+    decodes_on_cpu: bool
+    on_gpu: bool
+
+
+BACKENDS: dict[str, Kind] = {
+    "cpu": Kind(_cpu, decodes_on_cpu=True, on_gpu=False),
+    "hybrid": Kind(_hybrid, decodes_on_cpu=True, on_gpu=True),
+    "gpu": Kind(_nvdec, decodes_on_cpu=False, on_gpu=True),
 }
 
 
@@ -87,14 +101,14 @@ def open_backend(
 ) -> Backend:
     """Make the backend for a loader of these rows; to be closed. Raises InputError for settings that do not go together."""
     _check(settings)
-    backend = BACKENDS[settings.name](settings, spec, max_samples, max_clips)
+    backend = BACKENDS[settings.name].make(settings, spec, max_samples, max_clips)
     if settings.cache is None:
         return backend
     from pipelines.backends.cached import Cache, CachedBackend
     from pipelines.backends.cpu import CpuDecodeBackend
 
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
-    gpu = None if settings.name == "cpu" else _gpu(settings)
+    gpu = _gpu(settings) if BACKENDS[settings.name].on_gpu else None
     cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
     on_cpu = backend
     if not isinstance(backend, CpuDecodeBackend):
@@ -133,6 +147,15 @@ def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None 
     return name
 
 
+def available(dataset: Dataset | None = None) -> list[str]:
+    """The backends that this machine has, for this data set."""
+    found = []
+    for name in BACKENDS:
+        with suppress(InputError):
+            found.append(choose_backend(name, dataset))
+    return found
+
+
 def _nvdec_objection(dataset: Dataset | None) -> str:
     """Why NVDEC cannot decode a data set here; nothing where it can, as far as that is known."""
     if not _has_nvdec():
@@ -167,9 +190,12 @@ def _gpu(settings: BackendSettings) -> int | None:
 def _check(settings: BackendSettings) -> None:
     if not 0 <= settings.cpu_share <= 1:
         raise InputError(f"--cpu-share {settings.cpu_share:g}: give a share from 0 to 1")
-    if settings.cpu_share and settings.name != "gpu":
+    kind = BACKENDS[settings.name]
+    if settings.cpu_share and kind.decodes_on_cpu:
         raise InputError(
             f"--cpu-share {settings.cpu_share:g}: with --device {settings.name} the CPU decodes all: leave it out"
         )
-    if settings.cache == "gpu" and settings.name == "cpu" and not settings.on_cpu_dali:
-        raise InputError("--cache gpu: with --device cpu nothing is made on a GPU; use --cache host")
+    if settings.cache == "gpu" and not kind.on_gpu and not settings.on_cpu_dali:
+        raise InputError(
+            f"--cache gpu: with --device {settings.name} nothing is made on a GPU; use --cache host"
+        )

@@ -68,7 +68,9 @@ class NumpyTransform:
                 for map_CK, dropped_C, planes_Pn in zip(maps_FCK, dropped_FC, planes_FPn, strict=True)
             ]
         )
-        parts = {"frame": len(maps_FCK), "view": views, "clip": views // self._spec.views}[self._spec.colour_scope]
+        parts = {"frame": len(maps_FCK), "view": views, "clip": views // self._spec.views}[
+            self._spec.colour_scope
+        ]
         mean, variance = np.moveaxis(moments_F2.reshape(parts, -1, 2), -1, 0)
         deviation = np.sqrt(variance.mean(1) + mean.var(1)).repeat(len(maps_FCK) // parts)
         strength = 0.01 / NOISE_SCALE * deviation[:, None] * dropped_FC

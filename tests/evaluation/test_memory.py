@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from pipelines.windows import WindowLoader, Windows
 
 import evaluate
 import objectives
-from pipelines.windows import WindowLoader, Windows
 from shards import Dataset
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pipelines.damage import DecodeError
+from pipelines.windows import Layout, WindowLoader, Windows
 
 import evaluate
 import objectives
 from evaluation.model import Representation, open_model
-from pipelines.damage import DecodeError
-from pipelines.windows import Layout, WindowLoader, Windows
 from shards import Dataset, InputError
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipelines.windows import Layout, WindowLoader, Windows, eval_params
 
 from pipelines import colour
 from pipelines.views import Jitter, ViewSpec
-from pipelines.windows import Layout, WindowLoader, Windows, eval_params
 from shards import Dataset
 from tests.evaluation.rendered import Video, write_set
 from tests.pipelines.reference import decoded_views

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from pipelines.graph import choose_placement
+
 from shards import InputError, demo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from pipelines.graph import choose_placement
+
 from pipelines.loader import Loader
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError, demo

@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-
 from pipelines.meter import Meter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipelines.graph import Graph, choose_placement
 
 from pipelines.decode import decode_views
-from pipelines.graph import Graph, choose_placement
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError, demo
 from shards.encode import Encoding

@@ -61,7 +61,8 @@ def test_plain_shows_the_same_frames_without_augmentation() -> None:
     )  # fmt: skip
     rows, ones = np.arange(30), np.ones(30, dtype=np.int64)
     augmented, without = (
-        sample_params(p, rows, 40 * ones, 96 * ones, 64 * ones, seed=3, epoch=0) for p in (spec, eval_view(spec))
+        sample_params(p, rows, 40 * ones, 96 * ones, 64 * ones, seed=3, epoch=0)
+        for p in (spec, eval_view(spec))
     )
     np.testing.assert_array_equal(without.frames, augmented.frames)
     assert not without.flips.any() and not without.angles.any() and without.noise is None

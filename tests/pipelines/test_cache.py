@@ -11,13 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pipelines.cache import Cache, Decoded, Resident, chosen
 from pipelines.damage import DecodeError
-from pipelines.decode import decode_views
 from pipelines.graph import Graph
-from pipelines.loader import Loader
 from pipelines.order import in_share
+
+from pipelines.decode import decode_views
+from pipelines.loader import Loader
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from shards.encode import Encoding

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia.dali import Pipeline
+from pipelines.graph import Graph, define
+from pipelines.order import Order
 
 import objectives
 from pipelines.decode import decode_views
-from pipelines.graph import Graph, define
 from pipelines.loader import Loader
-from pipelines.order import Order
 from pipelines.sampling import sample_clip_params, sample_params
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipelines.order import Order
 
 from pipelines.loader import Loader
-from pipelines.order import Order
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset
 from shards.quarantine import entries

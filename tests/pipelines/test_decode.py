@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from pipelines.damage import DecodeError
+
 from pipelines.decode import check_whole, decode_views
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali import Pipeline
+from pipelines.graph import Graph, choose_placement, define
 
 import objectives
 from objectives.vdim import VDIM, VDIMConfig
 from pipelines.colour import IMAGENET_MEAN, IMAGENET_STD
 from pipelines.decode import decode_views
-from pipelines.graph import Graph, choose_placement, define
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import Dataset, InputError

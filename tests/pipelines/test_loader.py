@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipelines.graph import Graph
+from pipelines.order import Order
 
 from pipelines.decode import decode_views
-from pipelines.graph import Graph
 from pipelines.loader import Loader
-from pipelines.order import Order
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from tests.pipelines.reference import assert_same_draw, draw_for, write_dataset

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from nvidia.dali import Pipeline
-
 from pipelines.augment import noise_bank
+from pipelines.graph import Graph, define
+
 from pipelines.colour import LUMA, MID_GREY
 from pipelines.decode import decode_views
-from pipelines.graph import Graph, define
 from pipelines.loader import Loader
 from pipelines.sampling import NOISE_FRAMES, ViewParams, sample_params
 from pipelines.views import Jitter, ViewSpec

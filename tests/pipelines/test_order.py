@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
 from pipelines.order import Order
+
 from shards import InputError
 
 counts = st.integers(1, 300)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
 from pipelines.graph import Graph
 from pipelines.painter import Painter
+
 from pipelines.sampling import sample_params
 from pipelines.views import Jitter, ViewSpec
 

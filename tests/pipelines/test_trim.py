@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pipelines.damage import DecodeError
 
 import objectives
-from pipelines.damage import DecodeError
 from pipelines.sampling import sample_params
 from pipelines.trim import PacketIndex, read_index, runs, trim
 from shards.encode import Encoding, write_mp4

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipelines.order import Order
 from safetensors.torch import load_file
 
-from pipelines.order import Order
 from shards import Dataset
 from shards.quarantine import entries
 from tests.pipelines.damage import IN_PLACE, damage

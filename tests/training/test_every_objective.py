@@ -10,12 +10,12 @@ import pytest
 import torch
 from nvidia.dali import Pipeline
 from PIL import Image
+from pipelines.graph import define
 
 import objectives
 from models.backbones import BACKBONES
 from objectives import checkpoint
 from objectives.pace import Pace, PaceConfig
-from pipelines.graph import define
 from tests.browser import chromium
 from tests.training import harness
 from tests.training.harness import losses, train

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pipelines.graph import Placement, choose_placement
 from tqdm import tqdm
 
 import objectives
 from pipelines import tuned
-from pipelines.graph import Placement, choose_placement
 from shards import Dataset
 
 from .ceiling import ceiling, formula

@@ -8,9 +8,9 @@ from itertools import cycle
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
+from pipelines.graph import Graph, Placement
 
 from pipelines.decode import decode_views
-from pipelines.graph import Graph, Placement
 from pipelines.loader import Loader
 from pipelines.sampling import ViewParams
 

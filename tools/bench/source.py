@@ -5,8 +5,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-
 from pipelines.order import Order
+
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset

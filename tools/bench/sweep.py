@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from pipelines.graph import Placement, choose_placement
 from pipelines.tuned import Tuned
+
 from shards import InputError
 
 from .parts import Way, loader_alone

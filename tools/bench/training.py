@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pipelines.meter import Meter
 
 import objectives
-from pipelines.meter import Meter
 from training.feed import tensors
 
 from .parts import WARM, Way
