@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
-from pipelines.graph import choose_placement
-from pipelines.windows import Layout, Windows
 
 from evaluation.features import Features, Machine, extract
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Settings
 from evaluation.splits import Labelled, Split
 from objectives.downstream import Downstream
+from pipelines.backends import BackendSettings, choose_backend
+from pipelines.eval_clips import EvalClips, EvalLayout
 from shards import Dataset, InputError, demo
 
 
@@ -48,8 +48,8 @@ class Bench:
             return both.of(trained), both.of(tested)
         return self.extract(trained, down.train), self.extract(tested, down.test)
 
-    def extract(self, rows: NDArray[np.int64], layout: Layout) -> Features:
-        windows = Windows.of(self.dataset, rows, self.downstream.spec, layout)
+    def extract(self, rows: NDArray[np.int64], layout: EvalLayout) -> Features:
+        windows = EvalClips.of(self.dataset, rows, self.downstream.spec, layout)
         found = extract(
             self.model, self.dataset, windows, self.downstream.spec, self.machine, self.settings.layer
         )
@@ -82,13 +82,12 @@ def _small(settings: Settings) -> bool:
 def open_bench(settings: Settings) -> Bench:
     """Raises InputError for what cannot be had."""
     state = PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
-    placement = choose_placement(settings.device)
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
         dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
     machine = Machine(
         Accelerator(mixed_precision=settings.mixed_precision),
-        placement,
+        BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads),
         settings.threads,
         settings.batch_size,
         settings.cache,
@@ -109,7 +108,9 @@ def _downstream(model: Model, settings: Settings) -> Downstream:
     if settings.windows:
         crops = (down.train.crops, down.test.crops)
         down = replace(
-            down, train=Layout(settings.windows, 0, crops[0]), test=Layout(settings.windows, 0, crops[1])
+            down,
+            train=EvalLayout(settings.windows, 0, crops[0]),
+            test=EvalLayout(settings.windows, 0, crops[1]),
         )
     if settings.crops:
         down = replace(down, test=replace(down.test, crops=settings.crops))

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pipelines.windows import Windows
 
 from evaluation import metrics
 from evaluation.bench import Bench
 from evaluation.features import Features
 from evaluation.model import SURPRISE
 from evaluation.splits import Split
+from pipelines.eval_clips import EvalClips
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
@@ -83,12 +83,12 @@ class Fails:
         failures[test] = np.random.Generator(np.random.Philox(key=0)).permutation(failures[test])
         return replace(self, failures=failures, shuffled=True)
 
-    def clips(self, rows: NDArray[np.int64], spec: ViewSpec) -> Windows:
+    def clips(self, rows: NDArray[np.int64], spec: ViewSpec) -> EvalClips:
         """One window for each clip, ending where the clip ends."""
         found = [(row, start, 0) for row in rows.tolist() for start in self._begins(row, spec)]
-        return Windows(*np.array(found, dtype=np.int64).T)
+        return EvalClips(*np.array(found, dtype=np.int64).T)
 
-    def begins(self, found: Features | Windows, spec: ViewSpec) -> NDArray[np.float64]:
+    def begins(self, found: Features | EvalClips, spec: ViewSpec) -> NDArray[np.float64]:
         """First moments (N,), in seconds, of the clips that windows end with."""
         of_row = {row: self._begins(row, spec) for row in np.unique(found.row).tolist()}
         pairs = zip(found.row.tolist(), found.start.tolist(), strict=True)
@@ -103,11 +103,11 @@ class Fails:
             moments.setdefault(round((begin + CLIP) * fps) - spec.span, begin)
         return moments
 
-    def classes(self, found: Features | Windows, spec: ViewSpec) -> NDArray[np.int64]:
+    def classes(self, found: Features | EvalClips, spec: ViewSpec) -> NDArray[np.int64]:
         """Each clip's class, (N,)."""
         return classify(self.begins(found, spec), self.failures[found.row])
 
-    def trivial(self, windows: Windows, spec: ViewSpec) -> Features:
+    def trivial(self, windows: EvalClips, spec: ViewSpec) -> Features:
         """What needs no network: the clip's moment, the video's length, size and frame rate."""
         columns = [
             self.dataset.column(name)[windows.row] for name in ("fps", "num_frames", "width", "height")

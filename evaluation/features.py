@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from pipelines.graph import Placement
-from pipelines.windows import WindowLoader, Windows
 from tqdm import tqdm
 
 from evaluation.model import Model, Representation
+from pipelines.backends import BackendSettings
+from pipelines.eval_clips import EvalClips, EvalSampler
+from pipelines.loader import Loader
+from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 from shards.aside import written_aside
@@ -61,16 +63,26 @@ class Machine:
     by the batch."""
 
     accelerator: Accelerator
-    placement: Placement
+    backend: BackendSettings
     threads: int
     batch_size: int
     cache: Path | None = None
+
+    def loader(self, dataset: Dataset, sampler: Sampler) -> Loader:
+        """A loader whose threads work ahead of the model; to be closed."""
+        return Loader(dataset, sampler, self.backend, threads=self.threads, device=self.accelerator.device)
+
+    def my_batches(self, sampler: EvalSampler) -> EvalSampler:
+        """The sampler, with this process's share of its batches."""
+        world = self.accelerator.num_processes
+        sampler.batches = range(self.accelerator.process_index, sampler.count, world)
+        return sampler
 
 
 def extract(
     model: Model,
     dataset: Dataset,
-    windows: Windows,
+    windows: EvalClips,
     spec: ViewSpec,
     machine: Machine,
     layer: str = "",
@@ -93,7 +105,8 @@ def extract(
     folder = (machine.cache or cache_folder() / "features") / digest
     folder.mkdir(parents=True, exist_ok=True)
     on_main(lambda: _write_json(folder / "identity.json", identity))
-    count = WindowLoader.count(windows, machine.batch_size)
+    sampler = EvalSampler(dataset, windows, spec, machine.batch_size)
+    count = sampler.count
     chunks = [
         (folder / f"{first:08d}-{min(first + CHUNK, count):08d}.npz", range(first, min(first + CHUNK, count)))
         for first in range(0, count, CHUNK)
@@ -101,7 +114,7 @@ def extract(
     mine = chunks[machine.accelerator.process_index :: machine.accelerator.num_processes]
     missing = [chunk for chunk in mine if not chunk[0].is_file()]
     if missing:
-        _compute(model, dataset, windows, spec, machine, layer, missing)
+        _compute(model, dataset, sampler, machine, layer, missing)
     machine.accelerator.wait_for_everyone()
     return _gather(dataset, windows, [file for file, _ in chunks])
 
@@ -109,43 +122,32 @@ def extract(
 def _compute(
     model: Model,
     dataset: Dataset,
-    windows: Windows,
-    spec: ViewSpec,
+    sampler: EvalSampler,
     machine: Machine,
     layer: str,
     chunks: list[tuple[Path, range]],
 ) -> None:
     accelerator = machine.accelerator
     represent = Representation(model.objective.to(accelerator.device).eval(), layer)
-    size = machine.batch_size
     bar = tqdm(
-        total=sum(min(b[-1] * size + size, len(windows)) - b[0] * size for _, b in chunks),
+        total=sum(sampler.bounds[b[-1] + 1] - sampler.bounds[b[0]] for _, b in chunks),
         desc=f"features of {model.name}",
         unit="window",
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
     )
-    loader = WindowLoader(
-        dataset,
-        windows,
-        spec,
-        batch_size=machine.batch_size,
-        batches=[batch for _, batches in chunks for batch in batches],
-        placement=machine.placement,
-        threads=machine.threads,
-        device=accelerator.device,
-    )
+    sampler.batches = [batch for _, batches in chunks for batch in batches]
     ends = {batches[-1]: file for file, batches in chunks}
     xs, index = [], []
-    with bar:
+    with bar, machine.loader(dataset, sampler) as loader:
         for batch in loader:
             if len(batch["index"]):
                 with torch.inference_mode(), accelerator.autocast():
                     xs.append(represent(batch["views"]).float().cpu().numpy())
                 index.append(batch["index"].numpy())
             bar.update(len(batch["index"]))
-            if batch["batch"] in ends:
-                _write_chunk(ends[batch["batch"]], xs, index, loader.failed, dataset)
+            if batch["epoch"] in ends:
+                _write_chunk(ends[batch["epoch"]], xs, index, loader.failed, dataset)
                 xs, index = [], []
 
 
@@ -161,7 +163,7 @@ def _write_chunk(
         )
 
 
-def _gather(dataset: Dataset, windows: Windows, files: list[Path]) -> Features:
+def _gather(dataset: Dataset, windows: EvalClips, files: list[Path]) -> Features:
     parts = [np.load(file) for file in files]
     failed = {key: why for part in parts for key, why in json.loads(str(part["failed"])).items()}
     filled = [part for part in parts if len(part["index"])]

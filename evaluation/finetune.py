@@ -4,7 +4,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.windows import Layout, Windows
 from tqdm import tqdm
 
 from evaluation import metrics, resume
@@ -18,7 +17,9 @@ from evaluation.settings import Finetune, Tuned
 from evaluation.splits import Labelled, Split, with_fraction
 from evaluation.tuning import Task, Tuning, with_flags
 from objectives.downstream import FineTuning
+from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from shards import InputError
 from training.processes import StopSignals, on_main
 
@@ -109,22 +110,20 @@ def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuni
     rows = split.train[~held]
 
     def batches(size: int) -> Loader:
-        return Loader(
+        sampler = TrainSampler(
             bench.dataset,
             rows,
             tuning.spec,
-            batch_size=size,
+            size,
             seed=seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            placement=machine.placement,
-            threads=machine.threads,
-            device=accelerator.device,
         )
+        return machine.loader(bench.dataset, sampler)
 
-    def layout(part: str) -> Layout:
+    def layout(part: str) -> EvalLayout:
         """The method's own, of windows as long as those that are trained on."""
-        own: Layout = getattr(bench.downstream, part)
+        own: EvalLayout = getattr(bench.downstream, part)
         moved = own.hop and still.span != bench.downstream.spec.span
         return replace(own, hop=max(1, still.span // 2)) if moved else own
 
@@ -137,8 +136,8 @@ def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuni
         classes=len(labelled.classes),
         samples=len(rows),
         batches=batches,
-        held=Windows.of(bench.dataset, split.train[held], still, layout("train")),
-        tested=Windows.of(bench.dataset, split.test, still, layout("test")),
+        held=EvalClips.of(bench.dataset, split.train[held], still, layout("train")),
+        tested=EvalClips.of(bench.dataset, split.test, still, layout("test")),
         judge=judge,
         by_feature=bench.downstream.average == "features",
     )

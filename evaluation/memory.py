@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from pipelines.windows import Layout
 
 from evaluation.bench import Bench
 from evaluation.features import Features
 from evaluation.model import ADDRESSES
 from evaluation.splits import Split
+from pipelines.eval_clips import EvalLayout
 from shards.aside import written_aside
 
 SLOTS, CLIPS = 6, 3
@@ -25,7 +25,7 @@ def addresses(bench: Bench, split: Split) -> Features | None:
         return None
     looking = replace(bench, settings=replace(bench.settings, layer=ADDRESSES))
     train = bench.downstream.train
-    return looking.extract(split.train, Layout(train.count, train.hop))
+    return looking.extract(split.train, EvalLayout(train.count, train.hop))
 
 
 def save_memory(folder: Path, bench: Bench, p: Features, labels: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from evaluation import metrics, resume
 from evaluation.bench import Bench, open_bench, output_folder
 from evaluation.classifier import still_spec
-from evaluation.clips import ClipBatches
 from evaluation.fails import Fails, oversampling, seen_by
 from evaluation.features import Features, extract
 from evaluation.finetune import tuning_of
@@ -19,6 +18,8 @@ from evaluation.result import describe, save
 from evaluation.settings import Oops, OopsFinetune
 from evaluation.tuning import Task, Tuning
 from objectives.downstream import FineTuning
+from pipelines.eval_clips import ClipSampler
+from pipelines.loader import Loader
 from training.processes import StopSignals, on_main
 
 HEAD = Head(lr=1e-3)
@@ -108,20 +109,18 @@ def intention(bench: Bench, fails: Fails, tuning: FineTuning, seed: int) -> Task
     labels = fails.classes(train, still)
     often = np.repeat(np.arange(len(train)), oversampling(labels))
 
-    def batches(size: int) -> ClipBatches:
-        return ClipBatches(
+    def batches(size: int) -> Loader:
+        sampler = ClipSampler(
             bench.dataset,
             train.at(often),
             labels[often],
             tuning.spec,
-            batch_size=size,
+            size,
             seed=seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
-            placement=bench.machine.placement,
-            threads=bench.machine.threads,
-            device=accelerator.device,
         )
+        return bench.machine.loader(bench.dataset, sampler)
 
     def judge(found: Features) -> float:
         return metrics.class_mean(metrics.confusion(found.x, fails.classes(found, still)))

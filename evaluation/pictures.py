@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from pipelines.damage import DecodeError
-from pipelines.windows import Windows, eval_params
 
 from pipelines.decode import decode_views
+from pipelines.eval_clips import EvalClips, eval_params
+from pipelines.mp4 import DecodeError
 from pipelines.views import ViewSpec
 from shards import Dataset
 
@@ -120,7 +120,7 @@ def clip(dataset: Dataset, row: int, window: tuple[int, int] | None = None) -> s
     last = min(first + frames, length) - 1
     offsets = tuple(np.unique(np.linspace(first, last, FRAMES).round().astype(int)).tolist())
     spec = ViewSpec(offsets=(offsets,), size=SIDE)
-    params = eval_params(spec, dataset, Windows(*np.array([[row], [0], [0]]))).sample(0)
+    params = eval_params(spec, dataset, EvalClips(*np.array([[row], [0], [0]]))).sample(0)
     try:
         pixels = decode_views(dataset.read(row), params, SIDE)
     except DecodeError:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from pipelines.windows import WindowLoader, Windows
 
 from evaluation.classifier import Classifier
 from evaluation.features import Features, Machine
+from pipelines.eval_clips import EvalClips, EvalSampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
@@ -17,7 +17,7 @@ from shards import Dataset, InputError
 def predict(
     classifier: Classifier,
     dataset: Dataset,
-    windows: Windows,
+    windows: EvalClips,
     spec: ViewSpec,
     machine: Machine,
     *,
@@ -27,27 +27,17 @@ def predict(
 
     All processes call it together, and each gets all of them. Raises InputError where no video can be decoded.
     """
-    accelerator, size = machine.accelerator, machine.batch_size
-    loader = WindowLoader(
-        dataset,
-        windows,
-        spec,
-        batch_size=size,
-        batches=range(
-            accelerator.process_index, WindowLoader.count(windows, size), accelerator.num_processes
-        ),
-        placement=machine.placement,
-        threads=machine.threads,
-        device=accelerator.device,
-    )
+    accelerator = machine.accelerator
+    sampler = machine.my_batches(EvalSampler(dataset, windows, spec, machine.batch_size))
     classifier.eval()
     found: list[tuple[NDArray, NDArray]] = []
-    for batch in loader:
-        if len(batch["index"]):
-            with torch.inference_mode(), accelerator.autocast():
-                feature = classifier.represent(batch["views"])
-                said = feature if by_feature else classifier.head(feature).double().softmax(1)
-            found.append((batch["index"].numpy(), said.double().cpu().numpy()))
+    with machine.loader(dataset, sampler) as loader:
+        for batch in loader:
+            if len(batch["index"]):
+                with torch.inference_mode(), accelerator.autocast():
+                    feature = classifier.represent(batch["views"])
+                    said = feature if by_feature else classifier.head(feature).double().softmax(1)
+                found.append((batch["index"].numpy(), said.double().cpu().numpy()))
     everyones = gather_object([(found, loader.failed)])
     pairs = [pair for pairs, _ in everyones for pair in pairs]
     rows_failed = {row: why for _, failed in everyones for row, why in failed.items()}

@@ -13,7 +13,6 @@ from typing import Any, Protocol, Self
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
-from pipelines.windows import Windows
 from tqdm import tqdm
 
 from evaluation.bench import Bench
@@ -22,6 +21,7 @@ from evaluation.features import Features
 from evaluation.predict import predict
 from objectives import checkpoint
 from objectives.downstream import FineTuning
+from pipelines.eval_clips import EvalClips
 from shards import InputError
 from shards.aside import written_aside
 from training.feed import tensors
@@ -53,8 +53,8 @@ class Task:
     classes: int
     samples: int
     batches: Callable[[int], Batches]
-    held: Windows
-    tested: Windows
+    held: EvalClips
+    tested: EvalClips
     judge: Callable[[Features], float]
     by_feature: bool = False
 
@@ -105,7 +105,7 @@ class Tuning:
         distances = [(p - self.start[name]).square().sum() for name, p in named if p.requires_grad]
         return self.tuning.pull / 2 * torch.stack(distances).sum()
 
-    def predict(self, windows: Windows) -> Features:
+    def predict(self, windows: EvalClips) -> Features:
         dataset, machine, by_feature = self.bench.dataset, self.bench.machine, self.task.by_feature
         return predict(self.classifier, dataset, windows, self.spec, machine, by_feature=by_feature)
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.windows import Layout
-
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec
 
 
@@ -41,8 +40,8 @@ class Downstream:
 
     spec: ViewSpec
     finetuning: FineTuning
-    train: Layout = field(default_factory=lambda: Layout(count=10))
-    test: Layout = field(default_factory=lambda: Layout(count=10))
+    train: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
+    test: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
     average: Literal["probabilities", "features"] = "probabilities"
     hidden: int = 512
     dropout: float = 0.5

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models.convgru import ConvGRU, init_orthogonal
@@ -24,6 +23,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import eval_view
 from shards import InputError
 
@@ -102,7 +102,7 @@ class DPC(BlockObjective):
         seen_blocks = config.blocks - config.pred_steps
         full = self.view_spec(config)
         spec = replace(full, offsets=full.offsets[:seen_blocks], padding="repeat_last")
-        every = Layout(hop=max(spec.span // 2, 1))
+        every = EvalLayout(hop=max(spec.span // 2, 1))
         tuning = FineTuning(spec, weight_decay=1e-3, steps=30_000, decay_at=(18_000, 24_000), dropout=0.5)
         return Downstream(eval_view(spec), tuning, every, every)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pipelines.windows import Layout
 from torch import Tensor
 
 from models.convgru import ConvGRU, init_orthogonal
@@ -25,6 +24,7 @@ from objectives import nce
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
 
@@ -130,7 +130,7 @@ class MemDPC(BlockObjective):
         tuning = FineTuning(
             replace(spec, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
         )
-        train, test = Layout(hop=hop), Layout(hop=hop, crops=10)
+        train, test = EvalLayout(hop=hop), EvalLayout(hop=hop, crops=10)
         return Downstream(eval_view(spec), tuning, train, test, dropout=0.9)
 
     def represent(self, views: Tensor) -> Tensor:

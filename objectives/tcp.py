@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models import backbones
@@ -30,6 +29,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
 from shards import InputError
 
@@ -214,7 +214,9 @@ class TCP(Objective):
             eight, optimizer="sgd", lr=1e-2, weight_decay=0.0, pull=1e-3, steps=30_000, batch_size=16,
             decay_at=(15_000,), decay_by=0.5, dropout=0.9,
         )  # fmt: skip
-        return Downstream(eval_view(spec), tuning, Layout(count=8), Layout(count=15), average="features")
+        return Downstream(
+            eval_view(spec), tuning, EvalLayout(count=8), EvalLayout(count=15), average="features"
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD, momentum 0.9, weight decay 1e-4 (section 4.2.4)."""

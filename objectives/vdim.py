@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pipelines.windows import Layout
 from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
@@ -25,6 +24,7 @@ from objectives import nce
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError, at_least
 
@@ -215,7 +215,7 @@ class VDIM(Objective):
             rotation=0.0,
             padding="repeat_last",
         )
-        every = Layout(hop=spec.span // 2)
+        every = EvalLayout(hop=spec.span // 2)
         trained = replace(spec, jitter=None, lab_drop=True)
         tuning = FineTuning(
             trained, weight_decay=0.0, steps=30_000, batch_size=15, decay_at=(), decay_every=3_000, decay_by=0.5,

@@ -107,12 +107,11 @@ def _decode(index: PacketIndex, video: bytes, numbers: list[int]) -> Iterator[tu
 
 def _packets(index: PacketIndex, video: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
     """The packets of a run, with ranks as time stamps, and None for the end."""
-    view = memoryview(video)
     for place, first, size in zip(
         index.ranks[run].tolist(), index.offsets[run].tolist(), index.sizes[run].tolist(), strict=True
     ):
         packet = av.Packet(size)  # Packet(bytes) has no padding behind the data, which decoders read over
-        packet.update(view[first : first + size])
+        packet.update(video[first : first + size])
         packet.pts = place
         yield packet
     yield None

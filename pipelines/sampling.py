@@ -70,8 +70,10 @@ class ViewParams:
         return ViewParams(**found)
 
     def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "ViewParams":
-        changed = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParams(**{k: None if v is None else change(v) for k, v in changed.items()})
+        changed: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, values in changed.items():
+            changed[name] = None if values is None else change(values)
+        return ViewParams(**changed)
 
 
 def sample_clip_params(
