@@ -27,6 +27,7 @@ from machine import describe
 from tqdm import tqdm
 
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, at_least, demo, one_line
 
@@ -96,14 +97,8 @@ def run(dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     seen: list[dict[str, int]] = []
     seconds: list[float] = []
     openings: list[int] = []
-    with Loader(
-        dataset,
-        rows,
-        spec,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        prefetch=arguments.prefetch,
-    ) as loader:
+    sampler = TrainSampler(dataset, rows, spec, arguments.batch_size)
+    with Loader(dataset, sampler, threads=arguments.threads, prefetch=arguments.prefetch) as loader:
         for number in tqdm(range(1, arguments.batches + 1), unit="batch", smoothing=0.01):
             began = time.perf_counter()
             batch = next(loader)

@@ -119,8 +119,7 @@ def simulate(folder: Path, rows: int, per_shard: int) -> None:
 
 def measure(folder: Path) -> dict[str, object]:
     """Seconds of each step, and the memory of the process after all of them."""
-    from pipelines.order import Order
-
+    from pipelines.sampler import ShuffledOrder
     from shards import Dataset
 
     seconds: dict[str, float] = {}
@@ -137,7 +136,7 @@ def measure(folder: Path) -> dict[str, object]:
     with timed("select"):
         rows = dataset.select(split="train", min_frames=120)
     with timed("order"):
-        Order(len(rows), BATCH, seed=0).epoch(0)
+        ShuffledOrder(len(rows), BATCH, seed=0).epoch(0)
     cpu = round(time.process_time() - cpu, 3)  # all threads; on a busy machine it says more than the clock
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {

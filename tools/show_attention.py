@@ -22,16 +22,17 @@ import torch
 import torch.nn.functional as F
 import tyro
 from PIL import Image, ImageDraw, ImageFont
-from pipelines.graph import choose_placement
-from pipelines.picture import visible
 from torch import Tensor
 
 import objectives
 from objectives.pace import Pace, PaceConfig
 from objectives.pace_config import pace_name
+from pipelines.backends import BackendSettings, choose_backend
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, demo, one_line
+from training.visualize import visible
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
 HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
@@ -106,16 +107,9 @@ def main(arguments: Arguments) -> None:
 def first_batch(arguments: Arguments, dataset: Dataset, spec: ViewSpec) -> dict[str, Any]:
     """The clips of as many videos as the picture has rows: the same for every size of a view."""
     split = arguments.split or (None if arguments.data else "test")
-    with Loader(
-        dataset,
-        dataset.select(split=split),
-        spec,
-        batch_size=arguments.videos,
-        seed=arguments.seed,
-        placement=choose_placement(arguments.device),
-        threads=arguments.threads,
-        prefetch=0,
-    ) as loader:
+    sampler = TrainSampler(dataset, dataset.select(split=split), spec, arguments.videos, seed=arguments.seed)
+    backend = BackendSettings(choose_backend(arguments.device, dataset), threads=arguments.threads)
+    with Loader(dataset, sampler, backend, threads=arguments.threads, prefetch=0) as loader:
         return next(loader)
 
 

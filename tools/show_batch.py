@@ -20,16 +20,17 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pipelines.graph import choose_placement
-from pipelines.picture import save_views, visible
 
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
+from pipelines.backends import BackendSettings, choose_backend
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError, at_least, demo, one_line
+from training.visualize import save_views, visible
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
@@ -83,16 +84,9 @@ def main(argv: list[str]) -> None:
     spec = objectives.get(settings.objective).view_spec(config)
     dataset = Dataset(settings.data or demo.ensure())
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
-    with Loader(
-        dataset,
-        rows,
-        spec,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        placement=choose_placement(settings.device),
-        threads=settings.threads,
-        prefetch=0,
-    ) as loader:
+    sampler = TrainSampler(dataset, rows, spec, settings.batch_size, seed=settings.seed)
+    backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)
+    with Loader(dataset, sampler, backend, threads=settings.threads, prefetch=0) as loader:
         loader.load_state_dict({"samples": settings.batch * settings.batch_size})
         batch = next(loader)
     out = settings.out or Path(f"batch-{settings.objective}")
