@@ -32,7 +32,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class BatchIndices:
-    """The samples of one batch of this process. whole: places in the sampler's list of those of all processes."""
+    """The samples of one batch of this process.
+
+    epoch: whether a video decodes is asked once in each; of an evaluation it is the batch's number. whole: places in the
+    sampler's list of the samples of all processes.
+    """
 
     epoch: int
     samples: list[Sample]

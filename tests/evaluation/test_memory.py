@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from pipelines.windows import WindowLoader, Windows
 
 import evaluate
 import objectives
+from pipelines.eval_clips import EvalClips, EvalSampler
+from pipelines.loader import Loader
 from shards import Dataset
 
 
@@ -28,9 +29,9 @@ def test_use_and_clips_of_the_slots_are_those_of_the_network(found, memory_run, 
     result, memory = found
     objective, dataset = objectives.load(memory_run), Dataset(data)
     down = objective.downstream()
-    windows = Windows.of(dataset, range(12), down.spec, down.train)  # the training videos
+    windows = EvalClips.of(dataset, range(12), down.spec, down.train)  # the training videos
     p = np.empty((len(windows), 8))
-    for batch in WindowLoader(dataset, windows, down.spec, batch_size=4):
+    for batch in Loader(dataset, EvalSampler(dataset, windows, down.spec, 4)):
         with torch.inference_mode():
             z = objective.encode(batch["views"]).relu()
             context = objective.aggregators["forwards"](z)[:, -1]

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipelines.damage import DecodeError
-from pipelines.windows import Layout, WindowLoader, Windows
 
 import evaluate
 import objectives
 from evaluation.model import Representation, open_model
+from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
+from pipelines.loader import Loader
+from pipelines.mp4 import DecodeError
 from shards import Dataset, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
     def unreadable(*_: object) -> None:
         raise DecodeError("no more")
 
-    monkeypatch.setattr(WindowLoader, "_read", unreadable)
+    monkeypatch.setattr("pipelines.backends.cpu.decode_views", unreadable)
     again = ask("nonlinear", "--hidden", 8, "--seeds", 1, "--no-baselines")
     assert again["scores"] == first["scores"]
     with pytest.raises(InputError, match="decoded"):
@@ -99,13 +100,13 @@ def test_embedded_windows_are_what_the_network_says_of_them(ask, run, data, tmp_
     table = pq.read_table(tmp_path / "windows.parquet")
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
-    windows = Windows.of(dataset, range(len(dataset)), down.spec, down.test)
+    windows = EvalClips.of(dataset, range(len(dataset)), down.spec, down.test)
     assert (
         table["key"].to_pylist() == dataset.keys(windows.row)
         and table["start"].to_pylist() == windows.start.tolist()
     )
     got = np.array(table["feature"].to_pylist(), dtype=np.float32)
-    for batch in WindowLoader(dataset, windows, down.spec, batch_size=1):
+    for batch in Loader(dataset, EvalSampler(dataset, windows, down.spec, 1)):
         with torch.inference_mode():
             wanted = objective.context(batch["views"])[0, -1].mean((1, 2))
         assert np.allclose(got[batch["index"][0]], wanted, atol=1e-5)
@@ -123,10 +124,10 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
     torch.manual_seed(0)
     objective = cls(cls.small()).eval()
     down, dataset = objective.downstream(), Dataset(data)
-    windows = Windows.of(dataset, [12, 13, 14], down.spec, down.test)
+    windows = EvalClips.of(dataset, [12, 13, 14], down.spec, down.test)
     assert set(windows.row.tolist()) == {12, 13, 14}
-    few = Windows(*(getattr(windows, field)[[0, -1]] for field in ("row", "start", "crop")))
-    (batch,) = WindowLoader(dataset, few, down.spec, batch_size=2)
+    few = EvalClips(*(getattr(windows, field)[[0, -1]] for field in ("row", "start", "crop")))
+    (batch,) = Loader(dataset, EvalSampler(dataset, few, down.spec, 2))
     with torch.inference_mode():
         together = objective.represent(batch["views"])
         alone = torch.cat([objective.represent(views[None]) for views in batch["views"]])
@@ -139,9 +140,8 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
 def test_a_layer_is_its_mean_or_its_change_in_time(run, data) -> None:
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
-    (batch,) = WindowLoader(
-        dataset, Windows.of(dataset, [12, 14], down.spec, Layout(count=1)), down.spec, batch_size=2
-    )
+    clips = EvalClips.of(dataset, [12, 14], down.spec, EvalLayout(count=1))
+    (batch,) = Loader(dataset, EvalSampler(dataset, clips, down.spec, 2))
     with torch.inference_mode():
         z = objective.encode(batch["views"])  # (B, V, D, h, w)
         mean, change = (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines.windows import Layout, WindowLoader, Windows, eval_params
 
 from pipelines import colour
+from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler, eval_params
+from pipelines.loader import Loader
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset
 from tests.evaluation.rendered import Video, write_set
@@ -18,18 +19,18 @@ SPEC = ViewSpec(offsets=((0, 2), (4, 6)), size=16, crop=0.5, jitter=Jitter(), fl
 
 
 def test_starts_of_worked_cases() -> None:
-    assert Layout(hop=3).starts(14, 7).tolist() == [0, 3, 6]  # 9 would need frames to 15
-    assert Layout(count=3).starts(17, 7).tolist() == [0, 5, 10]
-    assert Layout(count=10).starts(8, 7).tolist() == [0, 1]  # only two starts there are
-    assert Layout(count=1).starts(17, 7).tolist() == [5]
-    for layout in (Layout(hop=3), Layout(count=10)):
+    assert EvalLayout(hop=3).starts(14, 7).tolist() == [0, 3, 6]  # 9 would need frames to 15
+    assert EvalLayout(count=3).starts(17, 7).tolist() == [0, 5, 10]
+    assert EvalLayout(count=10).starts(8, 7).tolist() == [0, 1]  # only two starts there are
+    assert EvalLayout(count=1).starts(17, 7).tolist() == [5]
+    for layout in (EvalLayout(hop=3), EvalLayout(count=10)):
         assert layout.starts(1, 7).tolist() == [0]
 
 
 @settings(deadline=None)
 @given(st.integers(1, 300), st.integers(1, 130), st.integers(1, 20))
 def test_windows_are_distinct_and_fit(num_frames: int, span: int, number: int) -> None:
-    for layout in (Layout(count=number), Layout(hop=number)):
+    for layout in (EvalLayout(count=number), EvalLayout(hop=number)):
         starts = layout.starts(num_frames, span)
         assert len(starts) >= 1 and (np.diff(starts) > 0).all() and starts[0] >= 0
         assert starts[-1] + span <= num_frames or starts.tolist() == [0]
@@ -38,21 +39,21 @@ def test_windows_are_distinct_and_fit(num_frames: int, span: int, number: int) -
 @pytest.mark.parametrize("count, hop, crops", [(0, 0, 1), (2, 3, 1), (1, 0, 7)])
 def test_a_senseless_layout_is_refused(count: int, hop: int, crops: int) -> None:
     with pytest.raises(ValueError, match="layout"):
-        Layout(count, hop, crops)  # type: ignore[arg-type]
+        EvalLayout(count, hop, crops)  # type: ignore[arg-type]
 
 
 def test_ten_crops_show_the_corners_and_their_mirror_images(data: Path) -> None:
     """Against whole frames decoded, cut, scaled and normalised one by one in floating point."""
     dataset = Dataset(data)
     row = 3  # 15 frames
-    windows = Windows.of(dataset, [row], SPEC, Layout(hop=4, crops=10))
+    windows = EvalClips.of(dataset, [row], SPEC, EvalLayout(hop=4, crops=10))
     assert windows.start.tolist() == [0] * 10 + [4] * 10 + [8] * 10
     params = eval_params(SPEC, dataset, windows)
     lefts, tops = params.boxes[:5, 0, 0].tolist(), params.boxes[:5, 0, 1].tolist()
     assert (params.boxes[:, :, 2:] == 18).all()  # half of 36
     assert list(zip(lefts, tops, strict=True)) == [(16, 10), (0, 0), (30, 0), (0, 18), (30, 18)]
     views = {}
-    for batch in WindowLoader(dataset, windows, SPEC, batch_size=7):
+    for batch in Loader(dataset, EvalSampler(dataset, windows, SPEC, 7)):
         views |= dict(zip(batch["index"].tolist(), batch["views"].numpy(), strict=True))
     assert sorted(views) == list(range(30))
     video = dataset.read(row)
@@ -69,30 +70,31 @@ def test_ten_crops_show_the_corners_and_their_mirror_images(data: Path) -> None:
 def test_a_short_video_repeats_its_last_frame(data: Path) -> None:
     dataset = Dataset(data)
     row = 13  # 5 frames
-    params = eval_params(SPEC, dataset, Windows.of(dataset, [row], SPEC, Layout(hop=1)))
+    params = eval_params(SPEC, dataset, EvalClips.of(dataset, [row], SPEC, EvalLayout(hop=1)))
     assert params.frames.tolist() == [[[0, 2], [4, 4]]]
 
 
 def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: Path) -> None:
     dataset = Dataset(data)
-    windows = Windows.of(dataset, range(len(dataset)), SPEC, Layout(hop=2))
-    whole = list(WindowLoader(dataset, windows, SPEC, batch_size=5))
+    windows = EvalClips.of(dataset, range(len(dataset)), SPEC, EvalLayout(hop=2))
+    whole = list(Loader(dataset, EvalSampler(dataset, windows, SPEC, 5)))
     assert np.concatenate([batch["index"] for batch in whole]).tolist() == list(range(len(windows)))
-    alone = list(WindowLoader(dataset, windows, SPEC, batch_size=5, batches=[3, 1], prefetch=0, threads=1))
+    mine_only = EvalSampler(dataset, windows, SPEC, 5, [3, 1])
+    alone = list(Loader(dataset, mine_only, prefetch=0, threads=1))
     for mine, number in zip(alone, (3, 1), strict=True):
-        assert mine["batch"] == number
+        assert mine["epoch"] == number
         assert (mine["views"] == whole[number]["views"]).all()
 
 
 def test_a_damaged_video_is_left_out_and_named(tmp_path: Path) -> None:
     videos = [Video(0, "test"), Video(1, "test", 40, damaged=True), Video(2, "test")]
     dataset = Dataset(write_set(tmp_path / "set", videos))
-    windows = Windows.of(dataset, [0, 1, 2], SPEC, Layout(hop=3))
-    loader = WindowLoader(dataset, windows, SPEC, batch_size=4)
+    windows = EvalClips.of(dataset, [0, 1, 2], SPEC, EvalLayout(hop=3))
+    loader = Loader(dataset, EvalSampler(dataset, windows, SPEC, 4))
     seen = np.concatenate([batch["index"] for batch in loader])
     # what lies before the damage is read in a batch of its own; all batches after it are without
     assert set(windows.row[seen].tolist()) >= {0, 2} and set(np.flatnonzero(windows.row != 1)) <= set(seen)
     assert 0 < (windows.row[seen] == 1).sum() < (windows.row == 1).sum()
     assert list(loader.failed) == [1] and loader.failed[1]
-    last = next(iter(WindowLoader(dataset, windows, SPEC, batch_size=len(windows))))
+    last = next(Loader(dataset, EvalSampler(dataset, windows, SPEC, len(windows))))
     assert set(windows.row[last["index"]].tolist()) == {0, 2}

@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from independent import ENVIRONMENT, ROOT, SHARED, decode, make_shards, render, said
 
+from pipelines.backends import BackendSettings
 from shards import Dataset, demo, motion
 from shards.encode import Encoding
 from shards.pictures import cropped, fitted, upright
@@ -268,8 +269,10 @@ def test_flow_has_the_cropped_width_and_twice_the_height(tmp_path: Path) -> None
 def test_training_names_them_where_nvdec_decodes(plain: Path) -> None:
     dataset = Dataset(plain)
     run = Run(Path(), dataset, np.arange(len(dataset)), np.array([], np.int64), {}, None)
-    assert uneven_sides(Speed("gpu", 1, 1), run) == nvdec_remark(dataset)
-    assert not uneven_sides(Speed("cpu", 1, 1), run) and not uneven_sides(Speed("hybrid", 1, 1), run)
+    assert uneven_sides(Speed(BackendSettings("gpu"), 1, 1), run) == nvdec_remark(dataset)
+    assert not uneven_sides(Speed(BackendSettings("cpu"), 1, 1), run) and not uneven_sides(
+        Speed(BackendSettings("hybrid"), 1, 1), run
+    )
 
 
 @pytest.mark.parametrize("flags", [[], ["--for", "dpc"], ["--for", "pace"]])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipelines.order import Order
 from safetensors.torch import load_file
 
+from pipelines.sampler import ShuffledOrder
 from shards import Dataset
 from shards.quarantine import entries
 from tests.pipelines.damage import IN_PLACE, damage
@@ -136,7 +136,7 @@ def test_two_processes_meet_the_same_tar(tars, tmp_path) -> None:
 
 def test_the_command_a_user_types(tars, tmp_path) -> None:
     """VDIM, narrow; after two steps a tar is cut amid the video that comes in step 17."""
-    run, bad = tmp_path / "run", int(Order(18, 2, seed=0).epoch(1)[14])
+    run, bad = tmp_path / "run", int(ShuffledOrder(18, 2, seed=0).epoch(1)[14])
     command = [
         sys.executable,
         "train.py",

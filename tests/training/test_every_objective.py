@@ -10,12 +10,12 @@ import pytest
 import torch
 from nvidia.dali import Pipeline
 from PIL import Image
-from pipelines.graph import define
 
 import objectives
 from models.backbones import BACKBONES
 from objectives import checkpoint
 from objectives.pace import Pace, PaceConfig
+from pipelines.transforms.dali import define
 from tests.browser import chromium
 from tests.training import harness
 from tests.training.harness import losses, train
@@ -54,13 +54,13 @@ def test_two_processes_train_and_every_parameter_gets_a_gradient(name, data, tmp
 
 
 @every_objective
-@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
-def test_its_gpu_graphs_are_defined(name, placement) -> None:
+@pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+def test_its_gpu_graphs_are_defined(name, source) -> None:
     """Without a GPU a graph can be defined, which checks every operator's arguments, and not be built."""
     cls = OBJECTIVES[name]
     for config in (cls.Config(), cls.small()):
         with Pipeline(4, 2, 0):
-            assert define(cls.view_spec(config), placement).device == "gpu"
+            assert define(cls.view_spec(config), source).device == "gpu"
 
 
 @every_objective
@@ -138,10 +138,10 @@ def test_pace_trains_in_two_processes_and_resumes_with_each_backbone(backbone, d
 
 
 @every_backbone
-@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
-def test_paces_gpu_graphs_are_defined_for_each_backbone(backbone, placement) -> None:
+@pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+def test_paces_gpu_graphs_are_defined_for_each_backbone(backbone, source) -> None:
     with Pipeline(4, 2, 0):
-        assert define(Pace.view_spec(PaceConfig(backbone=backbone)), placement).device == "gpu"
+        assert define(Pace.view_spec(PaceConfig(backbone=backbone)), source).device == "gpu"
 
 
 @every_backbone

@@ -8,17 +8,18 @@ import torch
 
 from objectives.vdim import VDIM
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from shards import Dataset, InputError
 
 
 def test_after_an_error_the_same_batch_comes_again(data, tmp_path) -> None:
     copy = shutil.copytree(data, tmp_path / "copy")
     spec, dataset = VDIM.view_spec(VDIM.small()), Dataset(copy)
-    with Loader(Dataset(data), dataset.select(), spec, batch_size=2, prefetch=2) as whole:
+    with Loader(Dataset(data), TrainSampler(dataset, dataset.select(), spec, 2)) as whole:
         expected = [next(whole) for _ in range(3)]
     tar = copy / dataset.column("shard")[0]
     content = tar.read_bytes()
-    with Loader(dataset, dataset.select(), spec, batch_size=2, prefetch=2) as loader:
+    with Loader(dataset, TrainSampler(dataset, dataset.select(), spec, 2)) as loader:
         os.truncate(tar, 600)
         for _ in range(2):
             with pytest.raises(InputError, match="before the end of the video"):

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import objectives
-from pipelines import tuned
+from pipelines.backends import BACKENDS, BackendSettings
 from shards import Dataset
 from tests.training.harness import TOY, train
+from training import autotune
 from training.run import Run
 from training.settings import Settings
 from training.speed import PATIENCE, Speed, Waiting, advice, cores, settle
@@ -31,33 +32,35 @@ def settings(**given: object) -> Settings:
     return Settings(objective="vdim", steps=1, batch_size=2, **given)  # type: ignore[arg-type]
 
 
-def test_without_a_finding_there_are_defaults() -> None:
-    speed = settle(settings(device="cpu"), SPEC)
-    assert speed == Speed("cpu", cores(), 2, speed.origin)
+def test_without_a_finding_there_are_defaults(run: Run) -> None:
+    speed = settle(settings(device="cpu"), SPEC, run.dataset)
+    assert speed == Speed(BackendSettings("cpu", threads=cores()), cores(), 2, speed.origin)
     assert (
         speed.origin == f"loader: --device cpu (given), --threads {cores()} (default), --prefetch 2 (default)"
     )
 
 
-def test_what_autotune_found_is_taken_and_what_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned.record("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
-    speed = settle(settings(), SPEC)
-    assert (speed.placement, speed.threads, speed.prefetch) == ("cpu", 6, 5)
+def test_what_autotune_found_is_taken_and_what_is_given_wins(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autotune.record("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
+    speed = settle(settings(), SPEC, run.dataset)
+    assert (speed.backend.name, speed.threads, speed.prefetch) == ("cpu", 6, 5)
     assert speed.origin.count("found by --autotune") == 3
-    speed = settle(settings(threads=1, prefetch=0), SPEC)
-    assert (speed.placement, speed.threads, speed.prefetch) == ("cpu", 1, 0)
+    speed = settle(settings(threads=1, prefetch=0), SPEC, run.dataset)
+    assert (speed.backend.name, speed.threads, speed.prefetch) == ("cpu", 1, 0)
     assert "--threads 1 (given), --prefetch 0 (given)" in speed.origin
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert settle(settings(), SPEC).threads == 1  # of six for four processes
+    assert settle(settings(), SPEC, run.dataset).threads == 1  # of six for four processes
     other = objectives.get("dpc").view_spec(objectives.get("dpc").small())
-    assert "found" not in settle(settings(), other).origin
+    assert "found" not in settle(settings(), other, run.dataset).origin
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
-def test_a_finding_for_what_is_out_of_reach_is_left_aside() -> None:
-    tuned.record("vdim", SPEC, {"device": "gpu", "threads": 6, "prefetch": 5})
+def test_a_finding_for_what_is_out_of_reach_is_left_aside(run: Run) -> None:
+    autotune.record("vdim", SPEC, {"device": "gpu", "threads": 6, "prefetch": 5})
     for device in ("auto", "cpu"):
-        assert settle(settings(device=device), SPEC).prefetch == 2
+        assert settle(settings(device=device), SPEC, run.dataset).prefetch == 2
 
 
 def test_a_word_is_due_once_in_a_while() -> None:
@@ -83,31 +86,33 @@ def advised(run: Run, speed: Speed, late: float = 1.0, **given: object) -> str:
 
 
 def test_advice_follows_what_is_known(run: Run) -> None:
-    enough = Speed("cpu", cores(), 2)
+    enough = Speed(BackendSettings("cpu"), cores(), 2)
     assert "--prefetch" not in advised(run, enough) and "--threads" not in advised(run, enough)
     assert "--prefetch 4" in advised(run, enough, late=0.2)
-    assert "--prefetch 2" in advised(run, Speed("cpu", cores(), 0))
+    assert "--prefetch 2" in advised(run, Speed(BackendSettings("cpu"), cores(), 0))
     assert "--autotune --objective vdim --data" in advised(run, enough)
     assert "--cache host --cache-gib 1" in advised(run, enough)
     assert "--cache" not in advised(run, enough, cache="host")
     assert "--clips-per-decode" not in advised(run, enough, clips_per_decode=2)
-    assert "--cpu-share" not in advised(run, enough) and "--cpu-share" in advised(run, Speed("gpu", 2, 2))
+    assert "--cpu-share" not in advised(run, enough) and "--cpu-share" in advised(
+        run, Speed(BackendSettings("gpu"), 2, 2)
+    )
     assert "make_shards" not in advised(run, enough)  # 144 pixels are no more than VDIM needs
-    tuned.record("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
+    autotune.record("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
     assert "--autotune" not in advised(run, enough)
 
 
 def test_more_threads_only_where_there_are_cores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert "--threads 8" in advised(run, Speed("cpu", 2, 2))
+    assert "--threads 8" in advised(run, Speed(BackendSettings("cpu"), 2, 2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert "--threads" not in advised(run, Speed("cpu", 2, 2))
+    assert "--threads" not in advised(run, Speed(BackendSettings("cpu"), 2, 2))
 
 
 def test_advice_names_flags_that_there_are(run: Run) -> None:
     known = {"--" + field.name.replace("_", "-") for field in fields(Settings)} | {"--autotune", "--for"}
-    for placement in ("cpu", "hybrid", "gpu"):
-        words = advised(run, Speed(placement, 1, 0), late=0.0)
+    for name in BACKENDS:
+        words = advised(run, Speed(BackendSettings(name), 1, 0), late=0.0)
         assert set(re.findall(r"--[a-z-]+", words)) <= known
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import objectives
 from objectives.base import Plateau
 from pipelines.loader import Loader
-from pipelines.views import eval_view
+from pipelines.sampler import TrainSampler
 from shards import Dataset
 from tests.training.harness import lines, losses, train, train_together
 from training.validation import Decay
@@ -71,7 +71,7 @@ def test_validation_is_the_loss_on_fixed_plain_clips(whole: Path, data: Path) ->
         dataset = Dataset(data)
         rows = dataset.select(split="test")
         with (
-            Loader(dataset, rows, eval_view(objective.view_spec(objective.config)), batch_size=4) as loader,
+            Loader(dataset, TrainSampler(dataset, rows, spec, 4)) as loader,
             torch.no_grad(),
         ):
             outs = [objective({"views": next(loader)["views"]}) for _ in range(2 * (len(rows) // 4))]
