@@ -23,8 +23,8 @@ from shards import Dataset, InputError
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES
-from tests.pipelines.reference import draw_for, flow_video, write_dataset
-from tests.pipelines.test_decode import hand_draw, hurt
+from tests.pipelines.reference import params_for, flow_video, write_dataset
+from tests.pipelines.test_decode import hand_params, hurt
 from tests.pipelines.test_loader import SPEC, assert_same, damaged, quarantined
 
 VIDEO = FRAMES * 176 * 144 * 3 // 2  # bytes of a decoded video of the demo set
@@ -53,20 +53,20 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
     assert kept.planes.shape == (FRAMES, 213, 174) and kept.planes.dtype == np.uint8
     for box, flip in (((0, 0, 174, 142), False), ((30, 18, 100, 64), True)):
         for frames, modality in (([[0, 17, 39], [3, 3, 38]], "rgb"), ([[4, 5, 6]], "difference")):
-            params = hand_draw(frames, box, flip)
+            params = hand_params(frames, box, flip)
             np.testing.assert_array_equal(
                 kept.cut(params, 48, modality), decode_views(video, params, 48, modality)
             )
     with pytest.raises(DecodeError):
-        kept.cut(hand_draw([[FRAMES]], (0, 0, 64, 64)), 48, "rgb")
+        kept.cut(hand_params([[FRAMES]], (0, 0, 64, 64)), 48, "rgb")
     with pytest.raises(DecodeError, match="box ends at"):
-        kept.cut(hand_draw([[0]], (120, 0, 64, 64)), 48, "rgb")
+        kept.cut(hand_params([[0]], (120, 0, 64, 64)), 48, "rgb")
 
 
 def test_flow_is_kept_as_well(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 2, 64, 96)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
-    params = hand_draw([[1, 5]], (8, 4, 60, 50), True)
+    params = hand_params([[1, 5]], (8, 4, 60, 50), True)
     kept = Decoded.of(video, 6).cut(params, 32, "flow")
     np.testing.assert_array_equal(kept, decode_views(video, params, 32, "flow"))
 
@@ -163,7 +163,7 @@ def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
         transcode(dataset.read(row), Encoding(codec=codec, short_side=144, preset="ultrafast")).data
         for row in rows
     ]
-    whole = draw_for(spec, dataset, rows, seed=3)
+    whole = params_for(spec, dataset, rows, seed=3)
     batch_params = [whole.sample(place) for place in range(2)]
     pixels = [decode_views(v, d, 64, spec.modality) for v, d in zip(videos, batch_params, strict=True)]
     expected = Graph(spec, 2, "cpu", threads=1).run(batch_params, pixels)
@@ -182,7 +182,7 @@ def test_the_graph_from_memory_shows_flow(tmp_path: Path) -> None:
     values = np.round(np.stack([20 * t + x, 250 - 20 * t - x], 1)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
     boxes = np.array([[8, 4, 48, 48], [20, 10, 48, 48]], np.int32)
-    params = replace(hand_draw([[0, 2], [3, 5]], flip=True), boxes=boxes)
+    params = replace(hand_params([[0, 2], [3, 5]], flip=True), boxes=boxes)
     maps = np.zeros((2, 2, 3, 3), np.float32)
     maps[..., 0, 0] = maps[..., 1, 1] = 1
     params = replace(params, colours=maps)
@@ -213,7 +213,7 @@ def test_damage_where_nobody_looks_costs_nothing(dataset: Dataset, tmp_path: Pat
     spec = ViewSpec(offsets=((0, 1),), size=32, padding="wrap", centre=True)
     rows, reached = np.arange(2), False
     for epoch in range(3):
-        params = draw_for(spec, out, [0], seed=0, epoch=epoch)
+        params = params_for(spec, out, [0], seed=0, epoch=epoch)
         reached |= bool((params.frames // 8 == 33 // 8).any())
     assert not reached
     with Loader(out, rows, spec, batch_size=2, prefetch=0, cache="host", cache_gib=1) as made:

@@ -16,7 +16,7 @@ from pipelines.loader import Loader
 from pipelines.sampling import NOISE_FRAMES, ViewParams, sample_params
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from tests.pipelines.reference import decoded_luma, draw_for, flow_video, write_dataset
+from tests.pipelines.reference import decoded_luma, params_for, flow_video, write_dataset
 
 SIZE, WIDTH, HEIGHT, FRAMES = 64, 128, 96, 24
 SEGMENTS = tuple(tuple(range(5 * v, 5 * v + 10)) for v in range(3))  # half overlapping, as TCP's
@@ -55,7 +55,7 @@ def test_a_difference_is_that_of_consecutive_grey_frames(dataset: Dataset) -> No
     spec = replace(TCP, modality="difference")
     assert (spec.channels, spec.frames, spec.span, TCP.span) == (1, 10, 21, 20)
     rows = [0, 5, 11]
-    whole = draw_for(spec, dataset, rows, seed=2)
+    whole = params_for(spec, dataset, rows, seed=2)
     assert whole.frames.shape == (3, 3, 11) and whole.flips.any() and not whole.flips.all()
     batch_params = [whole.sample(i) for i in range(3)]
     pixels = [
@@ -67,13 +67,13 @@ def test_a_difference_is_that_of_consecutive_grey_frames(dataset: Dataset) -> No
         expected = (grey[:, 1:] - grey[:, :-1]) / (255 * float(LUMA @ STD))
         error = np.abs(views - expected)
         assert error.mean() < 0.01 and np.percentile(error, 99) < 0.035 and expected.std() > 0.05
-    edges = draw_for(spec, dataset, [0], seed=2).frames[0]
+    edges = params_for(spec, dataset, [0], seed=2).frames[0]
     assert (np.diff(edges, axis=-1) == 1).all()
 
 
 def test_a_difference_beyond_the_videos_end_is_zero(dataset: Dataset) -> None:
     spec = ViewSpec(offsets=(tuple(range(60)),), size=SIZE, modality="difference")
-    (params,) = (draw_for(spec, dataset, [3]).sample(0),)
+    (params,) = (params_for(spec, dataset, [3]).sample(0),)
     found = run(spec, [params], [decode_views(dataset.read(3), params, SIZE, "difference")])[0, 0]
     assert np.abs(found[:39]).max(axis=(1, 2, 3)).min() > 0 and not found[39:].any()
 
@@ -252,7 +252,7 @@ def test_grey_from_a_channel_copies_one() -> None:
 def test_the_gpu_graph_on_the_cpu_shows_the_same_views(vp9_folder: Path, change: dict) -> None:
     dataset, spec = Dataset(vp9_folder), replace(TCP, **change)
     rows = [0, 2, 5]
-    whole = draw_for(spec, dataset, rows, seed=1)
+    whole = params_for(spec, dataset, rows, seed=1)
     batch_params = [whole.sample(i) for i in range(3)]
     found = run(spec, batch_params, [np.frombuffer(dataset.read(row), np.uint8) for row in rows], "gpu")
     pixels = [
