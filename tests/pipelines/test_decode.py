@@ -53,7 +53,7 @@ def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -
         params = params_for(spec, dataset, [row], seed=size).sample(0)
         views = decode_views(dataset.read(row), params, size)
         assert (views.shape, views.dtype) == ((6, size, size, 3), np.uint8)
-        assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which the painter is fast on
+        assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which transforms.numpy is fast on
         assert_within_rounding(views, decoded_views(dataset.read(row), params, size))
         flips |= set(params.flips.tolist())
     assert flips == {False, True}
@@ -159,7 +159,7 @@ def test_frame_numbers_whatever_the_group_of_pictures(tmp_path: Path, gop: int, 
     assert shown(video, [[59, 0, 30, 29, 1]]) == [59, 0, 30, 29, 1]
 
 
-def test_frames_that_neither_the_draw_nor_another_frame_needs_are_not_decoded(dataset: Dataset) -> None:
+def test_frames_that_neither_the_clip_nor_another_frame_needs_are_not_decoded(dataset: Dataset) -> None:
     video = transcode(dataset.read(0), Encoding(short_side=144)).data
     damaged = hurt(video, 2)  # packets: frames 0, 3, 1, 2, 6, …
     box = (0, 0, 176, 144)
