@@ -134,7 +134,7 @@ class EvalSampler:
     processes. batches: which of them to make, all by default. A position counts batches.
     """
 
-    step = 1
+    step, replaces = 1, False
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class ClipSampler:
     Another clip takes the place of one that cannot be decoded. A position counts clips, those of all processes.
     """
 
-    max_clips = 1
+    max_clips, replaces = 1, True
 
     def __init__(
         self,

@@ -273,7 +273,8 @@ class Loader:
             self._noted.add(row)
             self.failed[row] = reason
         if not known:
-            log.warning("%s cannot be decoded and is left out: %s", key, reason)
+            fate = "replaced" if self.sampler.replaces else "left out"
+            log.warning("%s cannot be decoded and is %s: %s", key, fate, reason)
             if self._quarantine:
                 self.dataset.quarantine(row, reason)
 

@@ -47,7 +47,8 @@ class Sampler(Protocol):
     """What a loader loads: batch after batch of samples, and what takes the place of a video that cannot be decoded.
 
     spec: how the videos are looked at. rows, labels: (N,) int64, the sampler's list. max_samples: videos in a batch, at
-    most. max_clips: clips of one video in a batch, at most. step: how far a batch moves the position.
+    most. max_clips: clips of one video in a batch, at most. step: how far a batch moves the position. replaces: whether
+    another sample takes the place of one that cannot be decoded.
     """
 
     spec: ViewSpec
@@ -56,6 +57,7 @@ class Sampler(Protocol):
     max_samples: int
     max_clips: int
     step: int
+    replaces: bool
 
     def batch(self, position: int) -> BatchIndices | None:
         """The batch that begins at a position, which counts from 0; None beyond the last one."""
@@ -153,6 +155,8 @@ class TrainSampler:
     shards whose rows are shuffled together, see ShuffledOrder; by default dataset.window. As the order enters a window,
     the shards of the next one are fetched. A position counts clips, those of all processes.
     """
+
+    replaces = True
 
     def __init__(
         self,

@@ -92,9 +92,7 @@ def test_a_damaged_video_is_left_out_and_named(tmp_path: Path) -> None:
     windows = EvalClips.of(dataset, [0, 1, 2], SPEC, EvalLayout(hop=3))
     loader = Loader(dataset, EvalSampler(dataset, windows, SPEC, 4))
     seen = np.concatenate([batch["index"] for batch in loader])
-    # what lies before the damage is read in a batch of its own; all batches after it are without
-    assert set(windows.row[seen].tolist()) >= {0, 2} and set(np.flatnonzero(windows.row != 1)) <= set(seen)
-    assert 0 < (windows.row[seen] == 1).sum() < (windows.row == 1).sum()
+    assert seen.tolist() == np.flatnonzero(windows.row != 1).tolist()
     assert list(loader.failed) == [1] and loader.failed[1]
     last = next(Loader(dataset, EvalSampler(dataset, windows, SPEC, len(windows))))
     assert set(windows.row[last["index"]].tolist()) == {0, 2}

@@ -70,6 +70,7 @@ def test_validation_is_the_loss_on_fixed_plain_clips(whole: Path, data: Path) ->
         objective.begin_step(step - 1)
         dataset = Dataset(data)
         rows = dataset.select(split="test")
+        spec = eval_view(objective.view_spec(objective.config))
         with (
             Loader(dataset, TrainSampler(dataset, rows, spec, 4)) as loader,
             torch.no_grad(),
