@@ -62,9 +62,9 @@ class DaliGraph:
             pipeline.schedule_run()
 
         def views() -> Tensor:
-            batch = self._taken(pipeline, len(samples))
+            batch = self._taken(pipeline, [sample.clips for sample in samples])
             self._free.append(pipeline)  # after a failure it is of no use
-            return self._without_filling(batch, [sample.clips for sample in samples])
+            return batch
 
         return views
 
@@ -84,8 +84,8 @@ class DaliGraph:
         pipeline.build()
         return pipeline
 
-    def _taken(self, pipeline: Pipeline, samples: int) -> Tensor:
-        """A pipeline's batch (samples · clips, V, C, T, H, W), bound to the current stream of torch."""
+    def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
+        """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, bound to this graph's stream."""
         if self._stream is None:
             frames = torch.from_dlpack(pipeline.outputs()[0].as_tensor())
         else:
@@ -94,16 +94,13 @@ class DaliGraph:
                 (output,) = pipeline.outputs(self._stream)
                 frames = torch.from_dlpack(output.as_tensor())
         spec = self._spec
-        shape = (samples * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
-        return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
-
-    def _without_filling(self, batch: Tensor, clips: list[int]) -> Tensor:
-        if all(count == self._clips for count in clips):
-            return batch
-        with torch.cuda.stream(self._stream):
-            return torch.cat(
-                [part[:count] for part, count in zip(batch.split(self._clips), clips, strict=True)]
-            )
+        shape = (spec.views, spec.frames, spec.size, spec.size, spec.channels)
+        batch = frames.view(len(clips) * self._clips, *shape)
+        if any(count < self._clips for count in clips):
+            parts = zip(batch.split(self._clips), clips, strict=True)
+            with torch.cuda.stream(self._stream):
+                batch = torch.cat([part[:count] for part, count in parts])
+        return batch.permute(0, 1, 5, 2, 3, 4)
 
     def _bank(self) -> Any:
         if self._noise is None:
