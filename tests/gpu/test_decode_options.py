@@ -3,14 +3,14 @@
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from pipelines.graph import choose_placement
 
-from pipelines.loader import Loader
+from pipelines.backends import choose_backend
+from pipelines.backends.cached import CachedBackend
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError, demo
+from tests.pipelines.reference import loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=64, jitter=Jitter(), box_scope="view", rotation=5)
@@ -21,28 +21,30 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(demo.render(tmp_path_factory.mktemp("demo"), clips_per_class=(1, 1), frames=40, workers=2))
 
 
-def batches(dataset: Dataset, placement: str, **options: Any) -> list[dict[str, Any]]:
+def batches(dataset: Dataset, backend: str, **options: Any) -> list[dict[str, Any]]:
     try:
-        chosen = choose_placement(placement)
+        choose_backend(backend)
     except InputError as error:
         pytest.skip(str(error))
-    with Loader(dataset, np.arange(12), SPEC, batch_size=4, seed=1, placement=chosen, **options) as made:
-        return list(islice(made, 6))
+    with loader(dataset, SPEC, backend=backend, on_cpu_dali=False, **options) as made:
+        found = list(islice(made, 6))
+        assert all(batch["views"].isfinite().all() for batch in found)
+        return found
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"placement": "hybrid", "cache": "gpu", "cache_gib": 1},
-        {"placement": "gpu", "cache": "gpu", "cache_gib": 0.01},  # seven of twelve
-        {"placement": "gpu", "cache": "host", "cache_gib": 1},
-        {"placement": "gpu", "cpu_share": 0.5},
-        {"placement": "gpu", "clips_per_decode": 2},
+        {"backend": "hybrid", "cache": "gpu", "cache_gib": 1},
+        {"backend": "gpu", "cache": "gpu", "cache_gib": 0.01},  # seven of twelve
+        {"backend": "gpu", "cache": "host", "cache_gib": 1},
+        {"backend": "gpu", "cpu_share": 0.5},
+        {"backend": "gpu", "clips": 2},
     ],
 )
 def test_an_option_shows_what_the_cpu_shows(dataset: Dataset, options: dict[str, Any]) -> None:
-    clips = options.get("clips_per_decode", 1)
-    found, expected = batches(dataset, **options), batches(dataset, "cpu", clips_per_decode=clips)
+    clips = options.get("clips", 1)
+    found, expected = batches(dataset, **options), batches(dataset, "cpu", clips=clips)
     for one, other in zip(found, expected, strict=True):
         assert one["key"] == other["key"] and one["views"].device.type == "cuda"
         difference = (one["views"].cpu() - other["views"]).abs()
@@ -51,11 +53,9 @@ def test_an_option_shows_what_the_cpu_shows(dataset: Dataset, options: dict[str,
 
 def test_kept_videos_take_no_more_than_is_said(dataset: Dataset) -> None:
     before = torch.cuda.memory_allocated()
-    with Loader(
-        dataset, np.arange(12), SPEC, batch_size=4, placement="hybrid", cache="gpu", cache_gib=1
-    ) as made:
+    with loader(dataset, SPEC, backend="hybrid", on_cpu_dali=False, cache="gpu", cache_gib=1) as made:
         for _ in islice(made, 6):
             pass
-        assert made.cache is not None
-        kept = int(made.cache.sizes.sum())
+        assert isinstance(made.backend, CachedBackend)
+        kept = int(made.backend.cache.sizes.sum())
         assert kept <= torch.cuda.memory_allocated() - before < 1.2 * kept + 2**22

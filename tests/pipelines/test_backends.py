@@ -21,8 +21,7 @@ from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_
 from pipelines.backends.cpu import CpuBackend
 from pipelines.backends.nvdec import NvdecBackend
 from pipelines.decode import decode_frames
-from pipelines.loader import Loader
-from pipelines.sampler import Sample, TrainSampler
+from pipelines.sampler import Sample
 from pipelines.transforms.dali import define
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import Dataset, InputError
@@ -146,7 +145,9 @@ class ArrayBackend(Backend):
 
 def test_a_toy_backend_trains(dataset: Dataset) -> None:
     videos = {
-        row: np.stack([f.to_ndarray(format="rgb24") for _, f in decode_frames(dataset.read(row), [*range(40)])])
+        row: np.stack(
+            [f.to_ndarray(format="rgb24") for _, f in decode_frames(dataset.read(row), [*range(40)])]
+        )
         for row in range(8)
     }
     method = objectives.get("vdim")

@@ -1,6 +1,6 @@
 """The batches of an evaluation: each clip once, whole videos together, however they are divided among processes."""
 
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def test_batches_hold_whole_videos(clips: EvalClips, batch_size: int) -> None:
             continue
         expected += [video[first : first + batch_size] for first in range(0, len(video), batch_size)]
     bounds = batch_bounds(clips.row, batch_size)
-    found = [clips.row[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    found = [clips.row[a:b].tolist() for a, b in pairwise(bounds)]
     assert found == expected
 
 
