@@ -1,6 +1,5 @@
 """Several results as one: two streams whose probabilities are averaged, and a protocol over all checkpoints of a run."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from evaluation.protocols import linear, retrieve
 from evaluation.result import load, save
 from evaluation.settings import Curve, Fuse, Linear, Retrieval
 from shards import InputError
+from training.log import read_metrics
 
 
 def fuse(settings: Fuse) -> None:
@@ -119,11 +119,7 @@ def curve(settings: Curve) -> None:
 
 def _pretraining(run: Path, step: int) -> dict[str, float]:
     """The last line of metrics at or before a step; that of validation where there is one."""
-    try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run}/metrics.jsonl: cannot be read ({error})") from error
-    before = [line for line in lines if line["step"] <= step]
+    before = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
     last = before[-1] if before else {}
     name = "val_top1" if "val_top1" in last else "top1"
     return {

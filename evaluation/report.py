@@ -1,7 +1,6 @@
 """Results as one page that needs nothing beside itself: no network, no script, readable on a phone."""
 
 import html
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from evaluation.settings import Report
 from evaluation.table import row
 from shards import InputError
 from shards.aside import written_aside
+from training.log import read_metrics
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888 }
@@ -190,7 +190,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
 def _pretraining(run: str) -> str:
     """A run's curves, where the checkpoint is a run's folder."""
     path = Path(run) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_metrics(path) if path.is_file() else []
     names = [name for name in ("top1", "chance", "val_top1") if any(name in line for line in lines)]
     if not names:
         return ""

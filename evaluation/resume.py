@@ -20,6 +20,7 @@ from objectives import checkpoint
 from objectives.downstream import FineTuning
 from shards import InputError
 from shards.aside import written_aside
+from shards.documents import read_json
 from training.processes import StopSignals, on_main
 
 DONE = "tested.npz"
@@ -49,7 +50,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             f"--output {folder} holds a fine-tuning already: add --resume, or name another folder"
         )
     else:
-        then = json.loads(path.read_text())
+        then = read_json(path, dict, "name another --output")
         if changed := [key for key in asked if asked[key] != then.get(key)]:
             raise InputError(f"--resume: {folder} was made with another {', '.join(changed)}: give its flags")
 

@@ -13,6 +13,7 @@ A shape says what is expected. It is one of
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def parse(text: bytes | str, shape: Any, name: object, fix: str) -> Any:
     except RecursionError:
         found = "nested too deep"
     except ValueError as error:
-        found = f"not JSON ({str(error).splitlines()[0]})"
+        found = f"not JSON ({one_line_of(error)})"
     if found:
         raise InputError(f"{name}: {found}; {fix}")
     return value
@@ -172,6 +173,12 @@ def _is_deep(value: Any) -> bool:
 
 def _named(place: str) -> str:
     return place or "the content"
+
+
+def one_line_of(said: object, most: int = 400) -> str:
+    """What a library says of a file, in one printable line: it may quote whatever is in there."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(said)) or type(said).__name__
+    return textwrap.shorten(text, most, placeholder=" …")
 
 
 def short(value: Any) -> str:
