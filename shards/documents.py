@@ -91,10 +91,10 @@ def problem(value: Any, shape: Any, place: str = "") -> str:
         found = [problem(value, one, place) for one in shape.shapes]
         return "" if "" in found else found[-1]
     if isinstance(shape, Is):
-        return "" if shape.test(value) else f"{_named(place)} is {short(value)}, not {shape.says}"
+        return "" if shape.test(value) else f"{_named(place)} is {_found(value)}, not {shape.says}"
     expected = shape if isinstance(shape, type) else list if isinstance(shape, list) else dict
     if not isinstance(value, expected):
-        return f"{_named(place)} is {short(value)}, not {_TYPES[expected]}"
+        return f"{_named(place)} is {_found(value)}, not {_TYPES[expected]}"
     return next(filter(None, (problem(*part) for part in _parts(value, shape, place))), "")
 
 
@@ -169,6 +169,10 @@ def _is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def _found(value: Any) -> str:
+    return "absent" if value is None else short(value)
 
 
 def _named(place: str) -> str:
