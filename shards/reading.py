@@ -28,7 +28,7 @@ ANIMATED_BRANDS = ("hevc", "hevx", "msf1", "avis")
 
 REASONS = {
     "missing": "the annotations list it, the disk has not got it",
-    "unreadable": "the file cannot be opened, or no container format is recognised in it",
+    "unreadable": "the file cannot be opened or its folder not listed, or no container format is recognised in it",
     "no_video": "there is no video stream (audio, subtitles or cover art only)",
     "no_decoder": "the video's codec is not known to FFmpeg",
     "encrypted": "the video stream is encrypted",
@@ -199,7 +199,8 @@ def check_whole(
     unknown = announced == UNANNOUNCED and tally.error and keep_damaged > 0
     if unknown or (fraction is not None and fraction < keep_damaged):
         then = f", then: {tally.error}" if tally.error else ""
-        unsound = f"; damage shows in {tally.unsound} of them" if tally.unsound else ""
+        enough_came = fraction is not None and fraction * tally.frames >= keep_damaged * tally.sound
+        unsound = f"; damage shows in {tally.unsound} of them" if tally.unsound and enough_came else ""
         raise Rejected("damaged", f"{tally.frames} frames decode of {announced}{then}{unsound}")
     if tally.frames == 0:
         raise Rejected("no_frames", f"{stream.codec_context.name}: the stream ends without a frame")
