@@ -9,6 +9,7 @@ A further backend is a class and its line in BACKENDS.
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ def available(dataset: Dataset | None = None) -> list[str]:
         with suppress(InputError):
             found.append(choose_backend(name, dataset))
     return found
+
+
+def release_memory() -> None:
+    """Give back what DALI and torch keep of the GPU's memory for later. DALI's pool never shrinks by itself."""
+    if dali := sys.modules.get("nvidia.dali.backend"):
+        dali.ReleaseUnusedMemory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nvdec_objection(dataset: Dataset | None) -> str:
