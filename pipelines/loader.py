@@ -78,6 +78,7 @@ class Loader:
             ThreadPoolExecutor(1, f"slipstream-{name}") for name in ("plan", "start", "finish")
         )
         self._pool = ThreadPoolExecutor(threads, "slipstream-prepare")
+        self._under_way = threading.Semaphore(self.backend.concurrent)
         self._position, self._closed = 0, False
         self._ahead: deque[tuple[Future[Any], Future[dict[str, Any] | None]]] = deque()
 
@@ -156,10 +157,14 @@ class Loader:
         if plan is None:
             return None
         prepared = [task.result() for task in plan[1]]
+        self._under_way.acquire()  # until the batch is finished
         try:
             return prepared, self._render(prepared)
         except RuntimeError as error:
             return prepared, error
+        except BaseException:
+            self._under_way.release()
+            raise
 
     def _finish(self, planned: Future[Any], started: Future[Any]) -> dict[str, Any] | None:
         """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
@@ -169,8 +174,14 @@ class Loader:
             return None
         if plan is None or begun is None:
             return None
-        batch: BatchIndices = plan[0]
-        prepared, rendered = begun
+        try:
+            return self._repaired(plan[0], *begun)
+        finally:
+            self._under_way.release()
+
+    def _repaired(
+        self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered | RuntimeError
+    ) -> dict[str, Any]:
         while True:
             try:
                 if isinstance(rendered, RuntimeError):

@@ -136,11 +136,6 @@ class ShuffledOrder:
         raise AssertionError("the slots divide all rows among them")
 
 
-def in_share(slot: int, share: float) -> bool:
-    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
-    return int((slot + 1) * share) > int(slot * share)
-
-
 def _windows(order: NDArray[np.int64], sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """The window of each shard, filled one after the other with the shards in this order."""
     window_of, window, filled = np.empty(len(sizes), dtype=np.int64), 0, 0

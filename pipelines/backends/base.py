@@ -134,7 +134,9 @@ class Routed(Backend):
             places = [place for place, (taken, _) in enumerate(prepared) if taken == way]
             try:
                 reasons = route.refused([samples[p] for p in places], [prepared[p][1] for p in places], error)
-            except RuntimeError:
+            except RuntimeError as other:
+                if is_device_fault(other):
+                    raise
                 continue
             found |= {places[place]: reason for place, reason in reasons.items()}
         if not found:

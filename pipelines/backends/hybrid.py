@@ -1,6 +1,5 @@
 """hybrid: FFmpeg decodes, crops and resizes on the CPU; DALI does the rest on the GPU."""
 
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ UNDER_WAY = 2  # DALI pipelines, that take turns: while one's batch is augmented
 
 
 class DaliGraph:
-    """A graph in `UNDER_WAY` pipelines that take turns. Samples of fewer than `clips` clips are filled up.
+    """A graph in as many pipelines as there are batches under way; they take turns. Samples of fewer than `clips` clips are filled up.
 
     device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
     """
@@ -38,9 +37,7 @@ class DaliGraph:
     ) -> None:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
-        self._free: SimpleQueue[Pipeline | None] = SimpleQueue()
-        for _ in range(UNDER_WAY):
-            self._free.put(None)  # built when it is first needed
+        self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
         self._stream = None if device is None else torch.cuda.Stream(device)
         self._noise: Any = None
 
@@ -53,25 +50,20 @@ class DaliGraph:
         """Begin a batch. inputs: name of a graph's input → an array a sample, of `clips` clips each; what lies on the
         GPU was made on `stream`."""
         params = [self.filled(sample.params, sample.clips) for sample in samples]
-        pipeline = self._free.get() or self._built()
         try:
-            with torch.cuda.stream(stream):
-                for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
-                    pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))
-                if self._spec.channel_drop:
-                    pipeline.feed_input("noise_bank", [self._bank()] * len(samples), layout="FHWC")
-                pipeline.schedule_run()
-        except BaseException:
-            self._free.put(None)  # a pipeline is of no use after a failure
-            raise
+            pipeline = self._free.pop()
+        except IndexError:
+            pipeline = self._built()
+        with torch.cuda.stream(stream):
+            for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
+                pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))
+            if self._spec.channel_drop:
+                pipeline.feed_input("noise_bank", [self._bank()] * len(samples), layout="FHWC")
+            pipeline.schedule_run()
 
         def views() -> Tensor:
-            kept: Pipeline | None = None
-            try:
-                batch = self._taken(pipeline, len(samples))
-                kept = pipeline
-            finally:
-                self._free.put(kept)
+            batch = self._taken(pipeline, len(samples))
+            self._free.append(pipeline)  # after a failure it is of no use
             return self._without_filling(batch, [sample.clips for sample in samples])
 
         return views

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import colour
-from pipelines.backends.base import Backend, Rendered, Routed, Video
+from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_fault
 from pipelines.backends.cached import Resident
 from pipelines.backends.hybrid import UNDER_WAY, DaliGraph
 from pipelines.decode import check_frames
@@ -61,12 +61,11 @@ class NvdecBackend(Backend):
     def refused(self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError) -> dict[int, str]:
         """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
         found = {place: reason for place, one in enumerate(prepared) if (reason := _damage(one))}
-        if not found:
-            alone = {place: self._refusal(samples[place], one) for place, one in enumerate(prepared)}
-            found = {place: reason for place, reason in alone.items() if reason}
-            if len(found) == len(prepared):
-                raise error
-        if not found:
+        if found:
+            return found
+        alone = {place: self._refusal(samples[place], one) for place, one in enumerate(prepared)}
+        found = {place: reason for place, reason in alone.items() if reason}
+        if len(found) in (0, len(prepared)):
             raise error
         return found
 
@@ -75,6 +74,8 @@ class NvdecBackend(Backend):
         try:
             self.render([sample], [one])()
         except RuntimeError as error:
+            if is_device_fault(error):
+                raise
             return "DALI: " + " ".join(str(error).rpartition("encountered:")[2].split())
         return ""
 

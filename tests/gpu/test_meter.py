@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from pipelines.meter import Meter
+from training.meter import Meter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PAUSE = 0.05  # seconds

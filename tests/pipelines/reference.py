@@ -1,11 +1,11 @@
-"""What the tests compare with: videos made for the purpose, and views computed from a draw without DALI or swscale."""
+"""What the tests compare with: videos made for the purpose, and views computed from parameters without DALI or swscale."""
 
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -15,23 +15,96 @@ from numpy.typing import NDArray
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from pipelines.backends import BackendSettings
+from pipelines.backends.base import Backend, Video
+from pipelines.backends.cpu import CpuBackend
+from pipelines.loader import Loader
+from pipelines.sampler import Sample, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding, write_mp4
 from shards.table import publish
-from shards.writer import Sample, write_shard
+from shards.writer import Sample as Packed
+from shards.writer import write_shard
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ut-interaction"
 NUMBER_BITS = 8
 
 
-def draw_for(
+def params_for(
     spec: ViewSpec, dataset: Dataset, rows: Iterable[int], *, seed: int = 0, epoch: int = 0
 ) -> ViewParams:
     chosen = np.array(list(rows), dtype=np.int64)
     columns = (dataset.column(name)[chosen].astype(np.int64) for name in ("num_frames", "width", "height"))
     return sample_params(spec, chosen, *columns, seed=seed, epoch=epoch)
+
+
+def loader(
+    dataset: Dataset,
+    spec: ViewSpec,
+    *,
+    rows: Iterable[int] | None = None,
+    batch_size: int = 4,
+    seed: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    clips: int = 1,
+    window: int | None = None,
+    backend: str | Backend = "cpu",
+    threads: int = 2,
+    prefetch: int = 2,
+    **settings: Any,
+) -> Loader:
+    """A training loader of all rows, or of these. settings: the backend's; a GPU's part is played by DALI on the CPU."""
+    chosen = np.arange(len(dataset)) if rows is None else np.array(list(rows), np.int64)
+    sampler = TrainSampler(
+        dataset, chosen, spec, batch_size, seed=seed, rank=rank, world=world, clips=clips, window=window
+    )
+    if isinstance(backend, str):
+        options: dict[str, Any] = {"on_cpu_dali": True} | settings
+        given: BackendSettings | Backend = BackendSettings(backend, **options)
+    else:
+        given = backend
+    return Loader(dataset, sampler, given, threads=threads, prefetch=prefetch, quarantine=True)
+
+
+class Encoded(Video):
+    """A video that lies in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.row, self._data = 0, data
+
+    def read(self) -> bytes:
+        return self._data
+
+
+def made(
+    kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int | None = None
+) -> Backend:
+    """A backend: cpu, hybrid, gpu, or memory, which renders cached.Resident. device: the GPU; None for DALI on the CPU."""
+    if kind == "cpu":
+        return CpuBackend(spec, samples, clips)
+    from pipelines.backends.hybrid import HybridBackend
+    from pipelines.backends.nvdec import MemoryBackend, NvdecBackend
+
+    kinds = {"hybrid": HybridBackend, "gpu": NvdecBackend, "memory": MemoryBackend}
+    return kinds[kind](spec, samples, clips, threads=2, device=device)
+
+
+def render(backend: Backend, params: list[ViewParams], inputs: list[Any]) -> torch.Tensor:
+    """The views of samples. inputs: of each the encoded video, or the pixels that decode_views gave, or a Resident."""
+    samples, prepared = [], []
+    for slot, one in enumerate(params):
+        clips = len(one.frames) // backend.spec.views
+        samples.append(Sample(np.full(clips, slot), slot, one, clips, slot))
+    for sample, given, out in zip(samples, inputs, backend.buffer(samples), strict=True):
+        if isinstance(given, bytes):
+            given = backend.prepare(Encoded(given), sample, out)
+        elif isinstance(given, np.ndarray):
+            given = backend.accept(given, sample.params, out)  # type: ignore[attr-defined]
+        prepared.append(given)
+    return backend.render(samples, prepared)()
 
 
 def flow_video(path: Path, fields_T2HW: NDArray[np.uint8], codec: Literal["h264", "vp9"] = "h264") -> bytes:
@@ -62,7 +135,7 @@ def write_dataset(
     """A data set of these videos, in one shard or several, with keys v000, v001, …"""
     out.mkdir(parents=True)
     samples = [
-        Sample(f"v{n:03d}", video, f, 0, flows[n] if flows else None)
+        Packed(f"v{n:03d}", video, f, 0, flows[n] if flows else None)
         for n, (video, f) in enumerate(zip(videos, facts, strict=True))
     ]
     step = per_shard or len(samples)
@@ -176,6 +249,6 @@ def lab(rgb: NDArray) -> NDArray[np.float64]:
     return np.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])], -1)
 
 
-def assert_same_draw(one: ViewParams, other: ViewParams) -> None:
+def assert_same_params(one: ViewParams, other: ViewParams) -> None:
     for name in ("frames", "boxes", "flips", "angles", "colours", "noise", "pace"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)

@@ -11,20 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines.cache import Cache, Decoded, Resident, chosen
-from pipelines.damage import DecodeError
-from pipelines.graph import Graph
-from pipelines.order import in_share
 
+from pipelines.backends.cached import Cache, CachedBackend, Decoded, Resident, chosen
+from pipelines.backends.nvdec import in_share
 from pipelines.decode import decode_views
-from pipelines.loader import Loader
+from pipelines.mp4 import DecodeError
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES
-from tests.pipelines.reference import draw_for, flow_video, write_dataset
-from tests.pipelines.test_decode import hand_draw, hurt
+from tests.pipelines.reference import flow_video, loader, made, params_for, render, write_dataset
+from tests.pipelines.test_decode import hand_params, hurt
 from tests.pipelines.test_loader import SPEC, assert_same, damaged, quarantined
 
 VIDEO = FRAMES * 176 * 144 * 3 // 2  # bytes of a decoded video of the demo set
@@ -53,21 +51,21 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
     assert kept.planes.shape == (FRAMES, 213, 174) and kept.planes.dtype == np.uint8
     for box, flip in (((0, 0, 174, 142), False), ((30, 18, 100, 64), True)):
         for frames, modality in (([[0, 17, 39], [3, 3, 38]], "rgb"), ([[4, 5, 6]], "difference")):
-            params = hand_draw(frames, box, flip)
+            params = hand_params(frames, box, flip)
             np.testing.assert_array_equal(
-                kept.cut(params, 48, modality), decode_views(video, params, 48, modality)
+                kept.crop(params, 48, modality), decode_views(video, params, 48, modality)
             )
     with pytest.raises(DecodeError):
-        kept.cut(hand_draw([[FRAMES]], (0, 0, 64, 64)), 48, "rgb")
+        kept.crop(hand_params([[FRAMES]], (0, 0, 64, 64)), 48, "rgb")
     with pytest.raises(DecodeError, match="box ends at"):
-        kept.cut(hand_draw([[0]], (120, 0, 64, 64)), 48, "rgb")
+        kept.crop(hand_params([[0]], (120, 0, 64, 64)), 48, "rgb")
 
 
 def test_flow_is_kept_as_well(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 2, 64, 96)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
-    params = hand_draw([[1, 5]], (8, 4, 60, 50), True)
-    kept = Decoded.of(video, 6).cut(params, 32, "flow")
+    params = hand_params([[1, 5]], (8, 4, 60, 50), True)
+    kept = Decoded.of(video, 6).crop(params, 32, "flow")
     np.testing.assert_array_equal(kept, decode_views(video, params, 32, "flow"))
 
 
@@ -88,16 +86,16 @@ def counted(folder: Path) -> Counted:
 
 
 def batches(dataset: Dataset, count: int, *, start: int = 0, **options: Any) -> list[dict[str, Any]]:
-    with Loader(dataset, np.arange(len(dataset)), SPEC, batch_size=4, seed=1, **options) as made:
-        made.load_state_dict({"samples": 4 * start})
-        return list(islice(made, count))
+    with loader(dataset, SPEC, **options) as batches:
+        batches.load_state_dict({"samples": 4 * start})
+        return list(islice(batches, count))
 
 
 @pytest.mark.parametrize("videos", [5, 18])
 @pytest.mark.parametrize("clips", [1, 2])
 def test_a_host_cache_changes_nothing_but_what_is_read(demo_folder: Path, videos: int, clips: int) -> None:
     dataset = counted(demo_folder)
-    options = {"clips_per_decode": clips, "prefetch": 0, "threads": 1}
+    options = {"clips": clips, "prefetch": 0, "threads": 1}
     cached = batches(dataset, 12, cache="host", cache_gib=videos * VIDEO / GIB, **options)
     for one, other in zip(cached, batches(Dataset(demo_folder), 12, **options), strict=True):
         assert_same(one, other)
@@ -111,7 +109,7 @@ def test_a_host_cache_changes_nothing_but_what_is_read(demo_folder: Path, videos
 def test_a_gpu_cache_shows_the_views_of_the_file(vp9_folder: Path) -> None:
     """The graph that is fed from GPU memory, fed from the computer's."""
     dataset = Dataset(vp9_folder)
-    options: dict[str, Any] = {"placement": "gpu", "decoder": "cpu"}
+    options: dict[str, Any] = {"backend": "gpu"}
     cached = batches(dataset, 6, cache="gpu", cache_gib=1, **options)
     for one, other in zip(cached, batches(dataset, 6), strict=True):
         assert one["row"].tolist() == other["row"].tolist()
@@ -127,7 +125,7 @@ def test_a_gpu_cache_shows_the_views_of_the_file(vp9_folder: Path) -> None:
 def test_a_batch_of_kept_and_other_videos_keeps_its_order(vp9_folder: Path) -> None:
     dataset = Dataset(vp9_folder)
     sizes = Cache(dataset, np.arange(8), "mp4", "gpu", 1).sizes
-    options: dict[str, Any] = {"placement": "gpu", "decoder": "cpu"}
+    options: dict[str, Any] = {"backend": "gpu"}
     part, whole, none = (
         batches(dataset, 4, **options, **extra)
         for extra in (
@@ -163,13 +161,13 @@ def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
         transcode(dataset.read(row), Encoding(codec=codec, short_side=144, preset="ultrafast")).data
         for row in rows
     ]
-    whole = draw_for(spec, dataset, rows, seed=3)
+    whole = params_for(spec, dataset, rows, seed=3)
     batch_params = [whole.sample(place) for place in range(2)]
     pixels = [decode_views(v, d, 64, spec.modality) for v, d in zip(videos, batch_params, strict=True)]
-    expected = Graph(spec, 2, "cpu", threads=1).run(batch_params, pixels)
+    expected = render(made("cpu", spec, 2), batch_params, pixels)
     kept = [Resident.of(Decoded.of(video, FRAMES), torch.device("cpu")) for video in videos]
     assert all(video.full_range == (codec == "mjpeg") for video in kept)
-    found = Graph(spec, 2, "memory", threads=1, decoder="cpu").run(batch_params, kept)
+    found = render(made("memory", spec, 2), batch_params, kept)
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
     assert difference.mean() < (0.05 if name == "lab" else 0.01) and expected.std() > 0.05
@@ -182,13 +180,13 @@ def test_the_graph_from_memory_shows_flow(tmp_path: Path) -> None:
     values = np.round(np.stack([20 * t + x, 250 - 20 * t - x], 1)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
     boxes = np.array([[8, 4, 48, 48], [20, 10, 48, 48]], np.int32)
-    params = replace(hand_draw([[0, 2], [3, 5]], flip=True), boxes=boxes)
+    params = replace(hand_params([[0, 2], [3, 5]], flip=True), boxes=boxes)
     maps = np.zeros((2, 2, 3, 3), np.float32)
     maps[..., 0, 0] = maps[..., 1, 1] = 1
     params = replace(params, colours=maps)
-    expected = Graph(spec, 1, "cpu", threads=1).run([params], [decode_views(video, params, 32, "flow")])
+    expected = render(made("cpu", spec, 1), [params], [decode_views(video, params, 32, "flow")])
     kept = Resident.of(Decoded.of(video, 6), torch.device("cpu"))
-    found = Graph(spec, 1, "memory", threads=1, decoder="cpu").run([params], [kept])
+    found = render(made("memory", spec, 1), [params], [kept])
     assert (found - expected).abs().max() <= 2 and expected.std() > 20
 
 
@@ -198,7 +196,7 @@ def test_damage_costs_the_same_rows_as_without_a_cache(
     found = {}
     for cache in (None, "host", "gpu"):
         dataset = damaged(demo_folder, tmp_path / str(cache), [2, 11])
-        found[cache] = batches(dataset, 8, cache=cache, cache_gib=1, decoder="cpu")
+        found[cache] = batches(dataset, 8, cache=cache, cache_gib=1)
         assert sorted(quarantined(dataset)) == sorted(dataset.column("key")[[2, 11]])
     for host, gpu, without in zip(found["host"], found["gpu"], found[None], strict=True):
         assert_same(host, without)
@@ -206,18 +204,18 @@ def test_damage_costs_the_same_rows_as_without_a_cache(
 
 
 def test_damage_where_nobody_looks_costs_nothing(dataset: Dataset, tmp_path: Path) -> None:
-    """A video is quarantined for the frames that a draw asks for, not for others that the cache would have kept."""
+    """A video is quarantined for the frames that a clip shows, not for others that the cache would have kept."""
     video = transcode(dataset.read(0), Encoding(short_side=144, gop=8)).data
     facts = {"num_frames": FRAMES, "fps": 25.0, "width": 176, "height": 144}
     out = Dataset(write_dataset(tmp_path / "d", [hurt(video, 33), video], [facts] * 2))
     spec = ViewSpec(offsets=((0, 1),), size=32, padding="wrap", centre=True)
-    rows, reached = np.arange(2), False
+    reached = False
     for epoch in range(3):
-        params = draw_for(spec, out, [0], seed=0, epoch=epoch)
+        params = params_for(spec, out, [0], seed=0, epoch=epoch)
         reached |= bool((params.frames // 8 == 33 // 8).any())
     assert not reached
-    with Loader(out, rows, spec, batch_size=2, prefetch=0, cache="host", cache_gib=1) as made:
-        seen = [sorted(batch["row"].tolist()) for batch in islice(made, 3)]
+    with loader(out, spec, batch_size=2, seed=0, prefetch=0, cache="host", cache_gib=1) as batches:
+        seen = [sorted(batch["row"].tolist()) for batch in islice(batches, 3)]
     assert seen == [[0, 1]] * 3 and not (out.path / "quarantine.jsonl").exists()
 
 
@@ -243,7 +241,7 @@ def test_a_cache_that_cannot_be(dataset: Dataset, gib: float) -> None:
 
 def test_a_gpu_cache_needs_a_gpu(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"--cache gpu.*--cache host"):
-        Loader(dataset, np.arange(18), SPEC, batch_size=4, cache="gpu")
+        loader(dataset, SPEC, cache="gpu", on_cpu_dali=False)
 
 
 @settings(max_examples=60)
@@ -257,8 +255,8 @@ def test_decoders_side_by_side(vp9_folder: Path) -> None:
     """A share of a batch is decoded by FFmpeg, the rest by DALI; the clips stand where they stood."""
     dataset = Dataset(vp9_folder)
     both, dali, ffmpeg = (
-        batches(dataset, 4, decoder="cpu", **extra)
-        for extra in ({"placement": "gpu", "cpu_share": 0.3}, {"placement": "gpu"}, {"placement": "cpu"})
+        batches(dataset, 4, **extra)
+        for extra in ({"backend": "gpu", "cpu_share": 0.3}, {"backend": "gpu"}, {"backend": "cpu"})
     )
     ways = Counter()
     for number, (mixed, one, other) in enumerate(zip(both, dali, ffmpeg, strict=True)):
@@ -271,7 +269,7 @@ def test_decoders_side_by_side(vp9_folder: Path) -> None:
     assert ways == {True: 4, False: 12}
 
 
-@pytest.mark.parametrize("options", [{"cpu_share": 0.5}, {"cpu_share": 1.5, "placement": "gpu"}])
+@pytest.mark.parametrize("options", [{"cpu_share": 0.5}, {"cpu_share": 0.5, "backend": "hybrid"}, {"cpu_share": 1.5, "backend": "gpu"}])
 def test_a_share_that_cannot_be(dataset: Dataset, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--cpu-share"):
-        Loader(dataset, np.arange(18), SPEC, batch_size=4, decoder="cpu", **options)
+        loader(dataset, SPEC, **options)

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines.order import Order
 
 from pipelines.loader import Loader
+from pipelines.sampler import ShuffledOrder
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset
 from shards.quarantine import entries
 from shards.table import QUARANTINE
 from tests.pipelines.damage import IN_PLACE, damage
+from tests.pipelines.reference import loader as loader_of
 from tests.pipelines.reference import write_dataset
 
 SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, box_scope="view")
-GPU_WITHOUT_ONE = {"placement": "gpu", "decoder": "cpu"}
-placements = pytest.mark.parametrize("options", [{}, GPU_WITHOUT_ONE], ids=["cpu", "gpu"])
+backends = pytest.mark.parametrize("backend", ["cpu", "gpu"])
 Batch = dict[str, Any]
 
 
 def loader(dataset: Dataset, spec: ViewSpec = SPEC, **options: Any) -> Loader:
-    return Loader(dataset, np.arange(len(dataset)), spec, batch_size=4, seed=1, **options)
+    return loader_of(dataset, spec, **options)
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -54,14 +54,14 @@ def rewritten(
     return Dataset(write_dataset(out, videos, facts, per_shard=per_shard))
 
 
-@placements
+@backends
 @pytest.mark.parametrize("kind", IN_PLACE)
-def test_damage_while_training(vp9_folder: Path, tmp_path: Path, kind: str, options: dict) -> None:
+def test_damage_while_training(vp9_folder: Path, tmp_path: Path, kind: str, backend: str) -> None:
     """The loader goes on, names what it met, and gives what one gives that begins afterwards."""
     dataset = rewritten(vp9_folder, tmp_path / "d", lambda _, video: video, per_shard=2)
-    bad = int(Order(8, 4, seed=1).epoch(1)[0])  # met first when the damage is done
+    bad = int(ShuffledOrder(8, 4, seed=1).epoch(1)[0])  # met first when the damage is done
     ahead, count = 2, 10
-    with loader(dataset, prefetch=ahead, **options) as made:
+    with loader(dataset, prefetch=ahead, backend=backend) as made:
         next(made)
         damage(kind, dataset, bad)
         found = [next(made) for _ in range(count)]
@@ -71,9 +71,7 @@ def test_damage_while_training(vp9_folder: Path, tmp_path: Path, kind: str, opti
     assert ("before the end of the video" if kind == "truncated" else "sha256") in reasons(dataset)[key]
     assert all(batch["views"].isfinite().all() and len(set(batch["key"])) == 4 for batch in found)
     assert key not in [key for batch in found[ahead + 1 :] for key in batch["key"]]
-    with Loader(
-        Dataset(dataset.path, damaged=True), np.arange(8), SPEC, batch_size=4, seed=1, **options
-    ) as resumed:
+    with loader(Dataset(dataset.path, damaged=True), backend=backend) as resumed:
         resumed.load_state_dict({"samples": 4 * (ahead + 2)})
         for expected in found[ahead + 1 :]:
             assert_same(next(resumed), expected)
@@ -88,25 +86,25 @@ def test_a_tar_that_is_gone(vp9_folder: Path, tmp_path: Path, caplog: pytest.Log
     keys = {dataset.keys([row])[0] for row in np.flatnonzero(dataset.column("shard") == lost)}
     assert reasons(dataset).keys() == keys and not keys & {key for batch in found for key in batch["key"]}
     assert all("No such file" in reason and lost in reason for reason in reasons(dataset).values())
-    assert all(f"{key} cannot be decoded and is replaced" in caplog.text for key in keys)
+    assert all(f"{key} cannot be decoded and is left out" in caplog.text for key in keys)
 
 
-@placements
-def test_what_was_met_before_does_not_count(vp9_folder: Path, tmp_path: Path, options: dict) -> None:
-    """Damaged towards their end, videos are used where the draw asks for their beginning, also once they are noted."""
+@backends
+def test_what_was_met_before_does_not_count(vp9_folder: Path, tmp_path: Path, backend: str) -> None:
+    """Damaged towards their end, videos are used where the clip asks for their beginning, also once they are noted."""
 
     def cut(row: int, video: bytes) -> bytes:
         # VP9's packets lie in order: from here on the decoder finds nonsense
         return video if row % 2 else video[: len(video) // 2] + bytes(len(video) - len(video) // 2)
 
     dataset, spec = rewritten(vp9_folder, tmp_path / "d", cut), ViewSpec(offsets=((0, 1),), size=32)
-    with loader(dataset, spec, **options) as made:
+    with loader(dataset, spec, backend=backend) as made:
         whole = [next(made) for _ in range(16)]
     noted = reasons(dataset).keys()
     used = [sum(key in batch["key"] for batch in whole) for key in noted]
     assert noted and max(used) > 0, "no video was good in one epoch and bad in another"
     for consumed in (2, 7, 12):
-        with loader(dataset, spec, **options) as resumed:
+        with loader(dataset, spec, backend=backend) as resumed:
             resumed.load_state_dict({"samples": 4 * consumed})
             for expected in whole[consumed:]:
                 assert_same(next(resumed), expected)
@@ -119,9 +117,9 @@ def test_a_video_that_only_dali_refuses_is_found_and_replaced(
     """FFmpeg finds nothing wrong with H.264; DALI's CPU decoder knows none: each video is asked for alone."""
     h264 = Dataset(demo_folder).read(3)
     mixed = rewritten(vp9_folder, tmp_path / "d", lambda row, video: h264 if row == 3 else video)
-    with loader(Dataset(vp9_folder), **GPU_WITHOUT_ONE) as made:
+    with loader(Dataset(vp9_folder), backend="gpu") as made:
         healthy = list(islice(made, 4))
-    with loader(mixed, **GPU_WITHOUT_ONE) as made:
+    with loader(mixed, backend="gpu") as made:
         found = list(islice(made, 4))
     key = mixed.keys([3])[0]
     assert reasons(mixed).keys() == {key} and reasons(mixed)[key].startswith("DALI: ")

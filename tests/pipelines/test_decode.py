@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines.damage import DecodeError
+from pipelines.mp4 import DecodeError
 
-from pipelines.decode import check_whole, decode_views
+from pipelines.decode import check_frames, decode_views
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES, NUMBERED
-from tests.pipelines.reference import REAL, decoded_views, draw_for, numbered_video, read_numbers
+from tests.pipelines.reference import REAL, decoded_views, params_for, numbered_video, read_numbers
 
 SPEC = ViewSpec(offsets=((0, 3, 9), (16, 17, 30)), size=64, box_scope="view")
 
 
-def hand_draw(
+def hand_params(
     frames: list[list[int]], box: tuple[int, int, int, int] = (0, 0, 128, 64), flip: bool = False
 ) -> ViewParams:
     V, T = np.shape(frames)
@@ -50,10 +50,10 @@ def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -
     spec = replace(SPEC, size=size)
     flips = set()
     for row in range(0, 18, 3):
-        params = draw_for(spec, dataset, [row], seed=size).sample(0)
+        params = params_for(spec, dataset, [row], seed=size).sample(0)
         views = decode_views(dataset.read(row), params, size)
         assert (views.shape, views.dtype) == ((6, size, size, 3), np.uint8)
-        assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which the painter is fast on
+        assert views.transpose(0, 3, 1, 2).flags.c_contiguous  # planes, which transforms.numpy is fast on
         assert_within_rounding(views, decoded_views(dataset.read(row), params, size))
         flips |= set(params.flips.tolist())
     assert flips == {False, True}
@@ -62,7 +62,7 @@ def test_views_equal_a_floating_point_computation(dataset: Dataset, size: int) -
 def test_boxes_of_one_size_in_many_places(dataset: Dataset) -> None:
     """Frames in several views, each with its own place of the same box, mirrored or not."""
     spec = replace(SPEC, offsets=((0, 3), (3, 0), (0, 9), (9, 0)), crop=0.5)
-    params = draw_for(spec, dataset, [5], seed=8).sample(0)
+    params = params_for(spec, dataset, [5], seed=8).sample(0)
     assert (
         len(np.unique(params.boxes[:, 2:], axis=0)) == 1 and len(np.unique(params.boxes[:, :2], axis=0)) == 4
     )
@@ -82,19 +82,19 @@ def test_a_view_does_not_depend_on_the_others(
 ) -> None:
     """Views through one box are cut together, wherever they stand and whatever frames they share or repeat."""
     together = replace(
-        hand_draw(frames),
+        hand_params(frames),
         boxes=np.array([(left, top, 48, 48) for left, top, _ in looks], dtype=np.int32),
         flips=np.array([flip for *_, flip in looks]),
     )
     found = decode_views(numbered, together, 32).reshape(4, 3, 32, 32, 3)
     for view, (numbers, (left, top, flip)) in enumerate(zip(frames, looks, strict=True)):
-        alone = decode_views(numbered, hand_draw([numbers], (left, top, 48, 48), flip), 32)
+        alone = decode_views(numbered, hand_params([numbers], (left, top, 48, 48), flip), 32)
         assert np.array_equal(found[view], alone)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 176, 144), (174, 142, 2, 2), (86, 40, 12, 90), (18, 2, 158, 10)])
 def test_extreme_boxes(dataset: Dataset, box: tuple[int, int, int, int]) -> None:
-    params = hand_draw([[0, 20]], box, flip=True)
+    params = hand_params([[0, 20]], box, flip=True)
     found, expected = decode_views(dataset.read(4), params, 48), decoded_views(dataset.read(4), params, 48)
     assert np.abs(found - expected).mean() <= 0.5 and np.percentile(np.abs(found - expected), 99) <= 1.5
 
@@ -107,7 +107,7 @@ def test_views_of_real_video(tmp_path: Path) -> None:
         W, H = clip.width, clip.height
         boxes = ((0, 0, W, H), (2 * (W // 8), 2 * (H // 8), 2 * (W // 4), 2 * (H // 3)))
         for box, flip in zip(boxes, (False, True), strict=True):
-            params = hand_draw([[0, 7, clip.num_frames - 1]], box, flip)
+            params = hand_params([[0, 7, clip.num_frames - 1]], box, flip)
             assert_within_rounding(
                 decode_views(clip.data, params, 112), decoded_views(clip.data, params, 112)
             )
@@ -115,13 +115,13 @@ def test_views_of_real_video(tmp_path: Path) -> None:
 
 def test_flipping_mirrors_left_to_right(dataset: Dataset) -> None:
     plain, mirrored = (
-        decode_views(dataset.read(0), hand_draw([[5]], (8, 8, 96, 96), f), 48) for f in (False, True)
+        decode_views(dataset.read(0), hand_params([[5]], (8, 8, 96, 96), f), 48) for f in (False, True)
     )
     np.testing.assert_array_equal(mirrored, plain[:, :, ::-1])
 
 
 def shown(video: bytes, frames: list[list[int]]) -> list[int]:
-    return read_numbers(decode_views(video, hand_draw(frames), 64))
+    return read_numbers(decode_views(video, hand_params(frames), 64))
 
 
 @settings(deadline=None, max_examples=30)
@@ -159,30 +159,30 @@ def test_frame_numbers_whatever_the_group_of_pictures(tmp_path: Path, gop: int, 
     assert shown(video, [[59, 0, 30, 29, 1]]) == [59, 0, 30, 29, 1]
 
 
-def test_frames_that_neither_the_draw_nor_another_frame_needs_are_not_decoded(dataset: Dataset) -> None:
+def test_frames_that_neither_the_clip_nor_another_frame_needs_are_not_decoded(dataset: Dataset) -> None:
     video = transcode(dataset.read(0), Encoding(short_side=144)).data
     damaged = hurt(video, 2)  # packets: frames 0, 3, 1, 2, 6, …
     box = (0, 0, 176, 144)
-    needed = hand_draw([[0, 2, 3, 4, 6]], box)
+    needed = hand_params([[0, 2, 3, 4, 6]], box)
     assert np.array_equal(decode_views(damaged, needed, 32), decode_views(video, needed, 32))
     with pytest.raises(DecodeError):
-        decode_views(damaged, hand_draw([[0, 1]], box), 32)
+        decode_views(damaged, hand_params([[0, 1]], box), 32)
 
 
 def test_a_frame_beyond_the_end(numbered: bytes) -> None:
     for frames in ([[NUMBERED]], [[0, NUMBERED + 500]], [[NUMBERED - 1, NUMBERED]]):
         with pytest.raises(DecodeError, match=f"frame {frames[0][-1]} is not there"):
-            decode_views(numbered, hand_draw(frames), 64)
+            decode_views(numbered, hand_params(frames), 64)
 
 
 @pytest.mark.parametrize("garbage", [b"", b"<html>404</html>" * 50, bytes(5000), bytes(range(256)) * 40])
 def test_garbage(garbage: bytes) -> None:
     with pytest.raises(DecodeError):
-        decode_views(garbage, hand_draw([[0]]), 64)
+        decode_views(garbage, hand_params([[0]]), 64)
 
 
 def test_a_truncated_file(dataset: Dataset) -> None:
-    video, everything = dataset.read(0), hand_draw([list(range(FRAMES))], (0, 0, 176, 144))
+    video, everything = dataset.read(0), hand_params([list(range(FRAMES))], (0, 0, 176, 144))
     assert len(decode_views(video, everything, 16)) == FRAMES
     for kept in (0.02, 0.3, 0.8):
         with pytest.raises(DecodeError):
@@ -209,18 +209,18 @@ def test_concealed_damage_is_an_error_where_it_is_seen(
 ) -> None:
     video = transcode(dataset.read(0), Encoding(codec=codec, short_side=144, gop=8)).data
     whole_frame = (0, 0, 176, 144)
-    sound = decode_views(video, hand_draw([[0, 15, 24, 39]], whole_frame), 32)
+    sound = decode_views(video, hand_params([[0, 15, 24, 39]], whole_frame), 32)
     damaged = hurt(video, 17)
     with av.open(io.BytesIO(damaged)) as container:
         assert sum(1 for _ in container.decode(video=0)) == FRAMES  # FFmpeg says nothing
     for frames in ([17], [16, 18], list(range(FRAMES))):
         with pytest.raises(DecodeError):
-            decode_views(damaged, hand_draw([frames], whole_frame), 32)
+            decode_views(damaged, hand_params([frames], whole_frame), 32)
     with pytest.raises(DecodeError):
-        check_whole(damaged)
-    check_whole(video)
+        check_frames(damaged)
+    check_frames(video)
     # what steps over it is as it was
-    np.testing.assert_array_equal(decode_views(damaged, hand_draw([[0, 15]], whole_frame), 32), sound[:2])
+    np.testing.assert_array_equal(decode_views(damaged, hand_params([[0, 15]], whole_frame), 32), sound[:2])
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real video in {REAL}")
@@ -228,7 +228,7 @@ def test_concealed_damage_is_an_error_where_it_is_seen(
 def test_healthy_real_videos_are_never_called_damaged(codec: Literal["h264", "hevc", "vp9", "mjpeg"]) -> None:
     web = [path for path in (REAL.parent / "torture" / "torchvision").glob("*") if path.suffix != ""]
     for source in [*sorted(REAL.rglob("*.avi"))[::60], *sorted(web)[:3]]:
-        check_whole(transcode(source, Encoding(codec=codec, short_side=64, preset="ultrafast")).data)
+        check_frames(transcode(source, Encoding(codec=codec, short_side=64, preset="ultrafast")).data)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_healthy_real_videos_are_never_called_damaged(codec: Literal["h264", "he
 )
 def test_a_box_beyond_the_real_frame(numbered: bytes, box: tuple[int, int, int, int]) -> None:
     with pytest.raises(DecodeError, match=r"128×64 and the box ends at"):
-        decode_views(numbered, hand_draw([[3]], box), 64)
+        decode_views(numbered, hand_params([[3]], box), 64)
 
 
 def test_a_flow_box_beyond_its_own_half(numbered: bytes) -> None:
     with pytest.raises(DecodeError, match=r"128×32"):
-        decode_views(numbered, hand_draw([[3]], (0, 0, 64, 34)), 64, "flow")
+        decode_views(numbered, hand_params([[3]], (0, 0, 64, 34)), 64, "flow")

@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines.graph import Graph
-from pipelines.order import Order
-
 from pipelines.decode import decode_views
-from pipelines.loader import Loader
+from pipelines.sampler import ShuffledOrder
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from tests.pipelines.reference import assert_same_draw, draw_for, write_dataset
+from tests.pipelines.reference import assert_same_params, loader, made, params_for, render, write_dataset
 
 SPEC = ViewSpec(
     offsets=((0, 2, 4), (8, 9, 10)),
@@ -31,47 +28,43 @@ SPEC = ViewSpec(
 Batch = dict[str, Any]
 
 
-def loader(dataset: Dataset, *, batch_size: int = 4, seed: int = 1, **options: Any) -> Loader:
-    return Loader(dataset, dataset.select(), SPEC, batch_size=batch_size, seed=seed, **options)
-
-
 def batches(dataset: Dataset, count: int, **options: Any) -> list[Batch]:
-    with loader(dataset, **options) as made:
-        return list(islice(made, count))
+    with loader(dataset, SPEC, **options) as batches:
+        return list(islice(batches, count))
 
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert one["key"] == other["key"] and one["epoch"] == other["epoch"]
-    for name in ("views", "label", "row"):
+    for name in ("views", "label", "row", "index"):
         assert torch.equal(one[name], other[name]), name
     for mine, theirs in zip(one["params"], other["params"], strict=True):
-        assert_same_draw(mine, theirs)
+        assert_same_params(mine, theirs)
 
 
 def joined(parts: list[Batch]) -> Batch:
     """The batches of all ranks as one."""
     assert len({part["epoch"] for part in parts}) == 1
-    tensors = {name: torch.cat([part[name] for part in parts]) for name in ("views", "label", "row")}
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in ("views", "label", "row", "index")}
     lists = {name: [one for part in parts for one in part[name]] for name in ("key", "params")}
     return {**tensors, **lists, "epoch": parts[0]["epoch"]}
 
 
-def test_a_batch_is_what_order_plan_and_decoder_say(dataset: Dataset) -> None:
+def test_a_batch_is_what_order_parameters_and_decoder_say(dataset: Dataset) -> None:
     found = batches(dataset, 6, seed=5)
-    order = Order(len(dataset), 4, seed=5)
-    graph = Graph(SPEC, 4, "cpu", threads=1)
+    order = ShuffledOrder(len(dataset), 4, seed=5)
+    backend = made("cpu", SPEC, 4)
     for number, batch in enumerate(found):
         epoch, slot = order.place(4 * number)
         rows = order.epoch(epoch)[slot : slot + 4]
         assert batch["row"].tolist() == rows.tolist() and batch["epoch"] == epoch
         assert batch["key"] == dataset.column("key")[rows].tolist()
         assert batch["label"].tolist() == dataset.column("label")[rows].tolist()
-        whole = draw_for(SPEC, dataset, rows, seed=5, epoch=epoch)
+        whole = params_for(SPEC, dataset, rows, seed=5, epoch=epoch)
         batch_params = [whole.sample(i) for i in range(4)]
         pixels = [decode_views(dataset.read(row), d, 32) for row, d in zip(rows, batch_params, strict=True)]
-        assert torch.equal(batch["views"], graph.run(batch_params, pixels))
+        assert torch.equal(batch["views"], render(backend, batch_params, pixels))
         for given, expected in zip(batch["params"], batch_params, strict=True):
-            assert_same_draw(given, expected)
+            assert_same_params(given, expected)
 
 
 def test_types(dataset: Dataset) -> None:
@@ -91,8 +84,7 @@ def test_prefetch_depth_and_threads_change_nothing(dataset: Dataset, options) ->
 
 def test_only_the_selected_rows_take_part(dataset: Dataset) -> None:
     rows = dataset.select(split="test")
-    with Loader(dataset, rows, SPEC, batch_size=3) as made:
-        seen = torch.cat([batch["row"] for batch in islice(made, 4)])
+    seen = torch.cat([batch["row"] for batch in batches(dataset, 4, rows=rows, batch_size=3)])
     assert sorted(seen[:6].tolist()) == sorted(seen[6:].tolist()) == rows.tolist()
 
 
@@ -112,32 +104,32 @@ def test_another_seed_gives_other_batches(dataset: Dataset) -> None:
 @pytest.mark.parametrize("consumed", [0, 3, 4, 5])
 def test_a_resumed_loader_continues_bit_for_bit(dataset: Dataset, consumed: int) -> None:
     uninterrupted = batches(dataset, consumed + 3)
-    with loader(dataset, prefetch=3) as first:
+    with loader(dataset, SPEC, prefetch=3) as first:
         for _ in islice(first, consumed):
             pass
         state = json.loads(json.dumps(first.state_dict()))  # as a checkpoint keeps it
     assert state == {"samples": 4 * consumed}
-    with loader(dataset, prefetch=1) as resumed:
+    with loader(dataset, SPEC, prefetch=1) as resumed:
         resumed.load_state_dict(state)
         for expected in uninterrupted[consumed:]:
             assert_same(next(resumed), expected)
 
 
 def test_going_back_drops_what_was_made_ahead(dataset: Dataset) -> None:
-    with loader(dataset, prefetch=3) as made:
+    with loader(dataset, SPEC, prefetch=3) as made:
         first = [next(made) for _ in range(2)]
         made.load_state_dict({"samples": 0})
-        assert made.samples == 0
+        assert made.position == 0
         for expected in first:
             assert_same(next(made), expected)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(dataset: Dataset) -> None:
     alone = batches(dataset, 5, batch_size=8)
-    with loader(dataset, batch_size=8) as one:
+    with loader(dataset, SPEC, batch_size=8) as one:
         next(one)
         state = one.state_dict()
-    ranks = [loader(dataset, batch_size=4, rank=rank, world=2) for rank in range(2)]
+    ranks = [loader(dataset, SPEC, batch_size=4, rank=rank, world=2) for rank in range(2)]
     for rank in ranks:
         rank.load_state_dict(state)
     for expected in alone[1:]:
@@ -156,7 +148,7 @@ def test_the_ranks_batches_together_are_the_batch_of_one_process(dataset: Datase
 
 def test_too_few_rows_for_all_processes(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="a global batch of 20"):
-        loader(dataset, batch_size=10, world=2)
+        loader(dataset, SPEC, batch_size=10, world=2)
 
 
 def damaged(source: Path, out: Path, rows: list[int]) -> Dataset:
@@ -179,24 +171,15 @@ def quarantined(dataset: Dataset) -> list[str]:
     return [json.loads(line)["key"] for line in lines]
 
 
-@pytest.mark.parametrize("placement", ["cpu", "gpu"])
-def test_a_corrupt_video_is_replaced_and_quarantined(
-    vp9_folder: Path, tmp_path: Path, placement: str
-) -> None:
-    options = {"placement": placement, "decoder": "cpu" if placement == "gpu" else "mixed"}
-    rows = np.arange(8)
+@pytest.mark.parametrize("backend", ["cpu", "hybrid", "gpu"])
+def test_a_corrupt_video_is_replaced_and_quarantined(vp9_folder: Path, tmp_path: Path, backend: str) -> None:
     sound, place = Dataset(vp9_folder), 1
-    whole = Loader(sound, rows, SPEC, batch_size=4, seed=1, **options)
-    expected = list(islice(whole, 4))
-    whole.close()
+    expected = batches(sound, 4, backend=backend)
     bad = int(expected[0]["row"][place])
     runs = []
     for name in ("a", "b"):
         dataset = damaged(vp9_folder, tmp_path / name, [bad])
-        with Loader(
-            dataset, rows, SPEC, batch_size=4, seed=1, prefetch=2 if name == "a" else 0, **options
-        ) as made:
-            runs.append(list(islice(made, 4)))
+        runs.append(batches(dataset, 4, prefetch=2 if name == "a" else 0, backend=backend))
         key = dataset.column("key")[bad]
         assert quarantined(dataset) == [key]
         assert bad not in dataset.select() and len(dataset.select()) == 7
@@ -211,30 +194,25 @@ def test_a_corrupt_video_is_replaced_and_quarantined(
         for slot in slots:
             stand_in = int(found["row"][slot])
             assert stand_in not in healthy["row"].tolist()
-            params = draw_for(SPEC, sound, [stand_in], seed=1, epoch=found["epoch"]).sample(0)
-            assert_same_draw(found["params"][slot], params)
+            params = params_for(SPEC, sound, [stand_in], seed=1, epoch=found["epoch"]).sample(0)
+            assert_same_params(found["params"][slot], params)
             assert found["key"][slot] == sound.column("key")[stand_in]
             assert found["label"][slot] == sound.column("label")[stand_in]
-            graph = Graph(SPEC, 1, placement, threads=1, decoder=options["decoder"])
-            material = (
-                np.frombuffer(sound.read(stand_in), np.uint8) if placement == "gpu"
-                else decode_views(sound.read(stand_in), params, 32)
-            )  # fmt: skip
-            assert torch.equal(found["views"][slot], graph.run([params], [material])[0])
+            alone = render(made(backend, SPEC, 1), [params], [sound.read(stand_in)])
+            assert torch.equal(found["views"][slot], alone[0])
 
 
 def test_a_resumed_run_replaces_alike(demo_folder: Path, tmp_path: Path) -> None:
     """A bad video met before the checkpoint, or first met after it: the same batches."""
-    dataset, rows = damaged(demo_folder, tmp_path / "d", [2, 3, 11]), np.arange(18)
-    with Loader(dataset, rows, SPEC, batch_size=4, seed=1) as made:
-        uninterrupted = list(islice(made, 8))
+    dataset = damaged(demo_folder, tmp_path / "d", [2, 3, 11])
+    uninterrupted = batches(dataset, 8)
     assert sorted(quarantined(dataset)) == sorted(dataset.column("key")[[2, 3, 11]])
     for consumed in (1, 2, 5):
-        with Loader(dataset, rows, SPEC, batch_size=4, seed=1) as resumed:
+        with loader(dataset, SPEC) as resumed:
             resumed.load_state_dict({"samples": 4 * consumed})
             for expected in uninterrupted[consumed:]:
                 assert_same(next(resumed), expected)
-    ranks = [Loader(dataset, rows, SPEC, batch_size=2, seed=1, rank=rank, world=2) for rank in range(2)]
+    ranks = [loader(dataset, SPEC, batch_size=2, rank=rank, world=2) for rank in range(2)]
     for expected in uninterrupted:
         assert_same(joined([next(rank) for rank in ranks]), expected)
     for rank in ranks:
@@ -242,7 +220,7 @@ def test_a_resumed_run_replaces_alike(demo_folder: Path, tmp_path: Path) -> None
 
 
 def test_bad_videos_of_one_batch_are_replaced_by_different_ones(demo_folder: Path, tmp_path: Path) -> None:
-    rows = Order(18, 4, seed=1).epoch(0)[:4]
+    rows = ShuffledOrder(18, 4, seed=1).epoch(0)[:4]
     dataset = damaged(demo_folder, tmp_path / "d", rows.tolist())
     (batch,) = batches(dataset, 1)
     assert len(set(batch["key"])) == 4 and not set(batch["row"].tolist()) & set(rows.tolist())
@@ -251,8 +229,8 @@ def test_bad_videos_of_one_batch_are_replaced_by_different_ones(demo_folder: Pat
 def test_a_batch_that_only_dali_refuses_is_named(dataset: Dataset) -> None:
     """DALI's CPU decoder knows no H.264, in which FFmpeg finds nothing wrong."""
     with (
-        loader(dataset, placement="gpu", decoder="cpu") as made,
-        pytest.raises(RuntimeError, match=dataset.column("key")[Order(18, 4, seed=1).epoch(0)[0]]),
+        loader(dataset, SPEC, backend="gpu") as made,
+        pytest.raises(RuntimeError, match=dataset.column("key")[ShuffledOrder(18, 4, seed=1).epoch(0)[0]]),
     ):
         next(made)
     assert not (dataset.path / "quarantine.jsonl").exists()
@@ -260,7 +238,7 @@ def test_a_batch_that_only_dali_refuses_is_named(dataset: Dataset) -> None:
 
 def test_paces_come_with_the_batch(dataset: Dataset) -> None:
     spec = ViewSpec(offsets=((0, 1, 2, 3),) * 2, size=32, paces=(0.5, 1, 2), padding="wrap")
-    with Loader(dataset, np.arange(18), spec, batch_size=4, seed=1) as made:
+    with loader(dataset, spec) as made:
         batch = next(made)
     assert batch["pace"].shape == (4, 2) and batch["pace"].dtype == torch.int64
     for params, labels in zip(batch["params"], batch["pace"].tolist(), strict=True):
@@ -276,39 +254,31 @@ def test_a_window_of_shards(dataset: Dataset, tmp_path: Path) -> None:
     sharded = Dataset(write_dataset(tmp_path / "d", videos, facts, per_shard=3))
     tars, shards = sharded.info["tars"], sharded.column("shard")
     two = max(a["bytes"] + b["bytes"] for a in tars.values() for b in tars.values() if a is not b)
-    with Loader(sharded, np.arange(18), SPEC, batch_size=6, seed=1, window=two) as made:
-        rows = [batch["row"].tolist() for batch in islice(made, 3)]
+    rows = [batch["row"].tolist() for batch in batches(sharded, 3, batch_size=6, window=two)]
     assert len(tars) == 6 and [len(set(shards[part].tolist())) for part in rows] == [2, 2, 2]
     whole = sum(tar["bytes"] for tar in tars.values())
-    with Loader(sharded, np.arange(18), SPEC, batch_size=6, seed=1, window=whole) as made:
-        assert next(made)["row"].tolist() == Order(18, 6, seed=1).epoch(0)[:6].tolist()
+    (first,) = batches(sharded, 1, batch_size=6, window=whole)
+    assert first["row"].tolist() == ShuffledOrder(18, 6, seed=1).epoch(0)[:6].tolist()
 
 
-@pytest.mark.parametrize("placement", ["cpu", "gpu"])
-def test_when_all_videos_are_corrupt_the_run_ends(vp9_folder: Path, tmp_path: Path, placement: str) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_when_all_videos_are_corrupt_the_run_ends(vp9_folder: Path, tmp_path: Path, backend: str) -> None:
     dataset = damaged(vp9_folder, tmp_path / "d", list(range(8)))
-    decoder = "cpu" if placement == "gpu" else "mixed"
-    with (
-        Loader(dataset, np.arange(8), SPEC, batch_size=4, placement=placement, decoder=decoder) as made,
-        pytest.raises(InputError, match="cannot be decoded"),
-    ):
-        next(made)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        batches(dataset, 1, backend=backend)
 
 
 def test_a_tar_of_which_nothing_is_left_ends_the_run(demo_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_folder, tmp_path / "d")
     dataset = Dataset(tmp_path / "d")
     os.truncate(dataset.path / dataset.column("shard")[0], 600)  # while the data set is open
-    with loader(dataset) as made, pytest.raises(InputError, match=r"in a row .* ends \d+ bytes before"):
-        next(made)
+    with pytest.raises(InputError, match=r"in a row .* ends \d+ bytes before"):
+        batches(dataset, 1)
 
 
-def test_an_error_of_the_planner_reaches_the_caller(dataset: Dataset) -> None:
+def test_an_error_of_the_plan_thread_reaches_the_caller(dataset: Dataset) -> None:
     spec = ViewSpec(offsets=((0, 500),), size=32, padding="error")
-    with (
-        Loader(dataset, np.arange(18), spec, batch_size=4) as made,
-        pytest.raises(InputError, match="shorter than"),
-    ):
+    with loader(dataset, spec) as made, pytest.raises(InputError, match="shorter than"):
         next(made)
 
 
@@ -317,8 +287,8 @@ def own_threads() -> list[str]:
 
 
 def test_closing_leaves_no_thread_behind(dataset: Dataset) -> None:
-    with loader(dataset, prefetch=4, threads=3) as made:
+    with loader(dataset, SPEC, prefetch=4, threads=3) as made:
         next(made)
-        assert {name.split("_")[0] for name in own_threads()} >= {"slipstream-spec", "slipstream-graph"}
+        assert {name.split("_")[0] for name in own_threads()} >= {"slipstream-plan", "slipstream-finish"}
     assert own_threads() == []
     made.close()  # a second time is fine

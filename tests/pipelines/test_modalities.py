@@ -1,22 +1,20 @@
-"""Difference, flow, channel drop and BGR: the graphs against NumPy, in every placement that runs or is defined here."""
+"""Difference, flow, channel drop and BGR: every backend that runs here against NumPy."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nvidia.dali import Pipeline
-from pipelines.augment import noise_bank
-from pipelines.graph import Graph, define
 
 from pipelines.colour import LUMA, MID_GREY
 from pipelines.decode import decode_views
-from pipelines.loader import Loader
 from pipelines.sampling import NOISE_FRAMES, ViewParams, sample_params
+from pipelines.transforms.numpy import noise_bank
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from tests.pipelines.reference import decoded_luma, draw_for, flow_video, write_dataset
+from tests.pipelines.reference import decoded_luma, flow_video, loader, made, params_for, render, write_dataset
 
 SIZE, WIDTH, HEIGHT, FRAMES = 64, 128, 96, 24
 SEGMENTS = tuple(tuple(range(5 * v, 5 * v + 10)) for v in range(3))  # half overlapping, as TCP's
@@ -33,11 +31,9 @@ def samples(spec: ViewSpec, count: int, seed: int = 0) -> list[ViewParams]:
     return [whole.sample(i) for i in range(count)]
 
 
-def run(
-    spec: ViewSpec, batch_params: list[ViewParams], material: list[np.ndarray], placement="cpu"
-) -> np.ndarray:
-    """(B, V, T, H, W, C)"""
-    views = Graph(spec, len(batch_params), placement, threads=2, decoder="cpu").run(batch_params, material)
+def run(spec: ViewSpec, batch_params: list[ViewParams], inputs: list[Any], kind: str = "cpu") -> np.ndarray:
+    """(B, V, T, H, W, C) of encoded videos, or of pixels."""
+    views = render(made(kind, spec, len(batch_params)), batch_params, inputs)
     assert views.shape == (len(batch_params), spec.views, spec.channels, spec.frames, spec.size, spec.size)
     assert views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last_3d)
     return views.permute(0, 1, 3, 4, 5, 2).numpy().astype(np.float64)
@@ -55,7 +51,7 @@ def test_a_difference_is_that_of_consecutive_grey_frames(dataset: Dataset) -> No
     spec = replace(TCP, modality="difference")
     assert (spec.channels, spec.frames, spec.span, TCP.span) == (1, 10, 21, 20)
     rows = [0, 5, 11]
-    whole = draw_for(spec, dataset, rows, seed=2)
+    whole = params_for(spec, dataset, rows, seed=2)
     assert whole.frames.shape == (3, 3, 11) and whole.flips.any() and not whole.flips.all()
     batch_params = [whole.sample(i) for i in range(3)]
     pixels = [
@@ -67,13 +63,13 @@ def test_a_difference_is_that_of_consecutive_grey_frames(dataset: Dataset) -> No
         expected = (grey[:, 1:] - grey[:, :-1]) / (255 * float(LUMA @ STD))
         error = np.abs(views - expected)
         assert error.mean() < 0.01 and np.percentile(error, 99) < 0.035 and expected.std() > 0.05
-    edges = draw_for(spec, dataset, [0], seed=2).frames[0]
+    edges = params_for(spec, dataset, [0], seed=2).frames[0]
     assert (np.diff(edges, axis=-1) == 1).all()
 
 
 def test_a_difference_beyond_the_videos_end_is_zero(dataset: Dataset) -> None:
     spec = ViewSpec(offsets=(tuple(range(60)),), size=SIZE, modality="difference")
-    (params,) = (draw_for(spec, dataset, [3]).sample(0),)
+    (params,) = (params_for(spec, dataset, [3]).sample(0),)
     found = run(spec, [params], [decode_views(dataset.read(3), params, SIZE, "difference")])[0, 0]
     assert np.abs(found[:39]).max(axis=(1, 2, 3)).min() > 0 and not found[39:].any()
 
@@ -90,20 +86,16 @@ def fields() -> np.ndarray:
 
 
 @pytest.mark.parametrize("jitter", [None, JITTER])
-@pytest.mark.parametrize("placement", ["cpu", "gpu"])
-def test_flow(fields: np.ndarray, tmp_path: Path, placement: str, jitter: Jitter | None) -> None:
+@pytest.mark.parametrize("kind", ["cpu", "hybrid", "gpu"])
+def test_flow(fields: np.ndarray, tmp_path: Path, kind: str, jitter: Jitter | None) -> None:
     video = flow_video(tmp_path / "flow.mp4", fields, "vp9")
     spec = replace(TCP, modality="flow", jitter=jitter, colour_scope="frame")
     still = replace(spec, jitter=None)
     batch_params = samples(spec, 4)
     flips = np.stack([d.flips for d in batch_params])
     assert flips.any() and not flips.all()
-    if placement == "gpu":
-        material = [np.frombuffer(video, np.uint8)] * 4
-    else:
-        material = [decode_views(video, d, SIZE, "flow") for d in batch_params]
-        assert material[0].shape == (30, SIZE, SIZE, 2)
-    found = run(spec, batch_params, material, placement)
+    assert decode_views(video, batch_params[0], SIZE, "flow").shape == (30, SIZE, SIZE, 2)
+    found = run(spec, batch_params, [video] * 4, kind)
     assert found.shape[-1] == 3
     for views, params, without in zip(found, batch_params, samples(still, 4), strict=True):
         levels = decoded_luma(video, params, SIZE, full=True, planes=2).reshape(3, 10, SIZE, SIZE, 2)
@@ -154,9 +146,9 @@ def test_the_loader_reads_the_rows_flow(tmp_path: Path) -> None:
         flow_video(tmp_path / "f.mp4", np.tile(np.uint8(uv)[None, :, None, None], (FRAMES, 1, HEIGHT, WIDTH)))
         for uv in levels
     ]
-    made = flow_dataset(tmp_path / "d", flows)
-    with Loader(made, made.select(), replace(TCP, modality="flow"), batch_size=3, seed=2) as loader:
-        batch = next(loader)
+    flowing = flow_dataset(tmp_path / "d", flows)
+    with loader(flowing, replace(TCP, modality="flow"), batch_size=3, seed=2) as batches:
+        batch = next(batches)
     assert batch["views"].shape == (3, 3, 3, 10, SIZE, SIZE)
     flips = set()
     for views, row, params in zip(batch["views"], batch["row"].tolist(), batch["params"], strict=True):
@@ -171,10 +163,10 @@ def test_the_loader_reads_the_rows_flow(tmp_path: Path) -> None:
 def test_a_data_set_without_flow_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     spec = replace(TCP, modality="flow")
     with pytest.raises(InputError, match=r"has none; make it again with tools/make_shards.py --flow"):
-        Loader(dataset, dataset.select(), spec, batch_size=4)
+        loader(dataset, spec)
     partly = flow_dataset(tmp_path / "d", [b"flow", None, b"flow", None])
     with pytest.raises(InputError, match=r"2 of 4 videos have no flow \(v001 is the first\)"):
-        Loader(partly, partly.select(), spec, batch_size=4)
+        loader(partly, spec)
 
 
 # --- colour
@@ -245,16 +237,16 @@ def test_grey_from_a_channel_copies_one() -> None:
     assert set(sources) == {0, 1, 2}
 
 
-# --- the same graphs with NVDEC's decoder on the CPU, and defined for a GPU
+# --- the gpu's graph, with DALI's CPU operators
 
 
 @pytest.mark.parametrize("change", [{"modality": "difference"}, {"channel_drop": True}, {}])
 def test_the_gpu_graph_on_the_cpu_shows_the_same_views(vp9_folder: Path, change: dict) -> None:
     dataset, spec = Dataset(vp9_folder), replace(TCP, **change)
     rows = [0, 2, 5]
-    whole = draw_for(spec, dataset, rows, seed=1)
+    whole = params_for(spec, dataset, rows, seed=1)
     batch_params = [whole.sample(i) for i in range(3)]
-    found = run(spec, batch_params, [np.frombuffer(dataset.read(row), np.uint8) for row in rows], "gpu")
+    found = run(spec, batch_params, [dataset.read(row) for row in rows], "gpu")
     pixels = [
         decode_views(dataset.read(r), d, SIZE, spec.modality) for r, d in zip(rows, batch_params, strict=True)
     ]
@@ -271,25 +263,3 @@ PACE = ViewSpec(
     offsets=(tuple(range(16)),) * 2, size=112, crop=0.875, jitter=JITTER, colour_scope="frame",
     paces=(1, 2, 3, 4), padding="wrap",
 )  # fmt: skip
-
-
-@pytest.mark.parametrize("placement", ["gpu", "hybrid"])
-@pytest.mark.parametrize(
-    "spec",
-    [
-        DPC,
-        replace(DPC, area=(0.5, 1.0), crop=None, jitter=replace(JITTER, grey_from="channel")),
-        replace(DPC, modality="flow"),
-        TCP,
-        replace(TCP, channel_drop=True),
-        replace(TCP, modality="difference"),
-        replace(TCP, modality="difference", rotation=10.0),
-        replace(TCP, modality="flow"),
-        PACE,
-        replace(PACE, levels="bgr-255"),
-    ],
-)
-def test_gpu_graphs_are_defined(placement: str, spec: ViewSpec) -> None:
-    with Pipeline(4, 2, 0):
-        output = define(spec, placement)
-    assert output.device == "gpu"

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from loopback import Server
 
-from pipelines.loader import Loader
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.table import publish
 from shards.writer import Sample, write_shard
+from tests.pipelines.reference import loader
 
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
 SHARDS, PER_SHARD = 10, 4
@@ -55,10 +55,10 @@ def test_a_small_cache_trains_and_each_shard_comes_about_once_an_epoch(
     try:
         dataset = Dataset(f"{server.url}/many", cache_gb=6.5 * size / 1e9)  # windows of two shards
         rows = dataset.select()
-        with Loader(dataset, rows, SPEC, batch_size=4, threads=2, prefetch=1) as loader:
+        with loader(dataset, SPEC, seed=0, prefetch=1) as made:
             seen: Counter = Counter()
             for _ in range(epochs * len(rows) // 4):
-                batch = next(loader)
+                batch = next(made)
                 seen.update(batch["row"].tolist())
                 assert on_disk(tmp_path / "cache/remote") <= 6.5 * size
         assert set(seen.values()) == {epochs} and len(seen) == len(rows)  # every video once an epoch
@@ -81,8 +81,8 @@ def test_a_selection_fetches_its_shards_only_and_a_local_set_has_one_window(
         rows = np.flatnonzero(np.isin(remote.column("label"), [2, 7]))
         batches = []
         for dataset in (remote, local):
-            with Loader(dataset, rows, SPEC, batch_size=4, threads=2) as loader:
-                batches.append([next(loader) for _ in range(4)])
+            with loader(dataset, SPEC, rows=rows, seed=0) as made:
+                batches.append([next(made) for _ in range(4)])
         remote.close()
         assert sorted(server.tars()) == ["many-000002.tar", "many-000007.tar"]
         assert set(server.tars().values()) == {1} and local.window is None

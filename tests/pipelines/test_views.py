@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError
-from tests.pipelines.reference import assert_same_draw
+from tests.pipelines.reference import assert_same_params
 
 ALWAYS = Jitter(probability=1.0, grey=0.0)
 seeds = st.integers(0, 2**63 - 1)
@@ -68,17 +68,17 @@ def taken(whole: ViewParams, places: list[int]) -> ViewParams:
 @given(specs(), rows_of_a_batch, seeds, epochs, st.data())
 def test_a_sample_draws_the_same_in_whatever_batch_it_is(spec, rows, seed, epoch, data) -> None:
     whole = params(spec, rows, seed=seed, epoch=epoch)
-    assert_same_draw(params(spec, rows, seed=seed, epoch=epoch), whole)
+    assert_same_params(params(spec, rows, seed=seed, epoch=epoch), whole)
     places = data.draw(st.permutations(range(len(rows))))
-    assert_same_draw(params(spec, [rows[p] for p in places], seed=seed, epoch=epoch), taken(whole, places))
+    assert_same_params(params(spec, [rows[p] for p in places], seed=seed, epoch=epoch), taken(whole, places))
     for place, row in enumerate(rows):
         alone = params(spec, [row], seed=seed, epoch=epoch)
-        assert_same_draw(alone, taken(whole, [place]))
-        assert_same_draw(alone.sample(0), whole.sample(place))
+        assert_same_params(alone, taken(whole, [place]))
+        assert_same_params(alone.sample(0), whole.sample(place))
     middle = len(rows) // 2
     for part in (range(middle), range(middle, len(rows))):
         if part:
-            assert_same_draw(
+            assert_same_params(
                 params(spec, [rows[p] for p in part], seed=seed, epoch=epoch), taken(whole, list(part))
             )
 

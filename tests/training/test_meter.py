@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pipelines.meter import Meter
+from training.meter import Meter
 
 
 def test_scalars_are_averaged_and_parts_summed_before_they_are_divided() -> None:

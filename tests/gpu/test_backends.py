@@ -13,7 +13,7 @@ from pipelines.views import ViewSpec
 from shards import Dataset, InputError, demo
 from shards.encode import Encoding
 from shards.transcode import transcode
-from tests.pipelines.reference import draw_for, flow_video, write_dataset
+from tests.pipelines.reference import params_for, flow_video, write_dataset
 from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDTH, samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -59,7 +59,7 @@ def views(spec: ViewSpec, placement: str, videos: list[bytes], batch_params: lis
 @pytest.mark.parametrize("placement", ["hybrid", "gpu"])
 def test_a_placement_shows_what_the_cpu_shows(h264: Dataset, placement: str, name: str) -> None:
     spec, rows = SPECS[name], [0, 2, 5]
-    whole = draw_for(spec, h264, rows, seed=1)
+    whole = params_for(spec, h264, rows, seed=1)
     batch_params, videos = [whole.sample(i) for i in range(3)], [h264.read(row) for row in rows]
     found, expected = (views(spec, p, videos, batch_params) for p in (placement, "cpu"))
     difference = np.abs(found - expected)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import tuned
+from training import autotune as tuned
 from pipelines.views import ViewSpec
 from shards import InputError
 
