@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from objectives import Objective, checkpoint
 from shards import InputError
@@ -114,7 +114,8 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, *, first:
 
     As torch's AveragedModel, which waits for the GPU in every step to see how many there were.
     """
-    averaged, current = list(average.parameters()), list(model.parameters())
+    averaged: list[Tensor] = list(average.parameters())
+    current: list[Tensor] = list(model.parameters())
     if first:
         torch._foreach_copy_(averaged, current)
     else:

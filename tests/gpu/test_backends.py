@@ -13,7 +13,7 @@ from pipelines.views import ViewSpec
 from shards import Dataset, InputError, demo
 from shards.encode import Encoding
 from shards.transcode import transcode
-from tests.pipelines.reference import params_for, flow_video, write_dataset
+from tests.pipelines.reference import flow_video, params_for, write_dataset
 from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDTH, samples
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")

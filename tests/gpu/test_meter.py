@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+
 from training.meter import Meter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -79,9 +79,7 @@ class Encoded(Video):
         return self._data
 
 
-def made(
-    kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int | None = None
-) -> Backend:
+def made(kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int | None = None) -> Backend:
     """A backend: cpu, hybrid, gpu, or memory, which renders cached.Resident. device: the GPU; None for DALI on the CPU."""
     if kind == "cpu":
         return CpuBackend(spec, samples, clips)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.backends.cached import Cache, CachedBackend, Decoded, Resident, chosen
+from pipelines.backends.cached import Cache, Decoded, Resident, chosen
 from pipelines.backends.nvdec import in_share
 from pipelines.decode import decode_views
 from pipelines.mp4 import DecodeError
@@ -269,7 +269,10 @@ def test_decoders_side_by_side(vp9_folder: Path) -> None:
     assert ways == {True: 4, False: 12}
 
 
-@pytest.mark.parametrize("options", [{"cpu_share": 0.5}, {"cpu_share": 0.5, "backend": "hybrid"}, {"cpu_share": 1.5, "backend": "gpu"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"cpu_share": 0.5}, {"cpu_share": 0.5, "backend": "hybrid"}, {"cpu_share": 1.5, "backend": "gpu"}],
+)
 def test_a_share_that_cannot_be(dataset: Dataset, options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--cpu-share"):
         loader(dataset, SPEC, **options)

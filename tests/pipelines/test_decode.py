@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipelines.mp4 import DecodeError
 
 from pipelines.decode import check_frames, decode_views
+from pipelines.mp4 import DecodeError
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES, NUMBERED
-from tests.pipelines.reference import REAL, decoded_views, params_for, numbered_video, read_numbers
+from tests.pipelines.reference import REAL, decoded_views, numbered_video, params_for, read_numbers
 
 SPEC = ViewSpec(offsets=((0, 3, 9), (16, 17, 30)), size=64, box_scope="view")
 

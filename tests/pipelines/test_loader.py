@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from pipelines.decode import decode_views
 from pipelines.sampler import ShuffledOrder
 from pipelines.views import Jitter, ViewSpec

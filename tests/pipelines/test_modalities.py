@@ -14,7 +14,15 @@ from pipelines.sampling import NOISE_FRAMES, ViewParams, sample_params
 from pipelines.transforms.numpy import noise_bank
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from tests.pipelines.reference import decoded_luma, flow_video, loader, made, params_for, render, write_dataset
+from tests.pipelines.reference import (
+    decoded_luma,
+    flow_video,
+    loader,
+    made,
+    params_for,
+    render,
+    write_dataset,
+)
 
 SIZE, WIDTH, HEIGHT, FRAMES = 64, 128, 96, 24
 SEGMENTS = tuple(tuple(range(5 * v, 5 * v + 10)) for v in range(3))  # half overlapping, as TCP's

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pipelines.sampler import ShuffledOrder
 
+from pipelines.sampler import ShuffledOrder
 from shards import InputError
 
 counts = st.integers(1, 300)
@@ -21,7 +21,9 @@ def test_an_epoch_is_a_permutation_and_pure(count, seed, epoch) -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = [tuple(ShuffledOrder(50, 4, seed).epoch(epoch).tolist()) for seed in range(4) for epoch in range(4)]
+    orders = [
+        tuple(ShuffledOrder(50, 4, seed).epoch(epoch).tolist()) for seed in range(4) for epoch in range(4)
+    ]
     assert len(set(orders)) == 16
 
 
@@ -107,7 +109,9 @@ def test_one_window_is_the_order_without_windows(rows_and_sizes, seed, epoch) ->
     np.testing.assert_array_equal(
         ShuffledOrder(len(shards), 1, seed, int(sizes.sum()), shards, sizes).epoch(epoch), whole
     )
-    np.testing.assert_array_equal(ShuffledOrder(len(shards), 1, seed, len(shards), shards).epoch(epoch), whole)
+    np.testing.assert_array_equal(
+        ShuffledOrder(len(shards), 1, seed, len(shards), shards).epoch(epoch), whole
+    )
 
 
 def test_windows_are_full_and_shuffled_anew_each_epoch() -> None:

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipelines.mp4 import DecodeError
 
 import objectives
+from pipelines.mp4 import DecodeError, PacketIndex, read_index
 from pipelines.sampling import sample_params
-from pipelines.mp4 import PacketIndex, read_index
 from pipelines.trim import runs, trim
 from shards.encode import Encoding, write_mp4
 from tests.pipelines.reference import REAL, flow_video

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from training import autotune as tuned
 from pipelines.views import ViewSpec
 from shards import InputError
+from training import autotune as tuned
 
 SPEC = ViewSpec(offsets=((0, 1, 2), (3, 4, 5)), size=64)
 FOUND = tuned.Tuned(device="cpu", threads=3, prefetch=4)
