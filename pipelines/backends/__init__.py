@@ -23,6 +23,8 @@ from pipelines.backends.base import Backend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
+Device = Literal["auto", "gpu", "hybrid", "cpu"]
+"""What --device takes: the backends, and auto."""
 MANY_CORES = 8  # for one GPU: from these on the CPU decodes faster than NVDEC is expected to, until --autotune has measured
 NVDEC_LEAST = {
     "h264": 64,
