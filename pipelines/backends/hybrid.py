@@ -38,7 +38,6 @@ class DaliGraph:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
         self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
-        self._stream = None if device is None else torch.cuda.Stream(device)
         self._noise: Any = None
 
     def render(
@@ -85,14 +84,10 @@ class DaliGraph:
         return pipeline
 
     def _taken(self, pipeline: Pipeline, samples: int) -> Tensor:
-        """A pipeline's batch (samples · clips, V, C, T, H, W), bound to the current stream of torch."""
-        if self._stream is None:
-            frames = torch.from_dlpack(pipeline.outputs()[0].as_tensor())
-        else:
-            # nothing waits here but the streams: this graph's for DALI's, and the model's for this one (see Loader)
-            with torch.cuda.stream(self._stream):
-                (output,) = pipeline.outputs(self._stream)
-                frames = torch.from_dlpack(output.as_tensor())
+        """A pipeline's batch (samples · clips, V, C, T, H, W), ready on torch's current stream: the host waits for none."""
+        stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        (output,) = pipeline.outputs(stream)
+        frames = torch.from_dlpack(output.as_tensor())
         spec = self._spec
         shape = (samples * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
         return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
@@ -100,10 +95,8 @@ class DaliGraph:
     def _without_filling(self, batch: Tensor, clips: list[int]) -> Tensor:
         if all(count == self._clips for count in clips):
             return batch
-        with torch.cuda.stream(self._stream):
-            return torch.cat(
-                [part[:count] for part, count in zip(batch.split(self._clips), clips, strict=True)]
-            )
+        parts = zip(batch.split(self._clips), clips, strict=True)
+        return torch.cat([part[:count] for part, count in parts])
 
     def _bank(self) -> Any:
         if self._noise is None:
