@@ -175,7 +175,7 @@ class Loader:
             self._under_way.release()
             raise
 
-    def _finish(self, planned: Future[Any], started: Future[Any]) -> "Finished | None":
+    def _finish(self, planned: Future[Any], started: Future[Any]) -> Finished | None:
         """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
         try:
             plan, begun = planned.result(), started.result()
