@@ -190,7 +190,8 @@ class Loader:
 
     def _repaired(
         self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered | RuntimeError
-    ) -> dict[str, Any]:
+    ) -> Finished:
+        """The batch, with others in the places of the videos that the backend refuses."""
         while True:
             try:
                 if isinstance(rendered, RuntimeError):

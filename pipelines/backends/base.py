@@ -18,12 +18,12 @@ from shards import Dataset
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
 _OF_THE_DEVICE = re.compile(
-    r"out of memory|bad_alloc|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
+    r"CUDA error:|out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
     r"|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST"
     r"|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert|NOT_INITIALIZED|DEINITIALIZED",
 )
 _OF_MEMORY = re.compile(
-    r"out of memory|bad_alloc|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY", re.IGNORECASE
+    r"out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY", re.IGNORECASE
 )
 
 Rendered = Callable[[], Tensor]

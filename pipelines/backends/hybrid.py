@@ -61,9 +61,9 @@ class DaliGraph:
             pipeline.schedule_run()
 
         def views() -> Tensor:
-            batch = self._taken(pipeline, len(samples))
+            batch = self._taken(pipeline, [sample.clips for sample in samples])
             self._free.append(pipeline)  # after a failure it is of no use
-            return self._without_filling(batch, [sample.clips for sample in samples])
+            return batch
 
         return views
 
@@ -83,20 +83,21 @@ class DaliGraph:
         pipeline.build()
         return pipeline
 
-    def _taken(self, pipeline: Pipeline, samples: int) -> Tensor:
-        """A pipeline's batch (samples · clips, V, C, T, H, W), ready on torch's current stream: the host waits for none."""
+    def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
+        """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, ready on torch's current stream.
+
+        The host waits for none of it: DALI's stream makes torch's wait.
+        """
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         (output,) = pipeline.outputs(stream)
         frames = torch.from_dlpack(output.as_tensor())
         spec = self._spec
-        shape = (samples * self._clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
-        return frames.view(shape).permute(0, 1, 5, 2, 3, 4)
-
-    def _without_filling(self, batch: Tensor, clips: list[int]) -> Tensor:
-        if all(count == self._clips for count in clips):
-            return batch
-        parts = zip(batch.split(self._clips), clips, strict=True)
-        return torch.cat([part[:count] for part, count in parts])
+        shape = (spec.views, spec.frames, spec.size, spec.size, spec.channels)
+        batch = frames.view(len(clips) * self._clips, *shape)
+        if any(count < self._clips for count in clips):
+            parts = zip(batch.split(self._clips), clips, strict=True)
+            batch = torch.cat([part[:count] for part, count in parts])
+        return batch.permute(0, 1, 5, 2, 3, 4)
 
     def _bank(self) -> Any:
         if self._noise is None:

@@ -1,0 +1,420 @@
+"""Backends: all show the same views, a further one is one class, and nobody else asks which one it is."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import Pipeline
+
+import objectives
+import pipelines.backends
+from objectives.vdim import VDIM, VDIMConfig
+from pipelines.backends import BackendSettings, available, choose_backend, open_backend
+from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_fault, is_out_of_memory
+from pipelines.backends.cpu import CpuBackend
+from pipelines.backends.nvdec import NvdecBackend
+from pipelines.decode import decode_frames
+from pipelines.loader import Loader
+from pipelines.sampler import Sample, TrainSampler
+from pipelines.transforms.dali import define
+from pipelines.views import Jitter, ViewSpec, eval_view
+from shards import Dataset, InputError
+from tests.pipelines.reference import loader, made, params_for, render
+from tests.pipelines.test_loader import assert_same
+from tests.pipelines.test_modalities import DPC, JITTER, PACE, TCP
+
+ROOT = Path(__file__).parents[2]
+STRONG = Jitter(0.4, 0.4, 0.4, 0.2, probability=0.9, grey=0.3)
+SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, jitter=Jitter(), box_scope="view")
+SOURCES: Any = pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+
+
+# --- the graphs of a GPU, as far as a machine without one can go
+
+
+@SOURCES
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("objective", objectives.available())
+def test_gpu_graphs_of_every_objective_are_defined(objective: str, source: Any, clips: int) -> None:
+    method = objectives.get(objective)
+    for config in (method.Config(), method.small()):
+        spec = method.view_spec(config)
+        for one in (spec, eval_view(spec)):
+            with Pipeline(4, 2, 0):
+                assert define(one, source, clips=clips).device == "gpu"
+
+
+@SOURCES
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            VDIM.view_spec(config)
+            for config in (
+                VDIMConfig(temporal_difference=False),
+                VDIMConfig(colour="lab"),
+                VDIMConfig(rotation=15.0, offset=32, downsample=3),
+                VDIMConfig(colour="lab", rotation=15.0, temporal_difference=False, downsample=1),
+            )
+        ),
+        DPC,
+        replace(DPC, area=(0.5, 1.0), crop=None, jitter=replace(JITTER, grey_from="channel")),
+        replace(DPC, modality="flow"),
+        TCP,
+        replace(TCP, channel_drop=True),
+        replace(TCP, modality="difference"),
+        replace(TCP, modality="difference", rotation=10.0),
+        replace(TCP, modality="flow"),
+        PACE,
+        replace(PACE, levels="bgr-255"),
+    ],
+)
+def test_gpu_graphs_of_other_specs_are_defined(spec: ViewSpec, source: Any) -> None:
+    with Pipeline(4, 2, 0):
+        assert define(spec, source).device == "gpu"
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "gpu"])
+@pytest.mark.parametrize("extra", [{"jitter": STRONG}, {"lab_drop": True}, {"rotation": 20.0}])
+@pytest.mark.parametrize("padding", ["repeat_last", "wrap"])
+@pytest.mark.parametrize("groups", [(0, 1, 1), (0, 1, 0), (0, 0, 0)])
+def test_dalis_graphs_on_the_cpu_show_the_same_views(
+    vp9_folder: Path, extra: dict, padding: Any, groups: tuple[int, ...], kind: str
+) -> None:
+    dataset = Dataset(vp9_folder)
+    spec = ViewSpec(
+        offsets=((0, 5, 9), (20, 33, 45), (3, 4, 44)), size=64, box_scope="view", colour_scope="view",
+        groups=groups, padding=padding, **extra,
+    )  # fmt: skip
+    rows = [0, 2, 5]
+    whole = params_for(spec, dataset, rows, seed=1)
+    batch_params, videos = [whole.sample(i) for i in range(3)], [dataset.read(row) for row in rows]
+    assert whole.flips.any() and not whole.flips.all()
+    found, expected = (render(made(name, spec, 3), batch_params, videos) for name in (kind, "cpu"))
+    assert found.shape == expected.shape and found.stride() == expected.stride()
+    difference = (found - expected).abs()
+    assert difference.mean() < 0.015
+    # each frame of each view on its own: another frame, box or flip would show
+    assert difference.mean((2, 4, 5)).max() < 0.025
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}, {"cpu_share": 0.5}])
+@pytest.mark.parametrize("backend", ["cpu", "hybrid", "gpu"])
+def test_every_backend_loads_the_same_batches(vp9_folder: Path, backend: str, settings: dict) -> None:
+    if "cpu_share" in settings and backend != "gpu":
+        pytest.skip("decodes on the CPU only")
+    dataset = Dataset(vp9_folder)
+    with loader(dataset, SPEC, clips=2) as cpu, loader(
+        dataset, SPEC, clips=2, backend=backend, cache_gib=0.01, prefetch=4, **settings
+    ) as other:  # fmt: skip
+        for one, found in zip(islice(cpu, 9), other, strict=False):
+            assert one["key"] == found["key"] and torch.equal(one["label"], found["label"])
+            assert found["views"].stride() == one["views"].stride()
+            difference = (one["views"] - found["views"]).abs()
+            assert difference.mean() < 0.015 and difference.mean((2, 3, 4, 5)).max() < 0.03
+
+
+# --- a further backend
+
+
+class ArrayBackend(Backend):
+    """A toy: frames decoded beforehand, cropped by indexing; no colour."""
+
+    def __init__(self, spec: ViewSpec, samples: int, videos: dict[int, np.ndarray]) -> None:
+        super().__init__(spec, samples, max_clips=1)
+        self._videos = videos
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> torch.Tensor:
+        views, frames = self._videos[video.row], sample.params.frames
+        steps = np.linspace(0, 1, self.spec.size, endpoint=False)
+        found = []
+        for numbers, (left, top, width, height) in zip(frames, sample.params.boxes, strict=True):
+            down, right = (top + height * steps).astype(int), (left + width * steps).astype(int)
+            found.append(views[numbers][:, down][:, :, right])
+        return torch.from_numpy(np.stack(found)).permute(0, 4, 1, 2, 3) / 255
+
+    def render(self, samples: list[Sample], prepared: list[torch.Tensor]) -> Rendered:
+        return lambda: torch.stack(prepared)
+
+
+def test_a_toy_backend_trains(dataset: Dataset) -> None:
+    videos = {
+        row: np.stack([f.to_ndarray(format="rgb24") for _, f in decode_frames(dataset.read(row), [*range(40)])])
+        for row in range(8)
+    }
+    method = objectives.get("vdim")
+    config = method.small()
+    spec, objective = replace(method.view_spec(config), jitter=None, lab_drop=False), method(config)
+    with loader(dataset, spec, rows=range(8), backend=ArrayBackend(spec, 4, videos)) as batches:
+        optimizer = torch.optim.SGD(objective.parameters(), 0.01)
+        for batch in islice(batches, 3):
+            assert batch["views"].shape[:3] == (4, spec.views, 3) and batch["views"].std() > 0.05
+            loss = objective({k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert loss.isfinite()
+
+
+def test_nobody_else_asks_which_backend_it_is() -> None:
+    names = set(pipelines.backends.BACKENDS)
+    # DALI's operators have a device that is called cpu or gpu, too
+    own = [ROOT / "pipelines" / "backends", ROOT / "pipelines" / "transforms" / "dali.py"]
+    folders = ("pipelines", "objectives", "models", "shards", "training", "evaluation", "tools")
+    files = [ROOT / "train.py", ROOT / "evaluate.py"]
+    files += [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+    asked = []
+    for file in files:
+        if any(file.is_relative_to(path) for path in own):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Compare | ast.MatchValue):
+                continue
+            # torch's devices, and DALI's decoders
+            if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith((".type", "decoder")):
+                continue
+            sides = [node.value] if isinstance(node, ast.MatchValue) else [node.left, *node.comparators]
+            sides += [one for side in sides for one in getattr(side, "elts", [])]
+            if any(isinstance(one, ast.Constant) and one.value in names for one in sides):
+                asked.append(f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)} {ast.unparse(node)}")
+    assert not asked
+
+
+# --- a GPU in trouble is no bad video
+
+DALI_SAYS = "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
+FAULTS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError(f"Error in GPU operator `nvidia.dali.fn.resize`: {DALI_SAYS}"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9999999999 bytes"),
+]
+faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault)[:40])
+
+
+class Faulty(CpuBackend):
+    """A CPU backend whose GPU fails when a batch is begun, or when it is waited for."""
+
+    def __init__(self, spec: ViewSpec, fault: RuntimeError, *, begun: bool) -> None:
+        super().__init__(spec, 4, 1)
+        self.fault: RuntimeError | None = fault
+        self.begun = begun
+
+    def _fail(self) -> None:
+        if self.fault:
+            raise self.fault
+
+    def render(self, samples: list[Sample], prepared: list[torch.Tensor]) -> Rendered:
+        if self.begun:
+            self._fail()
+        rendered = super().render(samples, prepared)
+
+        def views() -> torch.Tensor:
+            if not self.begun:
+                self._fail()
+            return rendered()
+
+        return views
+
+
+@faults
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_fault_of_the_gpu_quarantines_nothing(dataset: Dataset, fault: RuntimeError, begun: bool) -> None:
+    assert is_device_fault(fault)
+    backend = Faulty(SPEC, fault, begun=begun)
+    with loader(dataset, SPEC) as sound, loader(dataset, SPEC, backend=backend) as batches:
+        with pytest.raises(type(fault)) as caught:
+            next(batches)
+        assert caught.value is fault
+        assert not batches.failed and not (dataset.path / "quarantine.jsonl").exists()
+        backend.fault = None  # there is room again: the same batches come
+        for one, other in zip(islice(sound, 3), batches, strict=False):
+            assert_same(one, other)
+
+
+def test_what_is_out_of_memory() -> None:
+    assert [is_out_of_memory(fault) for fault in FAULTS] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert is_out_of_memory(MemoryError())
+    assert not is_device_fault(RuntimeError("Error in MIXED operator decoders.video: failed to parse packet"))
+
+
+def test_a_fault_while_a_bad_video_is_looked_for(dataset: Dataset) -> None:
+    """H.264, which DALI's CPU decoder refuses, and then memory runs out as each is asked for alone."""
+    fault = FAULTS[1]
+
+    class Nvdec(NvdecBackend):
+        def render(self, samples: list[Sample], prepared: list[Any]) -> Rendered:
+            if len(samples) == 1:
+                raise fault
+            return super().render(samples, prepared)
+
+    class Shared(Routed):
+        def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+            return 0, self.routes[0].prepare(video, sample, out)
+
+    nvdec = Nvdec(SPEC, 4, 1, threads=1, device=None)
+    for backend in (nvdec, Shared([nvdec, CpuBackend(SPEC, 4, 1)])):
+        with loader(dataset, SPEC, backend=backend) as batches, pytest.raises(RuntimeError) as caught:
+            next(batches)
+        assert caught.value is fault
+        assert not batches.failed and not (dataset.path / "quarantine.jsonl").exists()
+
+
+@pytest.mark.parametrize("concurrent", [1, 2, 3])
+def test_no_more_batches_are_under_way_than_a_backend_allows(dataset: Dataset, concurrent: int) -> None:
+    class Counting(CpuBackend):
+        under_way = most = 0
+
+        def render(self, samples: list[Sample], prepared: list[torch.Tensor]) -> Rendered:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+            rendered = super().render(samples, prepared)
+
+            def views() -> torch.Tensor:
+                self.under_way -= 1
+                return rendered()
+
+            return views
+
+    backend = Counting(SPEC, 4, 1)
+    backend.concurrent = concurrent
+    with loader(dataset, SPEC, backend=backend, prefetch=6) as batches:
+        for _ in islice(batches, 12):
+            pass
+    assert 1 <= backend.most <= concurrent and backend.under_way == 0
+
+
+# --- choosing one
+
+
+def test_choosing_a_backend() -> None:
+    assert choose_backend("cpu") == "cpu"
+    with pytest.raises(InputError, match="choose one of"):
+        choose_backend("tpu")
+    if not torch.cuda.is_available():
+        assert choose_backend("auto") == "cpu" and available() == ["cpu"]
+        for name in ("gpu", "hybrid"):
+            with pytest.raises(InputError, match="no CUDA GPU"):
+                choose_backend(name)
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(pipelines.backends, "_has_nvdec", lambda: True)
+
+
+def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def out_of_reach(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pipelines.backends.ctypes.CDLL", out_of_reach)
+    with pytest.raises(InputError, match=r"NVIDIA_DRIVER_CAPABILITIES=\S*video"):
+        choose_backend("gpu")
+    assert choose_backend("auto") == choose_backend("hybrid") == "hybrid"
+    assert available() == ["cpu", "hybrid"]
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_auto_decodes_where_it_is_faster(dataset: Dataset) -> None:
+    assert [choose_backend("auto", dataset, cores) for cores in (2, 7, 8, 64)] == [
+        "gpu",
+        "gpu",
+        "hybrid",
+        "hybrid",
+    ]
+    assert choose_backend("gpu", dataset, 64) == "gpu" and available(dataset) == ["cpu", "hybrid", "gpu"]
+
+
+@pytest.mark.usefixtures("with_gpu")
+@pytest.mark.parametrize(
+    ("codec", "side", "said"),
+    [("mjpeg", 144, "NVDEC does not decode mjpeg"), ("hevc", 142, "hevc from 144 pixels.*videos of 142")],
+)
+def test_what_nvdec_does_not_take(dataset: Dataset, codec: str, side: int, said: str) -> None:
+    class Other(Dataset):
+        def column(self, name: str) -> np.ndarray:
+            return np.full(len(self), side) if name == "height" else super().column(name)
+
+    other = Other(dataset.path)
+    other.info["settings"]["codec"] = codec
+    with pytest.raises(InputError, match=said):
+        choose_backend("gpu", other)
+    assert choose_backend("auto", other, 1) == "hybrid"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [BackendSettings("gpu", cache="gpu", on_cpu_dali=True), BackendSettings("hybrid", on_cpu_dali=True)],
+)
+def test_settings_make_a_backend(dataset: Dataset, settings: BackendSettings) -> None:
+    backend = open_backend(settings, SPEC, 4, 1, dataset, np.arange(18))
+    assert bool(backend.describe()) == (settings.cache is not None)
+    backend.close()
+
+
+# --- DALI is not needed for the CPU
+
+WITHOUT_DALI = """
+import sys
+sys.modules["nvidia.dali"] = None  # importing it fails
+"""
+LOADS = """
+import numpy as np
+import objectives, evaluation, evaluate
+from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
+from shards import Dataset
+for method in objectives.available().values():
+    method(method.small())
+spec = objectives.get("vdim").view_spec(objectives.get("vdim").small())
+dataset = Dataset(sys.argv[1])
+for settings in ({}, {"cache": "host"}):
+    from pipelines.backends import BackendSettings
+    sampler = TrainSampler(dataset, np.arange(18), spec, 4)
+    with Loader(dataset, sampler, BackendSettings("cpu", **settings)) as loader:
+        assert next(loader)["views"].isfinite().all()
+"""
+TRAINS = """
+import train
+sys.exit(train.ended(train.main, sys.argv[1:]))
+"""
+
+
+def without_dali(program: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DALI + program, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_all_but_the_gpus_backends_load_without_dali(dataset: Dataset) -> None:
+    without_dali(LOADS, str(dataset.path))
+
+
+def test_train_on_a_cpu_without_dali(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ["--objective", "vdim", "--small", "--device", "cpu", "--steps", "2", "--batch-size", "2"]
+    said = without_dali(TRAINS, *flags, "--data", str(dataset.path), "--output", str(tmp_path / "run"))
+    assert (tmp_path / "run" / "encoder.safetensors").exists(), said
