@@ -84,7 +84,8 @@ def _filtered(packets: Any, chains: list[str]) -> list[Any]:
     graph = spdl.io.FilterGraph(
         f"{spdl.io.get_buffer_desc(packets.codec)},split={len(chains)}{outputs};{ways}"
     )
-    graph.add_frames(spdl.io.decode_packets(packets, filter_desc=None))
+    # without a filter, frames of a window of packets have no time stamps and are all dropped (SPDL 0.8)
+    graph.add_frames(spdl.io.decode_packets(packets, filter_desc="null"))
     graph.flush()
     return [graph.get_frames(key=f"buffersink@{n}") for n in range(len(chains))]
 
