@@ -39,6 +39,7 @@ class BackendSettings:
     """Which backend makes the views, and with what.
 
     name: of BACKENDS. threads: of DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
     cpu_share: of the samples, decoded on the CPU beside NVDEC (gpu only). cache: keep decoded videos in host or GPU
     memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
     """
@@ -46,6 +47,7 @@ class BackendSettings:
     name: str = "cpu"
     threads: int = 2
     nvdec_threads: int = 8
+    pipelines: int = 2
     cpu_share: float = 0.0
     cache: Literal["host", "gpu"] | None = None
     cache_gib: float = 16.0
@@ -61,13 +63,16 @@ def _cpu(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) ->
 def _hybrid(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.hybrid import HybridBackend
 
-    return HybridBackend(spec, samples, clips, threads=settings.threads, device=_gpu(settings))
+    return HybridBackend(
+        spec, samples, clips, threads=settings.threads, device=_gpu(settings), pipelines=settings.pipelines
+    )
 
 
 def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.nvdec import NvdecBackend, SharedBackend
 
-    nvdec = NvdecBackend(spec, samples, clips, threads=settings.nvdec_threads, device=_gpu(settings))
+    threads, pipelines = settings.nvdec_threads, settings.pipelines
+    nvdec = NvdecBackend(spec, samples, clips, threads=threads, device=_gpu(settings), pipelines=pipelines)
     if not settings.cpu_share:
         return nvdec
     beside = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)

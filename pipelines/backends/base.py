@@ -23,7 +23,8 @@ _OF_THE_DEVICE = re.compile(
     r"|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert|NOT_INITIALIZED|DEINITIALIZED",
 )
 _OF_MEMORY = re.compile(
-    r"out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY", re.IGNORECASE
+    r"out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY",
+    re.IGNORECASE,
 )
 
 Rendered = Callable[[], Tensor]

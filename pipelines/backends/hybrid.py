@@ -20,7 +20,11 @@ UNDER_WAY = 2  # DALI pipelines, that take turns: while one's batch is augmented
 
 
 class DaliGraph:
+<<<<<<< HEAD
     """A graph in as many pipelines as there are batches under way; they take turns. Samples of fewer than `clips` clips are filled up.
+=======
+    """A graph in so many pipelines that take turns. Samples of fewer than `clips` clips are filled up.
+>>>>>>> lbench
 
     device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
     """
@@ -34,10 +38,18 @@ class DaliGraph:
         *,
         threads: int,
         device: int | None,
+        pipelines: int = UNDER_WAY,
     ) -> None:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
+<<<<<<< HEAD
         self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
+=======
+        self._free: SimpleQueue[Pipeline | None] = SimpleQueue()
+        for _ in range(pipelines):
+            self._free.put(None)  # built when it is first needed
+        self._stream = None if device is None else torch.cuda.Stream(device)
+>>>>>>> lbench
         self._noise: Any = None
 
     def render(
@@ -112,13 +124,21 @@ _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
 class HybridBackend(CpuDecodeBackend):
     """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
 
-    concurrent = UNDER_WAY
-
     def __init__(
-        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        *,
+        threads: int,
+        device: int | None,
+        pipelines: int = UNDER_WAY,
     ) -> None:
         super().__init__(spec, max_samples, max_clips)
-        self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
+        self.concurrent = pipelines
+        self._graph = DaliGraph(
+            spec, "pixels", max_samples, max_clips, threads=threads, device=device, pipelines=pipelines
+        )
 
     def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> NDArray[np.uint8]:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

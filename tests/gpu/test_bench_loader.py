@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines.graph import choose_placement
 
+from pipelines.backends import BACKENDS, choose_backend
 from shards import InputError, demo
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("placement", ["cpu", "hybrid", "gpu"])
-def test_a_run(tmp_path: Path, placement: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run(tmp_path: Path, backend: str) -> None:
     try:
-        choose_placement(placement)
+        choose_backend(backend)
     except InputError as error:
         pytest.skip(str(error))
     data = demo.render(tmp_path / "set", clips_per_class=(1, 1), frames=130, workers=2)
@@ -31,7 +31,7 @@ def test_a_run(tmp_path: Path, placement: str) -> None:
         "dpc,vdim",
         "--small",
         "--device",
-        placement,
+        backend,
         "--json",
         str(out),
     ]
@@ -46,7 +46,9 @@ def test_a_run(tmp_path: Path, placement: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     for block in json.loads(out.read_text())["objectives"].values():
-        assert block["placement"] == placement and block["memory"]["peak_cuda_gib"] > 0
+        assert block["backend"] == backend and block["memory"]["peak_cuda_gib"] > 0
         assert block["parts"]["copy"]["gib_per_s"] > 0 and block["parts"]["of_parts"] > 0
-        assert ("graph_clips_per_s" in block["parts"]) == (placement == "gpu")
-        assert ("ratio" in block["peers"]["dali-readers"]) == (placement == "gpu")
+        on_gpu = not BACKENDS[backend].decodes_on_cpu
+        for name in ("trim", "nvdec", "graph"):
+            assert (f"{name}_clips_per_s" in block["parts"]) == on_gpu
+        assert ("ratio" in block["peers"]["dali-readers"]) == on_gpu

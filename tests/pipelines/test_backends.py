@@ -146,7 +146,9 @@ class ArrayBackend(Backend):
 
 def test_a_toy_backend_trains(dataset: Dataset) -> None:
     videos = {
-        row: np.stack([f.to_ndarray(format="rgb24") for _, f in decode_frames(dataset.read(row), [*range(40)])])
+        row: np.stack(
+            [f.to_ndarray(format="rgb24") for _, f in decode_frames(dataset.read(row), [*range(40)])]
+        )
         for row in range(8)
     }
     method = objectives.get("vdim")
