@@ -20,11 +20,9 @@ UNDER_WAY = 2  # DALI pipelines, that take turns: while one's batch is augmented
 
 
 class DaliGraph:
-<<<<<<< HEAD
-    """A graph in as many pipelines as there are batches under way; they take turns. Samples of fewer than `clips` clips are filled up.
-=======
-    """A graph in so many pipelines that take turns. Samples of fewer than `clips` clips are filled up.
->>>>>>> lbench
+    """A graph in as many DALI pipelines as there are batches under way, which take turns.
+
+    Samples of fewer than `clips` clips are filled up.
 
     device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
     """
@@ -38,18 +36,10 @@ class DaliGraph:
         *,
         threads: int,
         device: int | None,
-        pipelines: int = UNDER_WAY,
     ) -> None:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
-<<<<<<< HEAD
         self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
-=======
-        self._free: SimpleQueue[Pipeline | None] = SimpleQueue()
-        for _ in range(pipelines):
-            self._free.put(None)  # built when it is first needed
-        self._stream = None if device is None else torch.cuda.Stream(device)
->>>>>>> lbench
         self._noise: Any = None
 
     def render(
@@ -136,9 +126,7 @@ class HybridBackend(CpuDecodeBackend):
     ) -> None:
         super().__init__(spec, max_samples, max_clips)
         self.concurrent = pipelines
-        self._graph = DaliGraph(
-            spec, "pixels", max_samples, max_clips, threads=threads, device=device, pipelines=pipelines
-        )
+        self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
 
     def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> NDArray[np.uint8]:
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))

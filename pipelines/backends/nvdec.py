@@ -45,9 +45,7 @@ class NvdecBackend(Backend):
     ) -> None:
         super().__init__(spec, max_samples, max_clips)
         self.concurrent = pipelines
-        self._graph = DaliGraph(
-            spec, "video", max_samples, max_clips, threads=threads, device=device, pipelines=pipelines
-        )
+        self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=device)
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
         data = video.read()
