@@ -109,7 +109,7 @@ def differences(config: Any) -> str:
 def export(run: Run, trainer: Trainer) -> None:
     """Write what downstream use needs: the encoder's weights, the averaged ones with --ema, and its config."""
     state = trainer.state
-    objective = state.average.module if state.average else state.objective
+    objective = state.average or state.objective
     with written_aside(run.output / "encoder.safetensors") as aside:
         checkpoint.save_weights(aside, objective.encoder)
 

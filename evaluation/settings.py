@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipelines.backends import Device
 from shards import InputError, at_least
 
 
@@ -43,7 +44,7 @@ class Settings:
     """A check of the protocol: shuffle the test labels; the result must be chance."""
     batch_size: int = 16
     """Windows in a batch of the frozen network."""
-    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    device: Device = "auto"
     """Where videos are decoded: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Precision of the network's arithmetic; accelerate launch's by default."""

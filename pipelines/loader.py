@@ -30,6 +30,8 @@ _ATTEMPTS = 64  # unreadable videos in a row before the data set, not the video,
 
 Prepared = tuple[Sample, Any] | None
 """A sample and what its backend needs of it; None for a place that stays empty."""
+Finished = tuple[dict[str, Any], torch.cuda.Event | None]
+"""A batch, and what a stream has to wait for before it looks at the views."""
 
 
 class Loader:
@@ -80,7 +82,9 @@ class Loader:
         self._pool = ThreadPoolExecutor(threads, "slipstream-prepare")
         self._under_way = threading.Semaphore(self.backend.concurrent)
         self._position, self._closed = 0, False
-        self._ahead: deque[tuple[Future[Any], Future[dict[str, Any] | None]]] = deque()
+        on_gpu = device is not None and device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # for what is made ahead of the model
+        self._ahead: deque[tuple[Future[Any], Future[Finished | None]]] = deque()
 
     @property
     def position(self) -> int:
@@ -107,16 +111,21 @@ class Loader:
             started = self._starter.submit(self._start, planned)
             self._ahead.append((planned, self._finisher.submit(self._finish, planned, started)))
         try:
-            batch = self._ahead[0][1].result()
+            finished = self._ahead[0][1].result()
         except Exception:
             self.load_state_dict(self.state_dict())  # the next call tries the same batch again
             self._bad.clear()
             raise
-        if batch is None:
+        if finished is None:
             self._drop()
             raise StopIteration
         self._ahead.popleft()
         self._position += self.sampler.step
+        batch, ready = finished
+        if ready is not None:  # the GPU waits where it has to, and nobody else does
+            taker = torch.cuda.current_stream(self._device)
+            taker.wait_event(ready)
+            batch["views"].record_stream(taker)
         return batch
 
     def close(self) -> None:
@@ -166,7 +175,7 @@ class Loader:
             self._under_way.release()
             raise
 
-    def _finish(self, planned: Future[Any], started: Future[Any]) -> dict[str, Any] | None:
+    def _finish(self, planned: Future[Any], started: Future[Any]) -> Finished | None:
         """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
         try:
             plan, begun = planned.result(), started.result()
@@ -181,12 +190,17 @@ class Loader:
 
     def _repaired(
         self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered | RuntimeError
-    ) -> dict[str, Any]:
+    ) -> Finished:
+        """The batch, with others in the places of the videos that the backend refuses."""
         while True:
             try:
                 if isinstance(rendered, RuntimeError):
                     raise rendered
-                return self._batch(batch, [one for one in prepared if one], rendered())
+                with torch.cuda.stream(self._stream):
+                    views = rendered()
+                    views = views if self._device is None else views.to(self._device, non_blocking=True)
+                    ready = self._stream.record_event() if self._stream else None
+                return self._batch(batch, [one for one in prepared if one], views), ready
             except RuntimeError as error:
                 prepared = self._without_refused(batch, prepared, error)
             try:
@@ -253,7 +267,7 @@ class Loader:
         rows = self.sampler.rows[index]
         paces = [one.pace for one in params if one.pace is not None]
         return {
-            "views": views if self._device is None else _handed_over(views, self._device),
+            "views": views,
             "label": torch.from_numpy(self.sampler.labels[index]),
             "row": torch.from_numpy(rows),
             "index": torch.from_numpy(index),
@@ -277,10 +291,6 @@ class Loader:
             log.warning("%s cannot be decoded and is %s: %s", key, fate, reason)
             if self._quarantine:
                 self.dataset.quarantine(row, reason)
-
-
-def _handed_over(views: Tensor, device: torch.device) -> Tensor:
-    return views.to(device, non_blocking=True)
 
 
 def _check_flow(dataset: Dataset, rows: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The index of an mp4 file: which bytes hold which frame. And the head of a new file, for packets of an old one.
+"""The index of an mp4 file: which bytes hold which frame.
 
 The index is read from the file's `moov` box, without FFmpeg (ISO/IEC 14496-12 names the boxes). Arrays have one letter:
 P packets, in decoding order.
@@ -13,7 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 # where the file states one size for all packets, and so holds no table that bounds them
 MOST_EQUAL_PACKETS = 1 << 20
@@ -161,7 +161,7 @@ def _parsed(data: memoryview) -> PacketIndex:
         numbers=numbers,
         keys=_keys(tables, len(sizes)),
         head=head,
-        description=_box(b"stsd", stbl.child(b"stsd").content()),
+        description=box(b"stsd", stbl.child(b"stsd").content()),
         ranks=ranks,
         **_described(stbl.child(b"stsd")),
     )
@@ -390,52 +390,7 @@ def _demuxed(data: memoryview) -> PacketIndex:
         )
 
 
-def _box(name: bytes, *parts: bytes) -> bytes:
+def box(name: bytes, *parts: bytes) -> bytes:
+    """A box of an mp4 file."""
     content = b"".join(parts)
     return struct.pack(">I4s", 8 + len(content), name) + content
-
-
-def _table(name: bytes, *columns: ArrayLike, version: int = 0) -> bytes:
-    rows = np.stack(np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, np.int64)) for c in columns)), axis=1)
-    return _box(name, struct.pack(">B3xI", version, len(rows)), rows.astype(">i4").tobytes())
-
-
-_IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-
-
-def mp4_head(index: PacketIndex, packets: NDArray[np.int64], ranks: NDArray[np.int64]) -> bytes:
-    """All of a file that precedes its packets, which last one tick each. ranks: their order of presentation."""
-    count, sizes, rate = len(packets), index.sizes[packets], 25
-    places = np.arange(count)
-    tables = [
-        index.description,
-        _table(b"stts", count, 1),
-        b"" if (ranks == places).all() else _table(b"ctts", np.ones(count), ranks - places, version=1),
-        b"" if index.keys.all() else _table(b"stss", 1 + np.flatnonzero(index.keys[packets])),
-        _table(b"stsc", 1, count, 1),
-        _box(b"stsz", struct.pack(">3I", 0, 0, count), sizes.astype(">u4").tobytes()),
-    ]
-    track = struct.pack(">6I16x", 7, 0, 0, 1, 0, count) + _IDENTITY
-    track += struct.pack(">II", index.width << 16, index.height << 16)
-    movie = (
-        struct.pack(">5IIH10x", 0, 0, 0, rate, count, 1 << 16, 1 << 8)
-        + _IDENTITY
-        + bytes(24)
-        + struct.pack(">I", 2)
-    )
-    data_at_itself = _box(b"dref", struct.pack(">II", 0, 1), _box(b"url ", struct.pack(">I", 1)))
-
-    def moov(first_byte: int) -> bytes:
-        stbl = _box(b"stbl", *tables, _table(b"stco", first_byte))
-        minf = _box(b"minf", _box(b"vmhd", struct.pack(">IQ", 1, 0)), _box(b"dinf", data_at_itself), stbl)
-        mdhd = _box(b"mdhd", struct.pack(">5IHH", 0, 0, 0, rate, count, 0x55C4, 0))  # und
-        hdlr = _box(b"hdlr", struct.pack(">II4s13x", 0, 0, b"vide"))
-        return _box(
-            b"moov",
-            _box(b"mvhd", movie),
-            _box(b"trak", _box(b"tkhd", track), _box(b"mdia", mdhd, hdlr, minf)),
-        )
-
-    ftyp = _box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso2mp41")
-    first_byte = len(ftyp) + len(moov(0)) + 8
-    return ftyp + moov(first_byte) + struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat")

@@ -1,9 +1,11 @@
 """The packets that a clip needs, as places in a file or as a file of their own."""
 
+import struct
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipelines.mp4 import DecodeError, PacketIndex, mp4_head
+from pipelines.mp4 import DecodeError, PacketIndex, box
 
 SEEK_COST = 2  # frames that could be decoded in the time of a seek
 
@@ -42,7 +44,7 @@ def trim(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> tup
         raise DecodeError(f"a packet ends at byte {ends.max()} of {len(data)}")
     view = memoryview(video)
     pieces = [view[a:b] for a, b in zip(index.offsets[packets].tolist(), ends.tolist(), strict=True)]
-    out = mp4_head(index, packets, ranks) + b"".join(pieces)
+    out = _head(index, packets, ranks) + b"".join(pieces)
     return out, ranks[np.searchsorted(packets, wanted)].astype(np.int32)
 
 
@@ -138,3 +140,49 @@ def _slice_headers(
         places[ahead] += width + lengths
         ahead = ahead[~is_slice & (places[ahead] + width + 2 <= ends[ahead])]
     return headers
+
+
+def _table(name: bytes, *columns: ArrayLike, version: int = 0) -> bytes:
+    rows = np.stack(np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, np.int64)) for c in columns)), axis=1)
+    return box(name, struct.pack(">B3xI", version, len(rows)), rows.astype(">i4").tobytes())
+
+
+_IDENTITY = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+
+
+def _head(index: PacketIndex, packets: NDArray[np.int64], ranks: NDArray[np.int64]) -> bytes:
+    """All of a file that precedes its packets, which last one tick each. ranks: their order of presentation."""
+    count, sizes, rate = len(packets), index.sizes[packets], 25
+    places = np.arange(count)
+    tables = [
+        index.description,
+        _table(b"stts", count, 1),
+        b"" if (ranks == places).all() else _table(b"ctts", np.ones(count), ranks - places, version=1),
+        b"" if index.keys.all() else _table(b"stss", 1 + np.flatnonzero(index.keys[packets])),
+        _table(b"stsc", 1, count, 1),
+        box(b"stsz", struct.pack(">3I", 0, 0, count), sizes.astype(">u4").tobytes()),
+    ]
+    track = struct.pack(">6I16x", 7, 0, 0, 1, 0, count) + _IDENTITY
+    track += struct.pack(">II", index.width << 16, index.height << 16)
+    movie = (
+        struct.pack(">5IIH10x", 0, 0, 0, rate, count, 1 << 16, 1 << 8)
+        + _IDENTITY
+        + bytes(24)
+        + struct.pack(">I", 2)
+    )
+    data_at_itself = box(b"dref", struct.pack(">II", 0, 1), box(b"url ", struct.pack(">I", 1)))
+
+    def moov(first_byte: int) -> bytes:
+        stbl = box(b"stbl", *tables, _table(b"stco", first_byte))
+        minf = box(b"minf", box(b"vmhd", struct.pack(">IQ", 1, 0)), box(b"dinf", data_at_itself), stbl)
+        mdhd = box(b"mdhd", struct.pack(">5IHH", 0, 0, 0, rate, count, 0x55C4, 0))  # und
+        hdlr = box(b"hdlr", struct.pack(">II4s13x", 0, 0, b"vide"))
+        return box(
+            b"moov",
+            box(b"mvhd", movie),
+            box(b"trak", box(b"tkhd", track), box(b"mdia", mdhd, hdlr, minf)),
+        )
+
+    ftyp = box(b"ftyp", b"isom", struct.pack(">I", 512), b"isomiso2mp41")
+    first_byte = len(ftyp) + len(moov(0)) + 8
+    return ftyp + moov(first_byte) + struct.pack(">I4s", 8 + int(sizes.sum()), b"mdat")

@@ -39,7 +39,7 @@ class Jitter:
 class ViewSpec:
     """How one method looks at a video.
 
-    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is params.
+    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is drawn.
     size: side of a view in pixels, even. area, ratio: a random-resized box takes this share of the frame's
     area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
@@ -150,7 +150,7 @@ class ViewSpec:
 
     @property
     def span(self) -> int:
-        """Frames from the clip's first to its last, both counted; at the fastest pace where it is params."""
+        """Frames from the clip's first to its last, both counted; at the fastest pace where it is drawn."""
         last = max(max(view) for view in self.offsets)
         if self.paces:
             last = int(paced(last, max(self.paces)))

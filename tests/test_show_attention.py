@@ -49,7 +49,7 @@ def test_the_command_draws_a_row_a_video_and_a_column_a_pace(tmp_path: Path) -> 
 def test_an_earlier_stage_has_more_locations_and_the_pictures_are_sharper_than_the_networks(
     tmp_path: Path,
 ) -> None:
-    """The same places of the same frames, at whatever size they are params."""
+    """The same places of the same frames, at whatever size they are drawn."""
     torch.manual_seed(0)
     objective = Pace(PaceConfig(width=1 / 16, frames=8, size=32, paces=(1.0, 2.0)))
     views = torch.randn(1, 2, 3, 8, 32, 32)

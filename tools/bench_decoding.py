@@ -20,12 +20,13 @@ from typing import Any, Literal
 import torch
 from bench.rounds import Figures, Part, in_turns, medians, rate
 from machine import describe
-from pipelines.graph import choose_placement
 
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
+from pipelines.backends import BACKENDS, BackendSettings, choose_backend
 from pipelines.loader import Loader
+from pipelines.sampler import TrainSampler
 from shards import Dataset, at_least, demo, one_line
 from shards.presets import stride_of
 
@@ -71,16 +72,17 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "bench_decoding.py")
-    placement = choose_placement(settings.device)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = Dataset(settings.data or demo.ensure())
+    backend = choose_backend(settings.device, data)
+    kind = BACKENDS[backend]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = objectives.get(settings.objective).view_spec(config)
     cases: dict[str, tuple[Dataset, Any, dict[str, Any]]] = {"plain": (data, spec, {})}
     for clips in settings.clips_per_decode:
-        cases[f"--clips-per-decode {clips}"] = data, spec, {"clips_per_decode": clips}
+        cases[f"--clips-per-decode {clips}"] = data, spec, {"clips": clips}
     for share in settings.cpu_share:
         cases[f"--cpu-share {share:g}"] = data, spec, {"cpu_share": share}
-    for where in ("host",) if placement == "cpu" else ("host", "gpu"):
+    for where in ("host", "gpu") if kind.on_gpu else ("host",):
         cases[f"--cache {where}"] = data, spec, {"cache": where, "cache_gib": settings.cache_gib}
     for path in settings.others:
         stride = stride_of(path)
@@ -90,20 +92,21 @@ def main(argv: list[str]) -> None:
     with ExitStack() as stack:
         parts = {}
         for name, (dataset, looked, options) in cases.items():
+            rows = dataset.select(min_frames=looked.span if looked.padding == "error" else 1)
+            clips = options.pop("clips", 1)
+            sampler = TrainSampler(dataset, rows, looked, settings.batch_size, clips=clips)
             loader = Loader(
                 dataset,
-                dataset.select(min_frames=looked.span if looked.padding == "error" else 1),
-                looked,
-                batch_size=settings.batch_size,
-                placement=placement,
+                sampler,
+                BackendSettings(backend, threads=settings.threads, **options),
                 threads=settings.threads,
-                prefetch=0 if placement == "cpu" else 2,
+                prefetch=2 if kind.on_gpu else 0,
                 device=device,
-                **options,
             )
-            parts[name] = timed(stack.enter_context(loader), settings, device)
+            until = sampler.epoch_clips if "cache" in options else 0
+            parts[name] = timed(stack.enter_context(loader), until, settings, device)
         rounds = in_turns(parts, settings.rounds, 0, settings.objective)
-    time = "cpu_ms_per_clip" if placement == "cpu" else "ms_per_clip"
+    time = "ms_per_clip" if kind.on_gpu else "cpu_ms_per_clip"
     figures = {name: medians(found) for name, found in rounds.items()}
     for name, found in rounds.items():
         ratios = [plain[time] / one[time] for plain, one in zip(rounds["plain"], found, strict=True)]
@@ -118,18 +121,17 @@ def main(argv: list[str]) -> None:
             "machine": describe("torch", "av", "numpy")
             | {"gpu": torch.cuda.get_device_name() if device.type == "cuda" else None},
             "objective": settings.objective,
-            "placement": placement,
+            "backend": backend,
             "views": {"views": spec.views, "frames": spec.frames, "size": spec.size},
             "options": figures,
         }
         settings.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def timed(loader: Loader, settings: Settings, device: torch.device) -> Part:
-    """A part of a round: some batches of a loader, which goes on from round to round."""
-    if loader.cache:
-        while loader.samples < loader.epoch_samples:
-            next(loader)
+def timed(loader: Loader, until: int, settings: Settings, device: torch.device) -> Part:
+    """A part of a round: some batches of a loader, which goes on from round to round. until: where its cache is full."""
+    while loader.position < until:
+        next(loader)
     next(loader)
 
     def part(_: int) -> Figures:

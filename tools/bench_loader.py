@@ -33,7 +33,16 @@ from objectives.base import Recipe
 from objectives.command import parse
 from shards import Dataset, InputError, at_least, demo, one_line
 
-PACKAGES = ("torch", "torchvision", "torchcodec", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "spdl-io",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "av",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Settings:
     json: Path | None = None
     """Write the figures here."""
     chart: Path | None = None
-    """ViewParams them here (.png, .svg, .pdf)."""
+    """Draw them here (.png, .svg, .pdf)."""
     batch_size: int = 0
     """Clips a batch."""
     batches: int = 3
@@ -62,26 +71,29 @@ class Settings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the model's arithmetic (autocast)."""
     threads: int = os.cpu_count() or 2
-    """Decoding threads."""
+    """Decoding threads; SPDL's too."""
+    nvdec_threads: int = 8
+    """Threads that feed NVDEC, with --device gpu."""
     prefetch: int = 2
     """Batches made ahead."""
     model: bool = True
     """Time the model too, alone and on the loader's batches; --no-model is for the loader alone."""
-    against: tuple[Literal["dataloader", "dali-readers"], ...] = ()
+    against: tuple[Literal["dataloader", "dali-readers", "spdl"], ...] = ()
     """Peers on the same data: PyTorch's DataLoader with torchcodec and torchvision v2; DALI's own readers and random
-    operators (needs NVDEC, or VP9 or MJPEG videos)."""
+    operators (needs NVDEC, or VP9 or MJPEG videos); SPDL, which decodes and crops our samples."""
     workers: tuple[int, ...] = ()
     """Numbers of DataLoader workers to choose the best of; 0, 1, 2, 4 … up to the cores by default."""
     sweep: tuple[str, ...] = ()
-    """The loader alone for each combination: threads=1,2,4 prefetch=1,2,4 batch_size=8,16 device=cpu,hybrid,gpu."""
+    """The loader alone for each combination: threads=1,2,4 prefetch=1,2,4 batch_size=8,16 device=cpu,hybrid,gpu
+    nvdec_threads=4,8,14 pipelines=1,2."""
     autotune: bool = False
-    """Find the placement, threads and prefetch that suit this machine, and note them for train.py."""
+    """Find the device, threads and prefetch that suit this machine, and note them for train.py."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "batches", "rounds", "threads")
+        at_least(self, 1, "batch_size", "batches", "rounds", "threads", "nvdec_threads")
         at_least(self, 0, "prefetch")
         if self.workers and min(self.workers) < 0:
             raise InputError(f"--workers {min(self.workers)}: must be at least 0")

@@ -27,7 +27,7 @@ from torch import Tensor
 import objectives
 from objectives.pace import Pace, PaceConfig
 from objectives.pace_config import pace_name
-from pipelines.backends import BackendSettings, choose_backend
+from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import ViewSpec, eval_view, paced
@@ -64,7 +64,7 @@ class Arguments:
     """Whose map: 5 is conv5, as in the paper; stages before it have more locations."""
     size: int = 160
     """Side of a cell of the picture in pixels, even; the network sees clips of its own size."""
-    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    device: Device = "auto"
     """Where videos are decoded."""
     threads: int = os.cpu_count() or 2
     """Decoding threads."""

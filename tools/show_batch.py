@@ -16,7 +16,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ from PIL import Image
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
-from pipelines.backends import BackendSettings, choose_backend
+from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
@@ -60,14 +60,14 @@ class Settings:
     """Which batch, counted from 0."""
     fps: float = 10.0
     """Frames a second of the clips on the page."""
-    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    device: Device = "auto"
     """Where videos are decoded and augmented."""
     threads: int = os.cpu_count() or 2
     """Decoding threads."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
-    """Of everything that is params."""
+    """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "threads")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from objectives.base import Recipe
+from pipelines.backends import Device
 from shards import InputError, at_least
 
 
@@ -40,14 +41,14 @@ class Settings:
     output: Path | None = None
     """The run's folder; runs/OBJECTIVE, or runs/OBJECTIVE-2 …, by default."""
     seed: int = 0
-    """Of the weights and of everything that is params."""
+    """Of the weights and of everything that is drawn."""
     init_from: Path | None = None
     """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
     resume: bool = False
     """Go on from the newest checkpoint of --output (by default of the newest run of this objective)."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
-    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    device: Device = "auto"
     """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU.
     auto is what tools/bench_loader.py --autotune found for this machine and method, else the first that it has."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None

@@ -1,5 +1,6 @@
 """The loop, counted in optimizer steps."""
 
+import copy
 import logging
 import math
 from typing import Any, NoReturn, Self
@@ -7,11 +8,12 @@ from typing import Any, NoReturn, Self
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from objectives import Objective, checkpoint
+from pipelines.backends import release_memory
+from pipelines.backends.base import is_out_of_memory
 from pipelines.sampler import TrainSampler
 from shards import InputError
 from training.feed import arrange, tensors
@@ -22,7 +24,7 @@ from training.processes import OwnError, Stopped, StopSignals, on_main
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed, Waiting, advice
-from training.state import State, seed_step
+from training.state import State, seed_step, update_average
 from training.validation import Validation
 from training.visualize import save_views
 
@@ -52,11 +54,7 @@ class Trainer:
         if settings.sync_bn:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
         arrange(objective, settings.channels_last)
-        average = (
-            AveragedModel(objective, accelerator.device, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-            if settings.ema
-            else None
-        )
+        average = copy.deepcopy(objective).to(accelerator.device) if settings.ema else None
         if settings.torch_compile:
             objective.compile()
         self.model, self.optimizer = accelerator.prepare(objective, objective.optimizer())
@@ -99,7 +97,12 @@ class Trainer:
         with bar, logging_redirect_tqdm():
             self.validate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
-                self.train_step(meter)
+                try:
+                    self.train_step(meter)
+                except (RuntimeError, MemoryError) as error:
+                    if is_out_of_memory(error):
+                        self.refuse_for_memory(error)
+                    raise
                 bar.update()
                 signum = self.stop.agreed()
                 done = self.step == settings.steps
@@ -156,7 +159,7 @@ class Trainer:
             self.unchecked += out.loss.detach().float()
             meter.add({"loss": out.loss.detach(), **out.metrics})
         if self.state.average:
-            self.state.average.update_parameters(self.state.objective)
+            update_average(self.state.average, self.state.objective, self.settings.ema, first=self.step == 0)
         self.step += 1
         meter.step()
 
@@ -220,6 +223,16 @@ class Trainer:
             f"{found} at step {self.step}: lower --lr, or set --clip-norm; "
             + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")
         )
+
+    def refuse_for_memory(self, error: BaseException) -> NoReturn:
+        """One line for an error that nobody can go on after, in this process alone."""
+        release_memory()
+        said = " ".join(str(error).split())[:200]
+        raise OwnError(
+            f"out of memory in step {self.step + 1} ({said}): lower --batch-size (--accumulate keeps the clips a step), "
+            "or try --gradient-checkpointing, --mixed-precision bf16, a smaller --prefetch or --cache-gib; then go on "
+            "with --resume"
+        ) from error
 
     def close(self) -> None:
         self.loader.close()

@@ -9,6 +9,7 @@ A further backend is a class and its line in BACKENDS.
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pipelines.backends.base import Backend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
+Device = Literal["auto", "gpu", "hybrid", "cpu"]
+"""What --device takes: the backends, and auto."""
 MANY_CORES = 8  # for one GPU: from these on the CPU decodes faster than NVDEC is expected to, until --autotune has measured
 NVDEC_LEAST = {
     "h264": 64,
@@ -36,6 +39,7 @@ class BackendSettings:
     """Which backend makes the views, and with what.
 
     name: of BACKENDS. threads: of DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
     cpu_share: of the samples, decoded on the CPU beside NVDEC (gpu only). cache: keep decoded videos in host or GPU
     memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
     """
@@ -43,6 +47,7 @@ class BackendSettings:
     name: str = "cpu"
     threads: int = 2
     nvdec_threads: int = 8
+    pipelines: int = 2
     cpu_share: float = 0.0
     cache: Literal["host", "gpu"] | None = None
     cache_gib: float = 16.0
@@ -58,13 +63,16 @@ def _cpu(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) ->
 def _hybrid(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.hybrid import HybridBackend
 
-    return HybridBackend(spec, samples, clips, threads=settings.threads, device=_gpu(settings))
+    return HybridBackend(
+        spec, samples, clips, threads=settings.threads, device=_gpu(settings), pipelines=settings.pipelines
+    )
 
 
 def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.nvdec import NvdecBackend, SharedBackend
 
-    nvdec = NvdecBackend(spec, samples, clips, threads=settings.nvdec_threads, device=_gpu(settings))
+    threads, pipelines = settings.nvdec_threads, settings.pipelines
+    nvdec = NvdecBackend(spec, samples, clips, threads=threads, device=_gpu(settings), pipelines=pipelines)
     if not settings.cpu_share:
         return nvdec
     beside = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)
@@ -154,6 +162,14 @@ def available(dataset: Dataset | None = None) -> list[str]:
         with suppress(InputError):
             found.append(choose_backend(name, dataset))
     return found
+
+
+def release_memory() -> None:
+    """Give back what DALI and torch keep of the GPU's memory for later. DALI's pool never shrinks by itself."""
+    if dali := sys.modules.get("nvidia.dali.backend"):
+        dali.ReleaseUnusedMemory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _nvdec_objection(dataset: Dataset | None) -> str:

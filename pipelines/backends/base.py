@@ -29,7 +29,8 @@ _OF_MEMORY = re.compile(
 
 Rendered = Callable[[], Tensor]
 """Waits for a batch's views (B, V, C, T, H, W), float32 in channels-last-3d strides, and returns them; to be called
-once. B counts clips. Raises RuntimeError where the batch could not be rendered."""
+once. B counts clips. On a GPU they are ready for what torch's current stream is given from then on. Raises RuntimeError
+where the batch could not be rendered."""
 
 
 class Video:

@@ -20,7 +20,9 @@ UNDER_WAY = 2  # DALI pipelines, that take turns: while one's batch is augmented
 
 
 class DaliGraph:
-    """A graph in as many pipelines as there are batches under way; they take turns. Samples of fewer than `clips` clips are filled up.
+    """A graph in as many DALI pipelines as there are batches under way, which take turns.
+
+    Samples of fewer than `clips` clips are filled up.
 
     device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
     """
@@ -38,7 +40,6 @@ class DaliGraph:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
         self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
-        self._stream = None if device is None else torch.cuda.Stream(device)
         self._noise: Any = None
 
     def render(
@@ -85,21 +86,19 @@ class DaliGraph:
         return pipeline
 
     def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
-        """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, bound to this graph's stream."""
-        if self._stream is None:
-            frames = torch.from_dlpack(pipeline.outputs()[0].as_tensor())
-        else:
-            # nothing waits here but the streams: this graph's for DALI's, and the model's for this one (see Loader)
-            with torch.cuda.stream(self._stream):
-                (output,) = pipeline.outputs(self._stream)
-                frames = torch.from_dlpack(output.as_tensor())
+        """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, ready on torch's current stream.
+
+        The host waits for none of it: DALI's stream makes torch's wait.
+        """
+        stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        (output,) = pipeline.outputs(stream)
+        frames = torch.from_dlpack(output.as_tensor())
         spec = self._spec
         shape = (spec.views, spec.frames, spec.size, spec.size, spec.channels)
         batch = frames.view(len(clips) * self._clips, *shape)
         if any(count < self._clips for count in clips):
             parts = zip(batch.split(self._clips), clips, strict=True)
-            with torch.cuda.stream(self._stream):
-                batch = torch.cat([part[:count] for part, count in parts])
+            batch = torch.cat([part[:count] for part, count in parts])
         return batch.permute(0, 1, 5, 2, 3, 4)
 
     def _bank(self) -> Any:
@@ -115,12 +114,18 @@ _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
 class HybridBackend(CpuDecodeBackend):
     """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
 
-    concurrent = UNDER_WAY
-
     def __init__(
-        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        *,
+        threads: int,
+        device: int | None,
+        pipelines: int = UNDER_WAY,
     ) -> None:
         super().__init__(spec, max_samples, max_clips)
+        self.concurrent = pipelines
         self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
 
     def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> NDArray[np.uint8]:

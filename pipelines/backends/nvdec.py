@@ -33,12 +33,18 @@ class _Trimmed:
 class NvdecBackend(Backend):
     """Everything on the GPU. threads: of NVDEC, in each of the pipelines that take turns."""
 
-    concurrent = UNDER_WAY
-
     def __init__(
-        self, spec: ViewSpec, max_samples: int, max_clips: int, *, threads: int, device: int | None
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        *,
+        threads: int,
+        device: int | None,
+        pipelines: int = UNDER_WAY,
     ) -> None:
         super().__init__(spec, max_samples, max_clips)
+        self.concurrent = pipelines
         self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=device)
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:

@@ -1,15 +1,14 @@
-"""The decode ceiling decodes what is needed, run-up included, and no more."""
+"""The decode ceiling decodes what is needed, run-up included, and no more; and the count is of packets handed over."""
 
-from itertools import pairwise
-
-import av
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipelines import decode
+import objectives
+from pipelines.mp4 import read_index
+from pipelines.trim import trim
+from shards import Dataset
 from tests.pipelines.reference import numbered_video
-from tools.bench.ceiling import frames_decoded, stretches
+from tools.bench.ceiling import Packets, ceiling, decoded_per_used
+from tools.bench.source import Source
 
 GOP = 16
 
@@ -26,7 +25,7 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     [
         ([0], {0: 1, 2: 1}),
         ([20], {0: 5, 2: 4}),  # from the key frame 16; 19, 22, 20
-        ([9, 15], {0: 16, 2: 6}),  # the key frame 16 is decoded at 15's time
+        ([9, 15], {0: 16, 2: 6}),
         ([15, 16], {0: 16 + 1, 2: 6 + 1}),
         ([13, 16], {0: 14 + 1, 2: 7 + 1}),  # 12, 15, 13: nothing is saved by seeking to 16
         ([3, 19], {0: 4 + 4, 2: 2 + 2}),
@@ -35,25 +34,24 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         (list(range(100)), {0: 100, 2: 100}),
     ],
 )
-def test_frames_decoded(
-    video: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch, numbers: list[int], decoded: dict[int, int]
-) -> None:
+def test_frames_decoded(video: tuple[int, bytes], numbers: list[int], decoded: dict[int, int]) -> None:
     b_frames, data = video
-    assert frames_decoded(data, numbers, GOP) == decoded[b_frames]
-    checked: list[av.VideoFrame] = []
-    monkeypatch.setattr(decode, "_check_frame", checked.append)  # the loader's decoder looks at every frame
-    assert [n for n, _ in decode.decode_frames(data, numbers)] == numbers
-    assert len(checked) == decoded[b_frames]
+    packets = Packets(data, numbers)
+    assert packets.decode() == len(packets) == decoded[b_frames]
 
 
-@given(st.sets(st.integers(0, 500), min_size=1), st.integers(1, 40))
-def test_stretches_hold_every_number_and_split_where_a_key_frame_lies_ahead(
-    chosen: set[int], gop: int
-) -> None:
-    numbers = sorted(chosen)
-    found = list(stretches(numbers, gop))
-    assert [n for stretch in found for n in stretch] == numbers
-    keys = range(0, 501, gop)
-    ahead = [any(now + 2 < key <= then for key in keys) for now, then in pairwise(numbers)]
-    assert len(found) == 1 + sum(ahead)
-    assert all(any(one[-1] + 2 < key <= other[0] for key in keys) for one, other in pairwise(found))
+def test_frames_decoded_per_frame_used(rendered: Dataset) -> None:
+    cls = objectives.get("dpc")
+    source = Source(rendered, rendered.select(), cls.view_spec(cls.Config()), 2, seed=0)
+    assert ceiling(source, 2, 1)(0)["clips_per_s"] > 0
+    used = handed = in_files = 0
+    for batch in source.batches(0, 3):
+        for one in batch:
+            numbers = sorted(set(one.params.frames.ravel().tolist()))
+            video = source.read(one.row)
+            used, handed = used + len(numbers), handed + len(Packets(video, numbers))
+            file, _ = trim(read_index(video), video, one.params.frames.ravel())
+            in_files += read_index(file).num_frames
+    assert decoded_per_used(source, 3, as_file=False) == pytest.approx(handed / used)
+    assert decoded_per_used(source, 3, as_file=True) == pytest.approx(in_files / used)
+    assert 1 < handed / used < 3  # every third frame is used, and two thirds of the others are left out

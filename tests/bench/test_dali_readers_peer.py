@@ -15,6 +15,7 @@ from shards.table import publish
 from shards.transcode import transcode
 from shards.writer import Sample, write_shard
 from tools.bench.dali_readers_peer import dali_readers, define
+from tools.bench.nvdec import nvdec_alone
 from tools.bench.parts import Way
 from tools.bench.source import Source
 
@@ -69,3 +70,9 @@ def vp9(rendered: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_it_runs_on_vp9(vp9: Dataset, name: str, changes: dict[str, Any]) -> None:
     source = source_of(vp9, name, changes)
     assert dali_readers(source, WAY, 1)(0)["clips_per_s"] > 0
+
+
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_the_decoder_alone_runs_on_vp9(vp9: Dataset, trimmed: bool) -> None:
+    figures = nvdec_alone(source_of(vp9, "dpc", {}), WAY, 1, trimmed=trimmed, decoder="cpu")(0)
+    assert (figures["clips_per_s"] > 0 and figures["nvdec_use"] is None) or torch.cuda.is_available()

@@ -35,8 +35,7 @@ def source_of(dataset: Dataset, spec: ViewSpec, batch_size: int = 2) -> Source:
 
 
 def our_batch(source: Source) -> dict[str, Any]:
-    settings: dict[str, Any] = {"batch_size": source.batch_size, "seed": source.seed, "prefetch": 0}
-    with Loader(source.dataset, source.rows, source.spec, **settings) as loader:
+    with Loader(source.dataset, source.sampler, prefetch=0) as loader:
         return next(loader)
 
 

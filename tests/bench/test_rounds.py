@@ -1,9 +1,12 @@
 """Rounds take turns, and their figures are medians."""
 
+import threading
+
 import pytest
 
 from tools.bench.parts import allowed
 from tools.bench.rounds import Figures, in_turns, medians, ratio
+from tools.bench.utilisation import Seen, Watch
 
 
 def test_parts_take_turns_and_all_see_a_rounds_samples() -> None:
@@ -34,3 +37,24 @@ def test_medians_and_ratios_over_rounds() -> None:
 
 def test_what_the_parts_allow() -> None:
     assert allowed(30.0, 60.0) == pytest.approx(20.0)
+
+
+def test_what_is_seen_of_a_gpu_is_the_timed_span() -> None:
+    looks: list[int] = []
+    three = threading.Event()
+
+    def look() -> Seen:
+        looks.append(len(looks) % 2)
+        if len(looks) == 3:
+            three.set()
+        return Seen(looks[-1], 0.25, 10.0, 4.0)
+
+    watch = Watch(look)
+    assert watch.least > 0 and not looks  # nothing is looked at before
+    with watch:
+        three.wait()
+    seen = len(looks)
+    figures = watch.figures()
+    assert figures["gpu_use"] == pytest.approx(sum(looks) / len(looks)) and figures["nvdec_use"] == 0.25
+    assert (figures["device_gib"], figures["beside_torch_gib"]) == (10, 6)
+    assert len(looks) == seen  # nor afterwards

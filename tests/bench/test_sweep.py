@@ -74,7 +74,7 @@ def test_autotune_takes_the_least_that_is_as_good_as_the_best(
 
     monkeypatch.setattr(sweep, "loader_alone", pretended)
     monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(sweep, "placements", lambda say: ["cpu"])
+    monkeypatch.setattr(sweep, "backends", lambda source, say: ["cpu"])
     best, tried = sweep.autotune(source, WAY, None, rounds=1, batches=1, say=print)
     assert best == {"device": "cpu", "threads": 4, "prefetch": 2}
     assert {one["threads"] for one in tried} == {2, 4, 8, 16} and {one["prefetch"] for one in tried} == {
@@ -82,3 +82,16 @@ def test_autotune_takes_the_least_that_is_as_good_as_the_best(
         2,
         4,
     }
+
+
+def test_cpu_share_is_by_what_each_kind_does_alone() -> None:
+    ways = [replace(WAY, backend=name, threads=t) for name in ("cpu", "hybrid", "gpu") for t in (1, 4)]
+    timed: list[list[Way]] = []
+
+    def rates(those: list[Way]) -> list[Figures]:
+        timed.append(those)
+        return [{"clips_per_s": {"hybrid": 100.0, "gpu": 300.0}[one.backend]} for one in those]
+
+    assert sweep.cpu_share(ways, rates) == 0.25
+    assert [(one.backend, one.threads) for one in timed[0]] == [("hybrid", 4), ("gpu", 4)]
+    assert sweep.cpu_share(ways[:4], rates) is None and len(timed) == 1

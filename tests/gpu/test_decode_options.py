@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.backends import choose_backend
+from pipelines.backends import available, choose_backend
 from pipelines.backends.cached import CachedBackend
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError, demo
@@ -59,3 +59,32 @@ def test_kept_videos_take_no_more_than_is_said(dataset: Dataset) -> None:
         assert isinstance(made.backend, CachedBackend)
         kept = int(made.backend.cache.sizes.sum())
         assert kept <= torch.cuda.memory_allocated() - before < 1.2 * kept + 2**22
+
+
+def test_a_batch_that_the_model_still_reads_is_not_written_over(dataset: Dataset) -> None:
+    """The host lets go of a batch long before the GPU has read it, while the next ones are made."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    for backend in available():
+        with loader(dataset, SPEC, backend=backend, on_cpu_dali=False, device=device, prefetch=4) as made:
+            expected = [batch["views"].double().sum().item() for batch in islice(made, 12)]
+        with loader(dataset, SPEC, backend=backend, on_cpu_dali=False, device=device, prefetch=4) as made:
+            sums = []
+            for batch in islice(made, 12):
+                torch.cuda._sleep(100_000_000)  # cycles: some 50 ms
+                sums.append(batch["views"].double().sum())
+                del batch
+            assert [one.item() for one in sums] == expected, backend
+
+
+def test_the_host_waits_for_nothing(dataset: Dataset) -> None:
+    """The thread that trains takes its batches without a synchronisation."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    for backend in available():
+        with loader(dataset, SPEC, backend=backend, on_cpu_dali=False, device=device) as made:
+            next(made)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in islice(made, 4):
+                    pass
+            finally:
+                torch.cuda.set_sync_debug_mode("default")

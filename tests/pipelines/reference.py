@@ -54,6 +54,7 @@ def loader(
     backend: str | Backend = "cpu",
     threads: int = 2,
     prefetch: int = 2,
+    device: torch.device | None = None,
     **settings: Any,
 ) -> Loader:
     """A training loader of all rows, or of these. settings: the backend's; a GPU's part is played by DALI on the CPU."""
@@ -66,7 +67,7 @@ def loader(
         given: BackendSettings | Backend = BackendSettings(backend, **options)
     else:
         given = backend
-    return Loader(dataset, sampler, given, threads=threads, prefetch=prefetch, quarantine=True)
+    return Loader(dataset, sampler, given, threads=threads, prefetch=prefetch, device=device, quarantine=True)
 
 
 class Encoded(Video):

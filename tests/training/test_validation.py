@@ -15,6 +15,7 @@ import objectives
 from objectives.base import Plateau
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
+from pipelines.views import eval_view
 from shards import Dataset
 from tests.training.harness import lines, losses, train, train_together
 from training.validation import Decay

@@ -1,83 +1,86 @@
-"""The ceiling of decoding on a CPU: libavcodec alone on the frames that a draw needs, nothing made of them."""
+"""The ceiling of decoding on a CPU: libavcodec alone on the packets that the samples need, nothing made of them."""
 
-import io
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import av
 import numpy as np
 import torch
 
-from pipelines.decode import SEEK_COST
-from pipelines.sampling import ViewParams
+from pipelines.mp4 import PacketIndex, read_index
+from pipelines.trim import runs, trim
 
 from .rounds import Figures, Part, rate
 from .source import Source
 
 CPU = torch.device("cpu")
+_DECODERS = {"av1": "libdav1d"}  # by name, FFmpeg picks one that needs a GPU
+
+
+class Packets:
+    """The packets to decode for some frames of a video, taken out of the file: run after run."""
+
+    def __init__(self, video: bytes, numbers: list[int]) -> None:
+        self._index = index = read_index(video)
+        self._runs = [
+            [_packet(index, video, place) for place in run.tolist()]
+            for run in runs(index, video, np.asarray(numbers))
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def decode(self) -> int:
+        """Returns how many frames came out."""
+        frames = 0
+        for run in self._runs:
+            context = av.CodecContext.create(_DECODERS.get(self._index.codec, self._index.codec), "r")
+            assert isinstance(context, av.VideoCodecContext)
+            if self._index.extradata:
+                context.extradata = self._index.extradata
+            context.width, context.height = self._index.width, self._index.height
+            context.thread_count = 1
+            for packet in (*run, None):
+                frames += len(context.decode(packet))
+        return frames
 
 
 def ceiling(source: Source, threads: int, batches: int) -> Part:
-    """clips_per_s of decoding alone; frames_decoded_per_frame_used, run-up from the key frames included."""
-    gop = int(source.dataset.info["settings"].get("gop") or 1)
+    """clips_per_s of decoding alone: no file is read, no index parsed, no frame converted."""
 
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
-        videos = [source.dataset.read(row, source.component) for row, _ in samples]
-        numbers = [np.unique(params.frames).tolist() for _, params in samples]
-        decoded: list[int] = []
+        packets = [Packets(source.read(one.row), np.unique(one.params.frames).tolist()) for one in samples]
 
         def run() -> None:
             with ThreadPoolExecutor(threads) as pool:
-                decoded.extend(pool.map(partial(frames_decoded, gop=gop), videos, numbers))
+                for _ in pool.map(Packets.decode, packets):
+                    pass
 
-        figures = rate(run, 1, len(samples), CPU)
-        return figures | {"frames_decoded_per_frame_used": sum(decoded) / sum(map(len, numbers))}
+        return rate(run, 1, len(samples), CPU)
 
     return part
 
 
-def frames_decoded(video: bytes, numbers: list[int], gop: int) -> int:
-    """Decode what is needed for these ascending frame numbers; returns how many frames that took.
+def decoded_per_used(source: Source, batches: int, *, as_file: bool) -> float:
+    """Frames decoded per frame used: the packets handed to the decoder, divided by the distinct frames that are shown.
 
-    Seeks are those of pipelines.decode. B-frames that are not asked for stay as they are.
+    as_file: packets of the trimmed file that NVDEC is given; else those that FFmpeg is fed.
     """
-    decoded = 0
-    with av.open(io.BytesIO(video), metadata_errors="ignore") as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        stream.thread_count = 1
-        assert stream.average_rate and stream.time_base
-        ticks, origin = float(1 / (stream.average_rate * stream.time_base)), stream.start_time or 0
-        for stretch in stretches(numbers, gop):
-            asked = set(stretch)
-            container.seek(origin + int(stretch[0] * ticks), stream=stream)
-            for packet in container.demux(stream):
-                number = -1 if packet.pts is None else round((packet.pts - origin) / ticks)
-                context.skip_frame = "DEFAULT" if number in asked else "NONREF"
-                decoded += len(context.decode(packet))
-                asked.discard(number)
-                if not asked:
-                    decoded += len(context.decode(None))
-                    break
-    return decoded
-
-
-def stretches(numbers: list[int], gop: int) -> Iterator[list[int]]:
-    """The runs of ascending numbers between which a seek to a key frame, one every `gop`, saves frames."""
-    first = 0
-    for n in range(1, len(numbers) + 1):
-        if n == len(numbers) or numbers[n] // gop * gop > numbers[n - 1] + SEEK_COST:
-            yield numbers[first:n]
-            first = n
-
-
-def formula(batch_params: list[ViewParams], gop: int) -> float:
-    """Frames decoded a frame used when each video is decoded whole from the key frame before the first one on."""
-    decoded = used = 0
-    for params in batch_params:
-        numbers = np.unique(params.frames)
-        decoded += int(numbers[-1] - numbers[0] // gop * gop + 1)
+    handed = used = 0
+    for one in source.samples(0, batches):
+        video, numbers = source.read(one.row), np.unique(one.params.frames)
+        index = read_index(video)
+        if as_file:
+            handed += len(read_index(trim(index, video, numbers)[0]).sizes)
+        else:
+            handed += sum(map(len, runs(index, video, numbers)))
         used += len(numbers)
-    return decoded / used
+    return handed / used
+
+
+def _packet(index: PacketIndex, video: bytes, place: int) -> av.Packet:
+    first, size = int(index.offsets[place]), int(index.sizes[place])
+    packet = av.Packet(size)
+    packet.update(video[first : first + size])
+    packet.pts = int(index.ranks[place])
+    return packet

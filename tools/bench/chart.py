@@ -10,8 +10,14 @@ COLOURS = {
     "peer": "#d9822b",
     "model": "#7a9e55",
 }
-PARTS = {"decode": "decode", "augmentation": "augment", "decode and augmentation": "graph"}
-CUT = "augmentation alone"  # may be so much faster that nothing else could be seen
+PARTS = {
+    "decode and crop": "decode",
+    "augmentation": "augment",
+    "read and trim": "trim",
+    "NVDEC": "nvdec",
+    "NVDEC and augmentation": "graph",
+}
+CUT = ("augmentation alone", "read and trim alone")  # may be so much faster that nothing else could be seen
 
 
 def bars(block: dict[str, Any]) -> list[tuple[str, float, str]]:
@@ -45,7 +51,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (name, one) in zip(panels, shown.items(), strict=True):
         names, rates, kinds = zip(*one, strict=True)
-        limit = max(clips for part, clips, _ in one if part != CUT)
+        limit = max(clips for part, clips, _ in one if part not in CUT)
         bar = panel.barh(
             names, [min(clips, limit) for clips in rates], color=[COLOURS[kind] for kind in kinds]
         )
@@ -70,5 +76,5 @@ def describe(block: dict[str, Any]) -> str:
     views, settings = block["views"], block["settings"]
     return (
         f"{views['views']} × {views['frames']} frames of {views['size']}² from {block['data']['name']}, batch "
-        f"{settings['batch_size']}, {settings['threads']} threads, --device {block['placement']}"
+        f"{settings['batch_size']}, {settings['threads']} threads, --device {block['backend']}"
     )

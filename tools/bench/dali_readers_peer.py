@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from pipelines import augment, colour
+from pipelines import colour
+from pipelines.transforms.dali import cube_root_xyz, rotate
 from pipelines.views import ViewSpec
 from shards import InputError
 
@@ -23,7 +24,7 @@ CPU_CODECS = ("vp9", "mjpeg")
 def dali_readers(source: Source, way: Way, batches: int) -> Part:
     """Raises InputError where DALI's own decoder cannot read the data here."""
     codec = source.dataset.info["settings"].get("codec", "h264")
-    on_gpu = way.placement == "gpu"
+    on_gpu = not way.kind.decodes_on_cpu
     if not on_gpu and codec not in CPU_CODECS:
         raise InputError(
             f"--against dali-readers: DALI's own decoder reads {codec} on NVDEC only, which this run does not use "
@@ -134,7 +135,7 @@ def _view(spec: ViewSpec, video: Any, v: int, box: dict[str, Any], turn: dict[st
         )
     frames = fn.flip(frames, horizontal=turn["flip"])
     if "angle" in turn:
-        frames = augment.rotate(frames, turn["angle"])
+        frames = rotate(frames, turn["angle"])
     return fn.transpose(_coloured(spec, frames), perm=[3, 0, 1, 2], output_layout="CFHW")
 
 
@@ -150,7 +151,7 @@ def _coloured(spec: ViewSpec, frames: Any) -> Any:
         )
         return (grey[1:] - grey[:-1]) / (255 * colour.GREY_STD)
     if spec.lab:
-        return (augment.cube_root_xyz(frames) - 0.5) * 4.0
+        return (cube_root_xyz(frames) - 0.5) * 4.0
     if spec.jitter is not None:
         frames = fn.color_twist(frames, **_jitter(spec))
     mean, std = 255 * colour.IMAGENET_MEAN, 255 * colour.IMAGENET_STD

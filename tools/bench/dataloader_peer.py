@@ -1,7 +1,6 @@
 """The peer that a user would write: DataLoader workers, torchcodec, torchvision v2, on the same samples as ours."""
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from shards import InputError
 
 from .rounds import Figures, rate, resident_gib
-from .source import Source
+from .source import Source, UncheckedReads
 from .transforms import clip
 
 AHEAD = 2  # batches a worker, DataLoader's default
@@ -29,7 +28,7 @@ class Clips(Dataset):
         self, source: Source, device: str = "cpu", threads: int = 1, jitter: nn.Module | None = None
     ) -> None:
         self._source, self._device, self._threads, self._jitter = source, device, threads, jitter
-        self._tars: dict[str, int] = {}
+        self._read = UncheckedReads(source)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row, params = self._source.sample(number)
@@ -41,15 +40,6 @@ class Clips(Dataset):
             return [self[number] for number in numbers]
         with ThreadPoolExecutor(self._threads) as pool:
             return list(pool.map(self.__getitem__, numbers))
-
-    def _read(self, row: int) -> bytes:
-        """Unlike ours, nothing is checked: a user's own data set would not."""
-        dataset, component = self._source.dataset, self._source.component
-        tar = dataset.shards[dataset.shard_numbers[row]]
-        if tar not in self._tars:
-            self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)
-        size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
-        return os.pread(self._tars[tar], size, offset)
 
 
 class Numbers(Sampler[int]):

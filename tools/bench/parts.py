@@ -1,50 +1,73 @@
 """The loader whole and in its parts: decoding alone, augmentation alone, the copy to the GPU."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
-from pipelines.graph import Graph, Placement
+from numpy.typing import NDArray
 
+from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
+from pipelines.backends.base import Backend, Rendered, Video
+from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import decode_views
 from pipelines.loader import Loader
-from pipelines.sampling import ViewParams
+from pipelines.sampler import Sample
 
 from .rounds import Figures, Part, rate
 from .source import Source
 
 WARM = 2  # batches that are not counted
-CACHED = 3  # batches that the augmentation is timed on, in turns
+CACHED = 3  # batches that a part is timed on, in turns
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Way:
-    """How batches are made; `device` is where the views go."""
+    """How batches are made. backend: its name; device: where the views go; pipelines, nvdec_threads: see BackendSettings."""
 
-    placement: Placement
+    backend: str
     threads: int
     prefetch: int
     device: torch.device
+    nvdec_threads: int = 8
+    pipelines: int = 2
+
+    @property
+    def kind(self) -> Kind:
+        return BACKENDS[self.backend]
+
+    @property
+    def settings(self) -> BackendSettings:
+        return BackendSettings(
+            self.backend,
+            threads=self.threads,
+            nvdec_threads=self.nvdec_threads,
+            pipelines=self.pipelines,
+        )
 
     def loader(self, source: Source, first: int) -> Loader:
         """A loader that goes on from sample `first`; to be closed."""
         loader = Loader(
             source.dataset,
-            source.rows,
-            source.spec,
-            batch_size=source.batch_size,
-            seed=source.seed,
-            placement=self.placement,
+            source.sampler,
+            self.settings,
             threads=self.threads,
             prefetch=self.prefetch,
             device=self.device,
         )
         loader.load_state_dict({"samples": first})
         return loader
+
+    def open(self, source: Source) -> Backend:
+        """The backend alone; to be closed."""
+        return open_backend(self.settings, source.spec, source.batch_size, 1, source.dataset, source.rows)
 
 
 def loader_alone(source: Source, way: Way, batches: int) -> Part:
@@ -54,20 +77,23 @@ def loader_alone(source: Source, way: Way, batches: int) -> Part:
         with way.loader(source, first) as loader:
             for _ in range(2 * (way.prefetch + 1)):  # those in the queue at the end lie in memory used before
                 next(loader)
-            return rate(lambda: next(loader), batches, source.batch_size, way.device)
+            return rate(lambda: next(loader), batches, source.batch_size, way.device, watched=True)
 
     return part
 
 
 def decode_alone(source: Source, way: Way, batches: int) -> Part:
-    """Reading and decoding as the loader's pool does; with the placement gpu, NVDEC through DALI."""
-    return _nvdec(source, way, batches) if way.placement == "gpu" else _pool(source, way, batches)
+    """decode_and_crop: read, decode, crop and resize to uint8 in so many threads, as a backend that decodes on the CPU."""
+    return _in_pool(partial(pixels, source), source, way, batches)
 
 
-def _pool(source: Source, way: Way, batches: int) -> Part:
-    def work(sample: tuple[int, ViewParams]) -> None:
-        pixels(source, *sample)
+def trim_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
+    """What a backend does on the CPU for a decoder elsewhere: read the videos, and trim them."""
+    backend = opened(source, way, stack)
+    return _in_pool(partial(prepared, source, backend), source, way, batches)
 
+
+def _in_pool(work: Callable[[Sample], Any], source: Source, way: Way, batches: int) -> Part:
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
 
@@ -76,54 +102,56 @@ def _pool(source: Source, way: Way, batches: int) -> Part:
                 for _ in pool.map(work, samples):
                     pass
 
-        return rate(run, 1, len(samples), torch.device("cpu"))
+        return rate(run, 1, len(samples), CPU)
 
     return part
 
 
-def _nvdec(source: Source, way: Way, batches: int) -> Part:
-    pipeline = Pipeline(source.batch_size, way.threads, torch.cuda.current_device(), prefetch_queue_depth=1)
-    with pipeline:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-        pipeline.set_outputs(fn.decoders.video(encoded, device="mixed", frames=numbers))
-    pipeline.build()
+def augment_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
+    """What a backend that decodes on the CPU makes of pixels, which are at hand."""
+    backend = opened(source, way, stack)
+    assert isinstance(backend, CpuDecodeBackend)
+    pool = stack.enter_context(ThreadPoolExecutor(way.threads))
+    turns = cycle(
+        [(batch, list(pool.map(partial(pixels, source), batch))) for batch in source.batches(0, CACHED)]
+    )
 
-    def part(first: int) -> Figures:
-        chunks = batched(source.samples(first, batches + WARM), source.batch_size)
+    def start() -> Rendered:
+        samples, decoded = next(turns)
+        params = [sample.params for sample in samples]
+        return backend.render(
+            samples, list(pool.map(backend.accept, decoded, params, backend.buffer(samples)))
+        )
 
-        def run() -> None:
-            chunk = next(chunks)
-            pipeline.feed_input("encoded", [encoded_video(source, row) for row, _ in chunk])
-            pipeline.feed_input("numbers", [np.unique(params.frames) for _, params in chunk])
-            pipeline.run()
+    return _under_way(start, backend.concurrent, source, way, batches)
+
+
+def graph_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
+    """What a backend does on the GPU, decoding and augmentation, of files that are at hand."""
+    backend = opened(source, way, stack)
+    turns = cycle(
+        [(batch, [prepared(source, backend, one) for one in batch]) for batch in source.batches(0, CACHED)]
+    )
+    return _under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, way, batches)
+
+
+def _under_way(start: Callable[[], Rendered], most: int, source: Source, way: Way, batches: int) -> Part:
+    """Batches of which `most` are under way at a time."""
+
+    def part(_: int) -> Figures:
+        begun: deque[Rendered] = deque()
+
+        def run() -> torch.Tensor:
+            while len(begun) < most:
+                begun.append(start())
+            return begun.popleft()()
 
         for _ in range(WARM):
             run()
-        return rate(run, batches, source.batch_size, way.device)
-
-    return part
-
-
-def graph_alone(source: Source, way: Way, batches: int) -> Part:
-    """The DALI graph on cached pixels: augmentation; with the placement gpu on cached bytes: decoding too."""
-    material = encoded_video if way.placement == "gpu" else None
-    cached = []
-    for chunk in batched(source.samples(0, CACHED), source.batch_size):
-        batch_params = [params for _, params in chunk]
-        cached.append(
-            (
-                batch_params,
-                [material(source, row) if material else pixels(source, row, d) for row, d in chunk],
-            )
-        )
-    graph = Graph(source.spec, source.batch_size, way.placement, threads=way.threads)
-    turns = cycle(cached)
-
-    def part(_: int) -> Figures:
-        for _ in range(WARM):
-            graph.run(*next(turns))
-        return rate(lambda: graph.run(*next(turns)), batches, source.batch_size, way.device)
+        figures = rate(run, batches, source.batch_size, way.device)
+        while begun:
+            begun.popleft()()
+        return figures
 
     return part
 
@@ -132,11 +160,10 @@ def copy_alone(source: Source, way: Way, batches: int) -> Part:
     """The host's share of a batch, in pinned memory, to the GPU; gib_per_s too."""
     spec, clips = source.spec, source.batch_size
     pixels_a_clip = spec.views * spec.frames * spec.size**2
-    per_clip = {
-        "gpu": int(source.dataset.column(f"{source.component}_size")[source.rows].mean()),
-        "hybrid": pixels_a_clip * spec.planes,
-        "cpu": pixels_a_clip * spec.channels * 4,
-    }[way.placement]
+    if not way.kind.decodes_on_cpu:
+        per_clip = int(source.dataset.column(f"{source.component}_size")[source.rows].mean())
+    else:
+        per_clip = pixels_a_clip * (spec.planes if way.kind.on_gpu else spec.channels * 4)
     host = torch.empty(per_clip * clips, dtype=torch.uint8).pin_memory()
 
     def part(_: int) -> Figures:
@@ -153,15 +180,16 @@ def allowed(decode: float, augment: float) -> float:
     return 1 / (1 / decode + 1 / augment)
 
 
-def pixels(source: Source, row: int, params: ViewParams) -> np.ndarray:
-    video = source.dataset.read(row, source.component)
-    return decode_views(video, params, source.spec.size, source.spec.modality)
+def opened(source: Source, way: Way, stack: ExitStack) -> Backend:
+    backend = way.open(source)
+    stack.callback(backend.close)
+    return backend
 
 
-def encoded_video(source: Source, row: int) -> np.ndarray:
-    return np.frombuffer(source.dataset.read(row, source.component), np.uint8)
+def pixels(source: Source, sample: Sample) -> NDArray[np.uint8]:
+    return decode_views(source.read(sample.row), sample.params, source.spec.size, source.spec.modality)
 
 
-def batched(samples: list[tuple[int, ViewParams]], size: int) -> Iterator[list[tuple[int, ViewParams]]]:
-    for first in range(0, len(samples), size):
-        yield samples[first : first + size]
+def prepared(source: Source, backend: Backend, sample: Sample) -> Any:
+    (out,) = backend.buffer([sample])
+    return backend.prepare(Video(source.dataset, sample.row, source.component), sample, out)

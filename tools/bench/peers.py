@@ -15,6 +15,7 @@ from .dataloader_peer import DataLoaderPeer, best_peer, worker_counts
 from .parts import Way
 from .rounds import Figures, Part
 from .source import Source
+from .spdl_peer import spdl
 from .transforms import mean_difference
 
 
@@ -76,3 +77,9 @@ def dali_peer(source: Source, way: Way, batches: int, say: Callable[[str], None]
     except InputError as error:
         say(str(error))
         return {"dali-readers": Peer(title, {"left_out": str(error)})}
+
+
+def spdl_peer(source: Source, way: Way, batches: int) -> dict[str, Peer]:
+    """SPDL in as many threads as our loader has. Raises InputError where it cannot be had."""
+    title = f"SPDL, uint8 crops, workers: {way.threads}"
+    return {"spdl": Peer(title, {"workers": way.threads}, spdl(source, way.threads, batches))}

@@ -38,10 +38,13 @@ def table(name: str, block: dict[str, Any]) -> str:
         if "left_out" in peer:
             lines.append(f"  left out: {peer['left_out']}")
         else:
-            row(peer["title"], peer, f"ours is {peer['ratio']:.2f} times as fast")
+            decoding = f"; decode and crop {peer['decode_ratio']:.2f}" if "decode_ratio" in peer else ""
+            row(peer["title"], peer, f"our loader is {peer['ratio']:.2f} times as fast{decoding}")
     for figures in block.get("sweep", []):
         flags = " ".join(
-            f"{k}={figures[k]}" for k in ("device", "threads", "prefetch", "batch_size") if k in figures
+            f"{k}={figures[k]}"
+            for k in ("device", "threads", "nvdec_threads", "pipelines", "prefetch", "batch_size")
+            if k in figures
         )
         if "left_out" in figures:
             lines.append(f"  sweep {flags}: left out: {figures['left_out']}")
@@ -51,8 +54,15 @@ def table(name: str, block: dict[str, Any]) -> str:
         lines.append(
             f"  tuned: --device {tuned['device']} --threads {tuned['threads']} --prefetch {tuned['prefetch']}, noted in "
             f"{tuned['file']} where train.py finds it"
+            + (f"; --cpu-share {tuned['cpu_share']:g}" if "cpu_share" in tuned else "")
         )
     memory = block["memory"]
     cuda = "" if memory["peak_cuda_gib"] is None else f", torch on the GPU {memory['peak_cuda_gib']:.1f} GiB"
+    if loader.get("device_gib") is not None:
+        cuda += (
+            f", all on the GPU {loader['device_gib']:.1f} GiB, {loader['beside_torch_gib']:.1f} beside torch"
+        )
+    if memory["dali_pool_gib"] is not None:
+        cuda += f" (DALI's pool {memory['dali_pool_gib']:.1f})"
     lines.append(f"  memory: host {memory['peak_rss_gib']:.1f} GiB{cuda}")
     return "\n".join(lines)

@@ -4,11 +4,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from .utilisation import Watch
 
 Figures = dict[str, Any]
 Part = Callable[[int], Figures]
@@ -45,18 +48,32 @@ def ratio(ours: list[Figures], theirs: list[Figures]) -> float:
 
 
 def rate(
-    do: Callable[[], Any], batches: int, clips: int, device: torch.device, workers: Iterable[int] = ()
+    do: Callable[[], Any],
+    batches: int,
+    clips: int,
+    device: torch.device,
+    workers: Iterable[int] = (),
+    *,
+    watched: bool = False,
 ) -> Figures:
-    """clips_per_s of `do`, which handles a batch of `clips`; cpu_ms_per_clip of this process and of `workers`."""
+    """clips_per_s of `do`, which handles a batch of `clips`; cpu_ms_per_clip of this process and of `workers`.
+
+    watched: also what Watch sees of the GPU, which takes some seconds: `do` is then called more often.
+    """
     processes = [os.getpid(), *workers]
     synchronise(device)
-    cpu, began = sum(map(cpu_seconds, processes)), time.perf_counter()
-    for _ in range(batches):
-        do()
-    synchronise(device)
-    seconds = time.perf_counter() - began
-    cpu = sum(map(cpu_seconds, processes)) - cpu
-    return {"clips_per_s": batches * clips / seconds, "cpu_ms_per_clip": 1000 * cpu / (batches * clips)}
+    done = 0
+    with Watch() if watched else nullcontext() as watch:
+        least = watch.least if watch else 0.0
+        cpu, began = sum(map(cpu_seconds, processes)), time.perf_counter()
+        while done < batches or time.perf_counter() - began < least:
+            do()
+            done += 1
+        synchronise(device)
+        seconds = time.perf_counter() - began
+        cpu = sum(map(cpu_seconds, processes)) - cpu
+    figures = {"clips_per_s": done * clips / seconds, "cpu_ms_per_clip": 1000 * cpu / (done * clips)}
+    return figures | (watch.figures() if watch else {})
 
 
 def cpu_seconds(process: int) -> float:

@@ -1,12 +1,13 @@
-"""What is timed: the samples of a run, in the order and with the draws that pipelines.loader gives them."""
+"""What is timed: the samples of a run, in the order and with the parameters that a loader gives them."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from pipelines.order import Order
 
+from pipelines.sampler import Sample, ShuffledOrder, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset
@@ -28,21 +29,46 @@ class Source:
         return "flow.mp4" if self.spec.modality == "flow" else "mp4"
 
     @cached_property
-    def order(self) -> Order:
-        return Order(len(self.rows), self.batch_size, self.seed)
+    def sampler(self) -> TrainSampler:
+        return TrainSampler(self.dataset, self.rows, self.spec, self.batch_size, seed=self.seed)
+
+    def batches(self, first: int, count: int) -> list[list[Sample]]:
+        """As many batches, from sample `first` on, which begins one; `first` counts over all epochs, from 0."""
+        return [self.sampler.batch(first + n * self.batch_size).samples for n in range(count)]
+
+    def samples(self, first: int, count: int) -> list[Sample]:
+        """Those of so many batches."""
+        return [sample for batch in self.batches(first, count) for sample in batch]
 
     def sample(self, number: int) -> tuple[int, ViewParams]:
-        """The row and the draw of a run's sample; `number` counts over all epochs, from 0."""
-        epoch, slot = self.order.place(number)
-        row = self.rows[_permutation(self.order, epoch)[slot : slot + 1]]
+        """Row and parameters of one sample, whose number counts as `first` does; a peer samples for itself."""
+        order = self.sampler.order
+        epoch, slot = order.place(number)
+        row = self.rows[_permutation(order, epoch)[slot : slot + 1]]
         facts = (self.dataset.column(name)[row] for name in ("num_frames", "width", "height"))
         return int(row[0]), sample_params(self.spec, row, *facts, seed=self.seed, epoch=epoch).sample(0)
 
-    def samples(self, first: int, batches: int) -> list[tuple[int, ViewParams]]:
-        """Those of whole batches, from sample `first` on."""
-        return [self.sample(first + n) for n in range(batches * self.batch_size)]
+    def read(self, row: int) -> bytes:
+        """The row's video, as our loader reads it: its sha256 is checked."""
+        return self.dataset.read(row, self.component)
+
+
+@dataclass
+class UncheckedReads:
+    """The videos of a source as a user's own data set would read them: nothing is checked."""
+
+    source: Source
+    _tars: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, row: int) -> bytes:
+        dataset, component = self.source.dataset, self.source.component
+        tar = dataset.shards[dataset.shard_numbers[row]]
+        if tar not in self._tars:
+            self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)
+        size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
+        return os.pread(self._tars[tar], size, offset)
 
 
 @lru_cache(maxsize=2)
-def _permutation(order: Order, epoch: int) -> NDArray[np.int64]:
+def _permutation(order: ShuffledOrder, epoch: int) -> NDArray[np.int64]:
     return order.epoch(epoch)

@@ -4,19 +4,18 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from typing import Any, get_args
+from typing import Any
 
-from pipelines.graph import Placement, choose_placement
-from pipelines.tuned import Tuned
-
+from pipelines.backends import BACKENDS, choose_backend
 from shards import InputError
+from training.autotune import Tuned
 
 from .parts import Way, loader_alone
 from .rounds import Figures, Part, in_turns, medians
 from .source import Source
 from .training import Step, together
 
-LEAST = {"threads": 1, "prefetch": 0, "batch_size": 1}
+LEAST = {"threads": 1, "prefetch": 0, "batch_size": 1, "nvdec_threads": 1, "pipelines": 1}
 ENOUGH = 0.97  # of the best rate: below this a difference counts
 
 
@@ -27,7 +26,7 @@ def parse_axes(words: tuple[str, ...]) -> dict[str, list[Any]]:
         name, _, values = word.replace("-", "_").partition("=")
         try:
             if name == "device":
-                axes[name] = [value for value in values.split(",") if value in get_args(Placement)]
+                axes[name] = [value for value in values.split(",") if value in BACKENDS]
                 sound = len(axes[name]) == len(values.split(","))
             else:
                 axes[name] = [int(value) for value in values.split(",")]
@@ -36,7 +35,8 @@ def parse_axes(words: tuple[str, ...]) -> dict[str, list[Any]]:
             sound = False
         if not sound:
             raise InputError(
-                f"--sweep {word}: give threads=1,2 prefetch=0,2 batch_size=8,16 device={','.join(get_args(Placement))}"
+                f"--sweep {word}: give threads=1,2 prefetch=0,2 batch_size=8,16 nvdec_threads=8,14 pipelines=1,2 "
+                f"device={','.join(BACKENDS)}"
             )
     return axes
 
@@ -50,13 +50,12 @@ def sweep(source: Source, way: Way, axes: dict[str, list[Any]], rounds: int, bat
         name = " ".join(f"{key}={value}" for key, value in flags.items())
         settings[name] = flags
         try:
-            placement = choose_placement(flags.get("device", way.placement))
+            backend = choose_backend(flags.get("device", way.backend), source.dataset)
         except InputError as error:
             settings[name] = flags | {"left_out": str(error)}
             continue
-        tried = replace(
-            way, placement=placement, **{k: flags[k] for k in ("threads", "prefetch") if k in flags}
-        )
+        own = {k: v for k, v in flags.items() if k not in ("device", "batch_size")}
+        tried = replace(way, backend=backend, **own)
         sized = replace(source, batch_size=flags.get("batch_size", source.batch_size))
         parts[name] = loader_alone(sized, tried, batches)
     found = in_turns(parts, rounds, 0, "sweep")
@@ -68,41 +67,69 @@ def autotune(
 ) -> tuple[Tuned, list[Figures]]:
     """The least that is as good as the best, and all that was tried.
 
-    First placement and threads, then batches ahead; training on fresh batches decides, or without `step` the
+    First backend and threads, then batches ahead; training on fresh batches decides, or without `step` the
     loader alone. Of flags within 3 % of the best rate those with the fewest threads, then the fewest batches, win.
     """
     tried: list[Figures] = []
 
-    def best(ways: list[Way]) -> Way:
+    def timed(ways: list[Way], step: Step | None) -> list[Figures]:
         parts = {
-            f"{w.placement}, {w.threads} threads, {w.prefetch} ahead": together(step, source, w, batches)
+            f"{w.backend}, {w.threads} threads, {w.prefetch} ahead": together(step, source, w, batches)
             if step
             else loader_alone(source, w, batches)
             for w in ways
         }
-        found = [medians(figures) for figures in in_turns(parts, rounds, 0, "autotune").values()]
+        return [medians(figures) for figures in in_turns(parts, rounds, 0, "autotune").values()]
+
+    def best(ways: list[Way]) -> Way:
+        found = timed(ways, step)
         tried.extend(flags_of(w) | figures for w, figures in zip(ways, found, strict=True))
-        rates = [figures["clips_per_s"] for figures in found]
-        enough = [w for w, clips in zip(ways, rates, strict=True) if clips >= ENOUGH * max(rates)]
-        return min(enough, key=lambda w: (w.threads, w.prefetch))
+        return least(ways, found)
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, 2 * cores})
-    chosen = best([replace(way, placement=p, threads=t) for p in placements(say) for t in threads])
+    ways = [replace(way, backend=name, threads=t) for name in backends(source, say) for t in threads]
+    chosen = best(ways)
+    share = cpu_share(ways, lambda those: timed(those, None))
     chosen = best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)])
-    return flags_of(chosen), tried
+    found = flags_of(chosen)
+    if share is not None:
+        found["cpu_share"] = share
+    return found, tried
+
+
+def least(ways: list[Way], found: list[Figures]) -> Way:
+    """The one with the fewest threads, then batches ahead, of those as good as the best."""
+    rates = [figures["clips_per_s"] for figures in found]
+    enough = [w for w, clips in zip(ways, rates, strict=True) if clips >= ENOUGH * max(rates)]
+    return min(enough, key=lambda w: (w.threads, w.prefetch))
+
+
+def cpu_share(ways: list[Way], timed: Callable[[list[Way]], list[Figures]]) -> float | None:
+    """The share of the samples, 0–1, that the CPU should decode beside NVDEC, by what each does alone.
+
+    ways: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
+    """
+    most: dict[bool, Way] = {}
+    for one in ways:
+        if one.kind.on_gpu:
+            most[one.kind.decodes_on_cpu] = one
+    if len(most) < 2:
+        return None
+    on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[True], most[False]]))
+    return round(on_cpu / (on_cpu + on_gpu), 2)
 
 
 def flags_of(way: Way) -> Tuned:
-    return Tuned(device=way.placement, threads=way.threads, prefetch=way.prefetch)
+    return Tuned(device=way.backend, threads=way.threads, prefetch=way.prefetch)
 
 
-def placements(say: Callable[[str], None]) -> list[Placement]:
-    """Those that this machine has."""
-    found: list[Placement] = []
-    for name in get_args(Placement):
+def backends(source: Source, say: Callable[[str], None]) -> list[str]:
+    """Those that this machine has for the data."""
+    found: list[str] = []
+    for name in BACKENDS:
         try:
-            found.append(choose_placement(name))
+            found.append(choose_backend(name, source.dataset))
         except InputError as error:
             say(f"not tried: {error}")
     return found

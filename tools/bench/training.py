@@ -1,17 +1,19 @@
 """The model alone, and the model on the loader's batches."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from pipelines.meter import Meter
 
 import objectives
 from training.feed import tensors
+from training.meter import Meter
 
 from .parts import WARM, Way
 from .rounds import Figures, Part, rate, synchronise
 from .source import Source
+from .utilisation import Watch
 
 Step = Callable[[dict[str, Any]], None]
 
@@ -48,13 +50,15 @@ def together(step: Step, source: Source, way: Way, batches: int) -> Part:
             for _ in range(WARM):
                 step(next(loader))
             synchronise(way.device)
-            meter = Meter(way.device)
-            for _ in range(batches):
-                with meter.waiting():
-                    batch = next(loader)
-                step(batch)
-                meter.step()
-            synchronise(way.device)
-            return meter.speed(source.batch_size)
+            with Watch() as watch:
+                meter, began = Meter(way.device), time.perf_counter()
+                while meter.steps < batches or time.perf_counter() - began < watch.least:
+                    with meter.waiting():
+                        batch = next(loader)
+                    step(batch)
+                    meter.step()
+                synchronise(way.device)
+                speed = meter.speed(source.batch_size)
+            return speed | watch.figures()
 
     return part

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from pipelines import augment, colour
+from pipelines import colour
 from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.transforms import numpy as arithmetic
 from pipelines.views import ViewSpec
 
 from .color_jitter import jittered
@@ -32,7 +33,7 @@ _PLANES: dict[str, Callable[[Tensor], Tensor]] = {
 def clip(
     video: bytes, params: ViewParams, spec: ViewSpec, device: str = "cpu", jitter: nn.Module | None = None
 ) -> Tensor:
-    """One sample's views (V, C, T, S, S) float32, as Graph makes them, on torchcodec's `device`.
+    """One sample's views (V, C, T, S, S) float32, as a backend makes them, on torchcodec's `device`.
 
     jitter: makes other colours, in place of the draw's.
     """
@@ -97,14 +98,14 @@ def fill_dropped(x_F3SS: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
     )  # the dropped ones' variance is 0
     deviation = kept.sum(1).clamp(min=0).sqrt().repeat_interleave(len(x_F3SS) // parts)
     noise = noise_bank(spec.size).to(x_F3SS.device)[torch.from_numpy(params.noise).flatten()]
-    strength_F3 = dropped_F3 * deviation[:, None] * (0.01 / augment.NOISE_SCALE)
+    strength_F3 = dropped_F3 * deviation[:, None] * (0.01 / arithmetic.NOISE_SCALE)
     return x_F3SS + noise * strength_F3[..., None, None]
 
 
 @cache
 def noise_bank(size: int) -> Tensor:
     """(NOISE_FRAMES, 3, S, S) int8."""
-    return torch.from_numpy(augment.noise_bank(NOISE_FRAMES, size)).permute(0, 3, 1, 2)
+    return torch.from_numpy(arithmetic.noise_bank(NOISE_FRAMES, size)).permute(0, 3, 1, 2)
 
 
 def levels(spec: ViewSpec) -> Tensor:

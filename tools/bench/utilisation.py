@@ -1,39 +1,45 @@
-"""How busy the GPU and its video decoder are, and how much of its memory is taken, through NVML."""
+"""How busy the GPU and its video decoder are, and who holds its memory, through NVML."""
 
+import gc
 import statistics
 import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 
-from .rounds import Figures, Part
-
 PERIOD = 0.1  # seconds between two looks
+SPAN = 5.0  # seconds that a watched span lasts, at least
+_LOOKS_BACK = 1.0  # seconds: NVML's figures are means over up to that time before
 
 
-def watched(part: Part) -> Part:
-    """The part, with gpu_use and nvdec_use (0–1) and device_gib (all processes' memory) of its round; null without NVML."""
+class Seen(NamedTuple):
+    """gpu, nvdec: busy, 0–1. used, torch: GiB of the GPU that all processes hold, and that this process's torch holds."""
 
-    def watching(first: int) -> Figures:
-        with Watch() as watch:
-            figures = part(first)
-        return figures | watch.figures()
-
-    return watching
+    gpu: float
+    nvdec: float
+    used: float
+    torch: float
 
 
 class Watch:
-    """Looks at torch's current GPU until it is left."""
+    """Looks at torch's current GPU from when it is entered until it is left.
 
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, float, float]] = []
+    look: by default NVML's figures; None where there are none, and then nothing is seen.
+    """
+
+    def __init__(self, look: Callable[[], Seen] | None = None) -> None:
+        self._look = look or _nvml()
+        self.least = SPAN if self._look else 0.0  # seconds that the span should last
+        self._seen: list[tuple[float, Seen]] = []
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if (nvml := _nvml()) is not None:
-            self._thread = threading.Thread(target=self._look, args=nvml, daemon=True)
+        if self._look is not None:
+            self._thread = threading.Thread(target=self._watch, args=[self._look], daemon=True)
             self._thread.start()
         return self
 
@@ -44,32 +50,61 @@ class Watch:
         if self._thread is not None:
             self._thread.join()
 
-    def figures(self) -> Figures:
+    def figures(self) -> dict[str, float | None]:
+        """gpu_use, nvdec_use: means, 0–1. device_gib: the most that all processes held; beside_torch_gib: of it, what this
+        process's torch did not hold: DALI's pool, NVDEC's sessions, CUDA's own. None where nothing was seen."""
         if not self._seen:
-            return {"gpu_use": None, "nvdec_use": None, "device_gib": None}
-        gpu, nvdec, memory = zip(*self._seen, strict=True)
+            return dict.fromkeys(("gpu_use", "nvdec_use", "device_gib", "beside_torch_gib"))
+        first = self._seen[0][0]
+        late = [seen for at, seen in self._seen if at - first >= _LOOKS_BACK]
+        gpu, nvdec, used, held = zip(*(late or [seen for _, seen in self._seen]), strict=True)
         return {
             "gpu_use": statistics.mean(gpu),
             "nvdec_use": statistics.mean(nvdec),
-            "device_gib": max(memory),
+            "device_gib": max(used),
+            "beside_torch_gib": max(a - b for a, b in zip(used, held, strict=True)),
         }
 
-    def _look(self, nvml: Any, handle: Any) -> None:
+    def _watch(self, look: Callable[[], Seen]) -> None:
         while not self._done.wait(PERIOD):
-            gpu = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-            nvdec = nvml.nvmlDeviceGetDecoderUtilization(handle)[0] / 100
-            self._seen.append((gpu, nvdec, nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30))
+            self._seen.append((time.perf_counter(), look()))
 
 
-def _nvml() -> tuple[Any, Any] | None:
-    """The module pynvml (nvidia-ml-py) and its handle of torch's GPU."""
+def dali_pool_gib() -> float | None:
+    """What DALI's pool of GPU memory held after its last pipeline; gives it back. None without NVML.
+
+    DALI states no figure, so it is what becomes free.
+    """
+    look = _nvml()
+    if look is None:
+        return None
+    from nvidia.dali import backend
+
+    gc.collect()
+    before = look().used
+    backend.ReleaseUnusedMemory()
+    return before - look().used
+
+
+def _nvml() -> Callable[[], Seen] | None:
+    """What looks at torch's GPU, with pynvml (nvidia-ml-py)."""
     if not torch.cuda.is_available():
         return None
     try:
-        import pynvml
+        import pynvml as nvml
 
-        pynvml.nvmlInit()
+        nvml.nvmlInit()
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
-        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        handle: Any = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except Exception:  # not installed, or a driver that does not answer: the figures stay null
         return None
+
+    def look() -> Seen:
+        return Seen(
+            nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+            nvml.nvmlDeviceGetDecoderUtilization(handle)[0] / 100,
+            nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
+            torch.cuda.memory_reserved() / 2**30,
+        )
+
+    return look
