@@ -4,7 +4,7 @@
     tools/show_batch.py --objective dpc --data data/k400          writes batch-dpc.png and batch-dpc.html
     tools/show_batch.py --objective tcp --modality flow --data data/k400 --device cpu --batch 3
 
-The views come from the loader that training uses, in the given placement, as its first batch (or --batch N) under
+The views come from the loader that training uses, with the given backend, as its first batch (or --batch N) under
 the same --seed and --batch-size would see them; their colours are undone only as far as eyes need it. The page needs
 nothing beside itself.
 """
