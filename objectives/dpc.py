@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.convgru import ConvGRU, init_orthogonal
-from objectives import nce
+from objectives import losses
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
@@ -70,7 +70,7 @@ class DPC(BlockObjective):
         """views (B, V, 3, T, H, W)."""
         z = self.pooled(self.encode(batch["views"]))
         past, future = z[:, : -self.pred_steps], z[:, -self.pred_steps :]
-        loss, metrics = nce.dense(
+        loss, metrics = losses.dense_nce(
             locations(self.predict(past)),
             locations(future),
             gathered=self.config.negatives == "gathered",

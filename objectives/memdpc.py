@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.convgru import ConvGRU, init_orthogonal
 from models.memory import CompressiveMemory
-from objectives import nce
+from objectives import losses
 from objectives.base import Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
@@ -84,11 +84,11 @@ class MemDPC(BlockObjective):
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""
         z_BVDhw = self.encode(batch["views"])
-        losses, metrics, log_ps = {}, {}, []
+        loss_of, metrics, log_ps = {}, {}, []
         for name in self.aggregators:
             z = z_BVDhw if name == "forwards" else z_BVDhw.flip(1)
             predicted, log_p = self.predict(z[:, : -self.pred_steps], name)
-            losses[name], metrics[name] = nce.dense(
+            loss_of[name], metrics[name] = losses.dense_nce(
                 locations(predicted),
                 locations(z[:, -self.pred_steps :]),
                 gathered=self.config.negatives == "gathered",
@@ -96,9 +96,9 @@ class MemDPC(BlockObjective):
                 temperature=self.config.temperature if self.config.critic == "cosine" else 1.0,
             )
             log_ps.append(log_p)
-        loss = torch.stack(list(losses.values()))
+        loss = torch.stack(list(loss_of.values()))
         means = {key: torch.stack([m[key] for m in metrics.values()]).mean() for key in metrics["forwards"]}
-        by_direction = {f"loss_{name}": value.detach() for name, value in losses.items()}
+        by_direction = {f"loss_{name}": value.detach() for name, value in loss_of.items()}
         return Output(
             loss.mean() if self.config.directions_loss == "mean" else loss.sum(),
             means | by_direction | memory_usage(torch.cat(log_ps)),

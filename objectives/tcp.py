@@ -25,7 +25,7 @@ from models.lstm import ConvLSTM, PooledLSTM
 from models.masked_conv3d import masked_conv2plus1d, masked_conv3d
 from models.resnet2d import StackedResNet18
 from models.stages import Stages
-from objectives import nce
+from objectives import losses
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
@@ -183,7 +183,7 @@ class TCP(Objective):
         config, offset = self.config, 0
         predicted_BPD = predicted_BVKD[:, self.present, self.gap - 1]
         if config.negatives == "gathered":
-            z_BVD, offset = nce.gather(z_BVD), nce.rank_offset(z_BVD.shape[0])
+            z_BVD, offset = losses.gather(z_BVD), losses.rank_offset(z_BVD.shape[0])
         logits_BPN, answer_BP = candidates(
             predicted_BPD, z_BVD, self.present + self.gap, offset, difficult=config.difficult_negatives
         )
@@ -239,7 +239,7 @@ def candidates(
     B, (A, V) = predicted_BPD.shape[0], z_AVD.shape[:2]
     if A == 1 and not difficult:
         raise InputError("--no-difficult-negatives leaves other videos only: --batch-size must be at least 2")
-    logits_BPN = nce.scores(predicted_BPD, z_AVD, scale=False).flatten(2)
+    logits_BPN = losses.scores(predicted_BPD, z_AVD, scale=False).flatten(2)
     own_B1 = torch.arange(B, device=z_AVD.device)[:, None] + offset
     answer_BP = own_B1 * V + future_P
     if not difficult:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
-from objectives import nce
+from objectives import losses
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
@@ -179,17 +179,17 @@ class VDIM(Objective):
         B = next(iter(antecedents.values())).shape[0]
         offset = 0
         if config.negatives == "gathered":
-            consequents = {k: nce.gather(c) for k, c in consequents.items()}
-            offset = nce.rank_offset(B)
+            consequents = {k: losses.gather(c) for k, c in consequents.items()}
+            offset = losses.rank_offset(B)
         loss = torch.zeros((), device=next(iter(antecedents.values())).device)
         metrics: dict[str, Tensor] = {}
         for j, k in config.pairs:
-            scores = nce.scores(antecedents[j], consequents[k], scale=config.scale_scores)
+            scores = losses.scores(antecedents[j], consequents[k], scale=config.scale_scores)
             penalty = config.score_penalty * scores.square().mean() if config.score_penalty else 0.0
             clipped = config.soft_clip * torch.tanh(scores / config.soft_clip) if config.soft_clip else scores
-            pair_loss = nce.info_nce(clipped, offset)
+            pair_loss = losses.info_nce(clipped, offset)
             loss = loss + pair_loss + penalty
-            metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": nce.top1(scores, offset)}
+            metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": losses.top1(scores, offset)}
         headline = (GLOBAL, GLOBAL) if (GLOBAL, GLOBAL) in config.pairs else config.pairs[0]
         metrics["top1"] = metrics[f"top1_{headline[0]}_{headline[1]}"]
         metrics["chance"] = torch.tensor(1 / next(iter(consequents.values())).shape[0], device=loss.device)
