@@ -15,7 +15,7 @@ parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReL
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from objectives import losses
 from objectives.base import Objective, Output, Recipe
 from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import Jitter, ViewSpec, plain
+from pipelines.views import Jitter, ViewSpec, plain, single_start
 from shards import InputError, at_least
 
 PaceOption = Annotated[
@@ -232,8 +232,7 @@ class Pace(Objective):
 
     def downstream(self) -> Downstream:
         """Ten clips at pace 1, spread evenly, centre crop; fine-tuned as pretrained but for the rate (section 4.1)."""
-        whole = self.view_spec(self.config)
-        spec = replace(whole, offsets=whole.offsets[:1], paces=(), circular=False)
+        spec = single_start(self.view_spec(self.config))
         lr = 1e-2 if self.config.backbone == "s3dg" else 3e-3
         tuning = FineTuning(
             spec, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
