@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+import objectives
 from evaluation import fails, gallery, pictures
 from evaluation.metrics import Score
-from evaluation.published import PUBLISHED
 from evaluation.result import load, results_below
 from evaluation.settings import Report
 from evaluation.table import row
@@ -87,11 +87,12 @@ def _summary(results: list[dict[str, Any]]) -> str:
 def _published(results: list[dict[str, Any]]) -> str:
     """What the papers report of the methods and protocols that are shown."""
     there = {(result["objective"], result["protocol"]) for result in results}
+    published = [(name, one) for name, method in objectives.available().items() for one in method.published]
     rows = []
-    for one in PUBLISHED:
-        if (one.objective, one.protocol) in there:
+    for name, one in published:
+        if (name, one.protocol) in there:
             cells = (
-                one.objective,
+                name,
                 one.protocol,
                 one.data,
                 f"{one.value:.1f}",
@@ -145,15 +146,17 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             f"Accuracy over the share of labels; with all of them {100 * best:.1f} %",
         )
     if "points" in result:
-        points = [(100 * p["pretraining_top1"], p["downstream"]) for p in result["points"]]
+        known = all("pretraining_top1" in p for p in result["points"])
+        x, label = ("pretraining_top1", "pretraining top-1, %") if known else ("step", "optimizer step")
+        points = [((100 if known else 1) * p[x], p["downstream"]) for p in result["points"]]
         drawn = {result["model"]: points}
         if result.get("random"):
             xs = [x for x, _ in points]
             drawn["random weights"] = [(x, result["random"]) for x in (min(xs), max(xs))]
         yield _plot(
             "Self-supervised against downstream accuracy",
-            pictures.curves(drawn, "pretraining top-1, %"),
-            f"{len(points)} checkpoints of a run, downstream accuracy over pretraining accuracy",
+            pictures.curves(drawn, label),
+            f"{len(points)} checkpoints of a run, downstream accuracy over {label}",
         )
     counts = result.get("confusion") or result.get("scores", {}).get("confusion")
     if counts:

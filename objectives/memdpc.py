@@ -21,12 +21,36 @@ from torch import Tensor
 from models.convgru import ConvGRU, init_orthogonal
 from models.memory import CompressiveMemory
 from objectives import losses
-from objectives.base import Output, Recipe
+from objectives.base import Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import Jitter, ViewSpec, plain
 from pipelines.windows import Layout
 from shards import InputError
+
+_MEM18, _MEM34 = "2D3D-ResNet18", "2D3D-ResNet34"
+# fmt: off
+_PUBLISHED = (
+    Published("linear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 54.1, "Table 2"),
+    Published("linear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 30.5, "Table 2"),
+    Published("nonlinear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 58.5, "Table 2"),
+    Published("nonlinear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 33.6, "Table 2"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², UCF101", 69.2, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, flow 128², UCF101", 82.3, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB + flow 128², UCF101", 84.3, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², random weights", 61.8, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM34}, RGB 224², K400", 78.1, "Table 2"),
+    Published("finetune", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 86.1, "Table 2"),
+    Published("finetune", "HMDB51", f"{_MEM34}, RGB 224², K400", 41.2, "Table 2"),
+    Published("finetune", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 54.5, "Table 2"),
+    Published("retrieval", "UCF101", f"R@1: {_MEM18}, RGB, UCF101", 20.2, "Table 3"),
+    Published("retrieval", "UCF101", f"R@1: {_MEM18}, flow, UCF101", 40.2, "Table 3"),
+    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, RGB, UCF101", 7.7, "Table 3"),
+    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, flow, UCF101", 15.6, "Table 3"),
+    Published("oops", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, frozen", 53.0, "Table 4"),
+    Published("oops-finetune", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, fine-tuned", 64.4, "Table 4"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,7 @@ class MemDPC(BlockObjective):
     Config = MemDPCConfig
     recipe = Recipe(steps=150_000, batch_size=16)  # section 5.2; UCF101, 500 epochs on 2 GPUs as in the code
     small_recipe = Recipe(steps=500, batch_size=8)
+    published = _PUBLISHED
 
     def __init__(self, config: MemDPCConfig) -> None:
         super().__init__(config)

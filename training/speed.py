@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+import objectives
 from pipelines import tuned
 from pipelines.graph import Placement, choose_placement
 from pipelines.views import ViewSpec
 from shards import InputError
-from shards.presets import PRESETS
 from training.run import Run
 from training.settings import Settings
 
@@ -97,11 +97,11 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
             f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
     side = float(np.median(np.minimum(run.dataset.column("width"), run.dataset.column("height"))[run.rows]))
-    preset = PRESETS.get(settings.objective)  # type: ignore[call-overload]
-    if preset and side > preset.short_side:
+    enough = objectives.get(settings.objective).shards.short_side
+    if side > enough:
         found.append(
             f"shards of tools/make_shards.py --for {settings.objective}: the videos' short side is {side:.0f}, "
-            f"and {preset.short_side} is enough"
+            f"and {enough} is enough"
         )
     if speed.placement == "gpu" and not settings.cpu_share:
         found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")
