@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import backbones
+from models.stages import Stages
 from objectives import losses
 from objectives.base import Objective, Output
 from pipelines.views import Jitter, ViewSpec
@@ -38,6 +39,7 @@ class VICReg(Objective):
 
     name = "vicreg"
     Config = VICRegConfig
+    encoder: Stages
 
     def __init__(self, config: VICRegConfig) -> None:
         super().__init__(config)
