@@ -32,7 +32,7 @@ from shards.table import QUARANTINE
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
-from training.speed import settle
+from training.speed import settle, uneven_sides
 from training.trainer import Trainer, headline
 
 
@@ -94,6 +94,8 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
+    if remark := uneven_sides(trainer.speed, run):
+        lines += [remark]
     if trainer.loader.cache:
         lines += [trainer.loader.cache.describe()]
     return "\n".join([*lines, trainer.speed.origin])

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import os
 import sys
 from contextlib import redirect_stderr
@@ -15,7 +14,7 @@ import tyro
 
 from objectives.base import Objective, Recipe, get
 from shards import InputError
-from shards.table import DESCRIPTION
+from shards.schema import read_description
 
 
 class Settings(Protocol):
@@ -79,10 +78,10 @@ def suited(cls: type[Objective], config: Any, data: Path) -> Any:
     read here.
     """
     try:
-        settings = json.loads((data / DESCRIPTION).read_text(encoding="utf-8"))["settings"]
-        stride = cls.shards.stride_at(settings["fps"]) if "stride" in settings else None
-    except (OSError, ValueError, KeyError, TypeError):  # whoever opens the data set says so
+        settings = read_description(data)["settings"]
+    except InputError:  # whoever opens the data set says so
         return config
+    stride = cls.shards.stride_at(settings.get("fps")) if "stride" in settings else None
     if stride is None or cls.shards.stride is None:
         return config
     return replace(config, **{cls.shards.stride: stride})

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.batches import Batches
 from pipelines.cache import Cache, Where
+from pipelines.decode import keep_freed_memory
 from pipelines.graph import Graph, Placement
 from pipelines.painter import Painter
 from pipelines.reading import Paint, Reader, Sample, check_flow, component_of
@@ -95,6 +96,8 @@ class Loader:
             decoder=decoder,
             cache=self.cache,
         )
+        if placement != "gpu":
+            keep_freed_memory()
         paints = self._reader.on_cpu == "cpu"
         self._painter = Painter(spec, visits, clips=clips_per_decode) if paints else None
         self._planner = ThreadPoolExecutor(1, "slipstream-spec")

@@ -12,6 +12,9 @@ SUFFIX = ".partial"
 def written_aside(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, flush it to the disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}{SUFFIX}")
+    temporary.unlink(
+        missing_ok=True
+    )  # left by a killed process, or a link to a file that is not ours to write
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)

@@ -18,8 +18,8 @@ class Processing:
     """What is done to every video of a data set.
 
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
-    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode, 0–1. made_for,
-    stride: the method that the data set is to suit, and every which of its frames that one then takes.
+    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
+    keep_stills: take pictures and drawn text as well. made_for, stride: the method that the data set is to suit, and every which of its frames that one then takes.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -28,6 +28,7 @@ class Processing:
     keep_damaged: float = WHOLE_ENOUGH
     made_for: str | None = None
     stride: int | None = None
+    keep_stills: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_damaged <= 1:
@@ -37,7 +38,7 @@ class Processing:
     def settings(self) -> dict[str, Any]:
         """As dataset.json tells it."""
         settings = self.encoding.settings() | {"copy": self.copy}
-        settings["keep_damaged"] = self.keep_damaged
+        settings |= {"keep_damaged": self.keep_damaged, "keep_stills": self.keep_stills}
         settings["flow"] = self.flow.algorithm if self.flow else None
         settings |= {"flow_limit": self.flow.limit} if self.flow else {}
         settings |= {"for": self.made_for} if self.made_for else {}
@@ -83,10 +84,14 @@ def attempt(task: Task) -> Clip | Reject:
 
 
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
-    encoding, keep_damaged = processing.encoding, processing.keep_damaged
-    clip = copy(path, encoding, scratch, keep_damaged=keep_damaged) if processing.copy else None
+    encoding = processing.encoding
+    keep: dict[str, Any] = {
+        "keep_damaged": processing.keep_damaged,
+        "keep_stills": processing.keep_stills,
+    }
+    clip = copy(path, encoding, scratch, **keep) if processing.copy else None
     if clip is None:
-        clip = transcode(path, encoding, scratch, keep_damaged=keep_damaged)
+        clip = transcode(path, encoding, scratch, **keep)
     if processing.flow is None:
         return clip
     return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch))

@@ -18,6 +18,7 @@ from shards.transcode import Clip
 from shards.writer import Sample, write_shard
 
 Progress = Callable[[int, int], None]  # (videos done, videos in all)
+MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Limits:
 
     workers: int = 1
     timeout: float | None = 1800.0
-    memory: float | None = 4.0
+    memory: float | None = MEMORY
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -1,8 +1,10 @@
 """Whole files in a folder of limited size, shared by any number of processes and threads."""
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.aside import SUFFIX, written_aside
+from shards.errors import InputError
 from shards.files import Descriptor
 
 _PAUSE = 0.1  # seconds between looks at a cache that others are filling
@@ -23,7 +26,8 @@ def cache_folder() -> Path:
 class Cache:
     """Files ROOT/GROUP/NAME of at most `limit` bytes together; those used longest ago make room for new ones.
 
-    A file is there whole or not at all. Who reads one that is removed meanwhile goes on reading it.
+    A file is there whole or not at all. Who reads one that is removed meanwhile goes on reading it. Symbolic links
+    below ROOT are never followed: whoever put one there would choose what is read, written or removed.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
@@ -36,39 +40,41 @@ class Cache:
         """
         while True:
             try:
-                if path.stat().st_size == size:
+                if _is_whole(path, size):
                     self.touch(path)
-                    return Descriptor(path)
+                    return Descriptor(path, follow=False)
             except FileNotFoundError:
-                pass  # not there, or removed just now
+                pass  # removed just now
             with locked(_lock_of(path)):
-                if not (path.is_file() and path.stat().st_size == size):
+                if not _is_whole(path, size):
                     with written_aside(path) as temporary:
                         self._reserve(temporary, size)
                         fetch(temporary)
 
     def touch(self, path: Path) -> None:
         """Note that a file is in use."""
-        os.utime(path)
+        os.utime(path, follow_symlinks=False)
 
     def _reserve(self, temporary: Path, size: int) -> None:
         """Make room and take it: a file of the full length, whose content is still to come."""
         while True:
             with locked(self._root / ".lock"):
                 if self._make_room(size):
-                    with open(temporary, "wb") as handle:
+                    with open(temporary, "xb") as handle:
                         handle.truncate(size)
                     return
             time.sleep(_PAUSE)  # all that is left is being fetched by others, and then may go
 
     def _make_room(self, size: int) -> bool:
         """Remove what a killed process left and, oldest first, files until `size` more bytes fit."""
-        for partial in self._root.glob(f"*/.*{SUFFIX}"):
+        groups = [group for group in self._root.iterdir() if group.is_dir() and not group.is_symlink()]
+        for partial in [path for group in groups for path in group.glob(f".*{SUFFIX}")]:
             whole = partial.with_name(partial.name[1:].removesuffix(SUFFIX))
             with locked(_lock_of(whole), wait=False) as mine:
                 if mine:
                     partial.unlink(missing_ok=True)
-        there = [(path.stat(), path) for path in self._root.glob("*/*") if path.suffix in (".tar", SUFFIX)]
+        paths = [path for group in groups for path in group.iterdir() if path.suffix in (".tar", SUFFIX)]
+        there = [(path.lstat(), path) for path in paths]
         used = sum(status.st_size for status, _ in there)
         for status, path in sorted(there, key=lambda one: one[0].st_mtime_ns):
             if used + size <= self._limit:
@@ -104,14 +110,35 @@ def made_once(done: Path, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock, also against other threads; with wait=False says whether it was to be had."""
-    with open(path, "w") as handle:
+    """Hold an exclusive lock, also against other threads; with wait=False says whether it was to be had.
+
+    Raises InputError where the lock's file is a symbolic link: it would be made wherever that leads.
+    """
+    with open(path, "w", opener=not_through_a_link) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:
             yield True
+
+
+def not_through_a_link(path: str, flags: int) -> int:
+    """An opener, for `open`, of a file to be written. Raises InputError where it is a symbolic link."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path}: is a link, and links are not written through; remove it") from None
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _lock_of(path: Path) -> Path:

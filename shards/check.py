@@ -14,14 +14,16 @@ from shards import quarantine
 from shards.columns import Columns
 from shards.errors import InputError
 from shards.examine import TarSeen, VideoSeen, VideoTask, examine_tar, examine_video
-from shards.members import Extent
+from shards.members import Extent, tars_of
 from shards.pool import Crashed, in_order
-from shards.table import DESCRIPTION, TABLE, read_json, stamp
+from shards.schema import read_description
+from shards.table import DESCRIPTION, TABLE, stamp
 
 PROBLEMS = {
-    "description": "dataset.json is missing, or is not the JSON of a data set",
-    "table": "samples.parquet is missing, cannot be read, or is not the one that dataset.json describes",
+    "description": "dataset.json is missing, or does not say what that of a data set says",
+    "table": "samples.parquet is missing, cannot be read, says what cannot be, or is not the one of dataset.json",
     "missing_tar": "the table or dataset.json names a tar that is not there",
+    "no_tar": "it is called a tar, but is a pipe or a device, or its name is no plain file name",
     "unlisted_tar": "a tar that dataset.json does not know",
     "truncated_tar": "the tar ends early, or cannot be read to its end",
     "tar_checksum": "length or sha256 of the tar are not those of dataset.json",
@@ -33,7 +35,7 @@ PROBLEMS = {
     "checksum": "the video's bytes are not those that were written (sha256)",
     "undecodable": "the video does not decode to its end",
     "frame_count": "the video decodes to another number or size of frames than the table says",
-    "flow": "the flow does not decode, or to other frames than its video",
+    "flow": "the flow's bytes are not those that were written, or do not decode to its video's frames",
     "duplicate": "another row has the same bytes, or the same key",
 }
 UNUSABLE = (
@@ -48,7 +50,6 @@ REPAIRABLE = (
     *("description", "table", "unlisted_tar", "tar_checksum", "missing_index", "wrong_index"),
     *("missing_row", "misplaced", "past_end"),
 )
-NEEDED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
 Progress = Callable[[int, int], None]  # (tars and videos done, in all)
 
 
@@ -90,10 +91,12 @@ def check(
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one that tools/make_shards.py made")
-    paths = sorted(folder.glob("*.tar"))
+    paths, others = tars_of(folder)
     if not paths and not any((folder / name).is_file() for name in (TABLE, DESCRIPTION)):
         raise InputError(f"{folder}: no tars and no {TABLE}; give a folder that tools/make_shards.py made")
     report = Report(tars=len(paths))
+    for name in others:
+        report.add("no_tar", name)
     info = _description(folder, report)
     report.columns = columns = _table(folder, info, report)
     rows = len(columns) if columns else 0
@@ -125,12 +128,9 @@ def _description(folder: Path, report: Report) -> dict[str, Any]:
         report.add("description", DESCRIPTION, "missing")
         return {}
     try:
-        info = read_json(folder / DESCRIPTION)
-        if not isinstance(info["tars"], dict):
-            raise TypeError
-        return info
-    except (InputError, KeyError, TypeError, ValueError):
-        report.add("description", DESCRIPTION, "not the JSON of a data set")
+        return read_description(folder)
+    except InputError as error:
+        report.add("description", DESCRIPTION, str(error))
         return {}
 
 
@@ -142,8 +142,8 @@ def _table(folder: Path, info: dict[str, Any], report: Report) -> Columns | None
     if info.get("table") and stamp(path) != info["table"]:
         report.add("table", TABLE, f"not the one that {DESCRIPTION} describes")
     try:
-        columns = Columns(path)
-        for name in NEEDED:
+        columns = Columns(path, len(info["classes"]) if info else None)
+        for name in columns.names:
             columns.values(name)
     except InputError as error:
         report.add("table", TABLE, str(error))
@@ -164,7 +164,7 @@ def _check_tars(
         if listed and name not in listed:
             report.add("unlisted_tar", name)
         elif listed and listed[name] != {"bytes": tar.bytes, "sha256": tar.sha256}:
-            report.add("tar_checksum", name, f"{tar.bytes} bytes, {listed[name].get('bytes')} were written")
+            report.add("tar_checksum", name, f"{tar.bytes} bytes, {listed[name]['bytes']} were written")
         if tar.index:
             report.add(f"{tar.index}_index", Path(name).with_suffix(".idx").name)
 
@@ -268,7 +268,16 @@ def _task(folder: Path, columns: Columns, row: int, decode: bool) -> VideoTask:
         int(columns.values("num_frames")[row]),
         (int(columns.values("width")[row]), int(columns.values("height")[row])),
         decode,
+        _flow_checksum(columns, row),
     )
+
+
+def _flow_checksum(columns: Columns, row: int) -> str | None:
+    """None for a row without flow, and in tables made before flow had a checksum."""
+    if "flow.mp4_sha256" not in columns.names:
+        return None
+    value = columns.values("flow.mp4_sha256")[row]
+    return str(value) if value else None
 
 
 def unusable(report: Report) -> Iterator[Problem]:

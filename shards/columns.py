@@ -1,5 +1,6 @@
 """The table's columns, each read when it is first asked for: ten million rows open in a second or two."""
 
+import os
 import threading
 from collections.abc import Collection
 from functools import cached_property
@@ -12,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import InputError
+from shards.files import open_regular
+from shards.schema import REPAIR, check_columns, checked, type_of
 
-REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
 
@@ -26,16 +28,22 @@ class Codes(NamedTuple):
 
 
 class Columns:
-    """`samples.parquet`, open for reading. Threads may share one object. Raises InputError if it is not one."""
+    """`samples.parquet`, open for reading. Threads may share one object. Raises InputError if it is not one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    What is read of it has passed shards.schema. classes: how many the data set has, above which no label may be.
+    """
+
+    def __init__(self, path: Path, classes: int | None = None) -> None:
+        self.path, self._classes = path, classes
         try:
+            os.close(open_regular(path))
             schema = pq.read_schema(path)
             texts = [field.name for field in schema if pa.types.is_string(field.type)]
             self._file = pq.ParquetFile(path, read_dictionary=[t for t in texts if t not in OF_EACH_ROW])
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: cannot be read ({error}); {REPAIR}") from error
+        except (OSError, UnicodeError, pa.ArrowException) as error:
+            raise InputError(f"{path}: cannot be read ({_line(error)}); {REPAIR}") from error
+        check_columns(schema, path)
+        self._types = {field.name: type_of(field.name, field.type) for field in schema}
         self.names: list[str] = list(schema.names)
         self._lock = threading.Lock()
         self._arrow: dict[str, pa.ChunkedArray] = {}
@@ -60,10 +68,12 @@ class Columns:
         return self._values[name]
 
     def codes(self, name: str) -> Codes:
-        """A text column as numbers, int32; the texts are ascending."""
+        """A text column as numbers, int32; the texts are ascending. Raises InputError for a column of numbers."""
         if name not in self._codes:
             column = self._read(name)
-            column = column if self._is_coded(name) else column.dictionary_encode()
+            if not pa.types.is_string(self._types[name]):
+                raise InputError(f"{self.path}: column {name} holds {self._types[name]}, not text")
+            column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
             whole = column.unify_dictionaries().combine_chunks()
             whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
             texts = whole.dictionary.to_pylist()
@@ -84,10 +94,8 @@ class Columns:
 
     @cached_property
     def heads(self) -> np.ndarray:
-        """(rows,) bytes: the first HEAD digits of each row's sha256; empty where the table has none."""
-        if "sha256" not in self.names:
-            return np.zeros(len(self), f"S{HEAD}")
-        whole = self._read("sha256").fill_null("\0" * HEAD).cast(pa.binary())
+        """(rows,) bytes: the first HEAD digits of each row's sha256."""
+        whole = self._read("sha256").cast(pa.binary())
         self._arrow.pop("sha256", None)
         fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
         return np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
@@ -97,11 +105,7 @@ class Columns:
         return np.asarray(pc.is_in(self._read(name), pa.array(sorted(texts), pa.string())).to_numpy(), bool)
 
     def _is_coded(self, name: str) -> bool:
-        return name in self.names and pa.types.is_string(self._type(name)) and name not in OF_EACH_ROW
-
-    def _type(self, name: str) -> pa.DataType:
-        kind = self._file.schema_arrow.field(name).type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
+        return name in self.names and pa.types.is_string(self._types[name]) and name not in OF_EACH_ROW
 
     def _read(self, name: str) -> pa.ChunkedArray:
         if name not in self.names:
@@ -109,9 +113,18 @@ class Columns:
         with self._lock:
             if name not in self._arrow:
                 try:
-                    self._arrow[name] = self._file.read([name]).column(name)
-                except (OSError, pa.ArrowException) as error:
+                    column = self._file.read([name]).column(name)
+                    if len(column) != len(self):
+                        raise pa.ArrowInvalid(f"{len(column)} rows, not {len(self)}")
+                    self._arrow[name] = checked(name, column, self.path, self._classes)
+                except (OSError, UnicodeError, pa.ArrowException) as error:
                     raise InputError(
-                        f"{self.path}: column {name} cannot be read ({error}); {REPAIR}"
+                        f"{self.path}: column {name} cannot be read ({_line(error)}); {REPAIR}"
                     ) from error
             return self._arrow[name]
+
+
+def _line(error: Exception) -> str:
+    """Arrow quotes what it finds in a file, whatever it is."""
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return "".join(letter if letter.isprintable() else "?" for letter in said)[:300]

@@ -24,7 +24,7 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 # so that a decoder of in-memory bytes finds it first
 CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
 # The values of settings that older data sets lack.
-BEFORE = {"tune": "none", "b_frames": 0}
+BEFORE = {"tune": "none", "b_frames": 0, "multiple": 1, "keep_stills": False}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 
@@ -32,8 +32,8 @@ SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for
 class Encoding:
     """How every video of a data set is encoded.
 
-    codec: h264 and hevc decode on every NVDEC; vp9 and mjpeg also in DALI's CPU decoder.
-    short_side: pixels; larger videos are scaled down to it, smaller ones keep their size.
+    codec: h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder.
+    short_side: pixels; larger videos are scaled down to it, smaller ones are not scaled up.
     fps: frames per second, resampled by time; None keeps every frame, at the stream's average rate.
     gop: frames from one key frame to the next: the most a decoder reads for one frame. MJPEG: always 1.
     crf: the codec's quality figure, lower is better; None is CRF[codec]; for mjpeg the quantiser, 2–31.
@@ -43,6 +43,8 @@ class Encoding:
     b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
     (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
     frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
+    multiple: pixels; width and height are multiples of it (shards.pictures.fitted says how). NVDEC reuses a decoder
+    only between videos whose sides are multiples of 16 (shards.sides). 1: sides are even, nothing more.
     """
 
     codec: Codec = "h264"
@@ -53,12 +55,20 @@ class Encoding:
     preset: str = "medium"
     tune: Tune = "fastdecode"
     b_frames: int | None = None
+    multiple: int = 16
 
     def __post_init__(self) -> None:
         if self.codec not in CRF:
             raise InputError(f"--codec {self.codec}: not one of {', '.join(CRF)}")
         if self.short_side < 16:
             raise InputError(f"--short-side {self.short_side}: no decoder takes less than 16 pixels")
+        if self.multiple != 1 and (self.multiple % 2 or not 2 <= self.multiple <= 64):
+            raise InputError(f"--multiple {self.multiple}: give an even number from 2 to 64, or 1 for none")
+        if self.short_side < self.multiple:
+            raise InputError(
+                f"--short-side {self.short_side}: is less than --multiple {self.multiple}; give a larger side or "
+                "--multiple 1"
+            )
         if self.fps is not None and not 0.1 <= self.fps <= 1000:
             raise InputError(
                 f"--fps {self.fps}: give frames per second between 0.1 and 1000, or leave it out"

@@ -11,6 +11,8 @@ from shards.members import Contents, Extent, index_text, walk
 from shards.reading import quiet
 from shards.table import stamp
 
+CHANGED = "the bytes are not those that were written"
+
 
 @dataclass(frozen=True)
 class TarSeen:
@@ -36,7 +38,7 @@ def examine_tar(tar: Path) -> TarSeen:
 
 @dataclass(frozen=True)
 class VideoTask:
-    """A row's video and flow, and what the table says of them."""
+    """A row's video and flow, and what the table says of them; tables of before have no checksum of the flow."""
 
     tar: Path
     video: Extent
@@ -45,6 +47,7 @@ class VideoTask:
     num_frames: int
     size: tuple[int, int]  # width, height
     decode: bool
+    flow_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,22 @@ def examine_video(task: VideoTask) -> VideoSeen:
     data = _read(task.tar, task.video)
     digest = hashlib.sha256(data).hexdigest()
     if not task.decode:
-        return VideoSeen(digest, *_changed(task, digest))
+        changed = ("checksum", CHANGED) if digest != task.sha256 else _flow_changed(task)
+        return VideoSeen(digest, *(changed or ()))
     width, height = task.size
     try:
         frames, shape = _count_frames(data)
     except (av.FFmpegError, ValueError, IndexError) as error:
         return VideoSeen(digest, "undecodable", str(error).splitlines()[0])
     if digest != task.sha256:
-        return VideoSeen(digest, *_changed(task, digest))
+        return VideoSeen(digest, "checksum", CHANGED)
     if frames != task.num_frames:
         return VideoSeen(digest, "frame_count", f"{frames} frames decode, the table says {task.num_frames}")
     if shape != (width, height):
         return VideoSeen(digest, "frame_count", f"{shape} pixels decode, the table says {(width, height)}")
     if task.flow:
+        if changed := _flow_changed(task):
+            return VideoSeen(digest, *changed)
         try:
             frames, shape = _count_frames(_read(task.tar, task.flow))
         except (av.FFmpegError, ValueError, IndexError) as error:
@@ -84,8 +90,11 @@ def examine_video(task: VideoTask) -> VideoSeen:
     return VideoSeen(digest)
 
 
-def _changed(task: VideoTask, digest: str) -> tuple[str, str]:
-    return ("checksum", "the bytes are not those that were written") if digest != task.sha256 else ("", "")
+def _flow_changed(task: VideoTask) -> tuple[str, str] | None:
+    if task.flow is None or task.flow_sha256 is None:
+        return None
+    digest = hashlib.sha256(_read(task.tar, task.flow)).hexdigest()
+    return ("flow", CHANGED) if digest != task.flow_sha256 else None
 
 
 def _read(tar: Path, extent: Extent) -> bytes:

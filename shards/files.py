@@ -1,17 +1,34 @@
 """Where a shard's file descriptor comes from, when the data set lies in a folder."""
 
+import errno
 import os
+import stat
 import threading
 from pathlib import Path
 
 from shards.errors import InputError
 
 
-class Descriptor:
-    """An open file, closed when the last one who reads from it lets go."""
+def open_regular(path: Path, *, follow: bool = True) -> int:
+    """A descriptor that reads a regular file. Raises OSError, at once, for a pipe, a device or a folder.
 
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    follow: through a symbolic link too. People keep large tars on another disk and link to them, and where a link
+    in the user's own folder leads is the user's to say. Not so in the cache, which nobody but us fills.
+    """
+    # without O_NONBLOCK, opening a pipe waits until somebody writes into it
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return descriptor
+
+
+class Descriptor:
+    """An open regular file, closed when the last one who reads from it lets go. follow: see open_regular."""
+
+    def __init__(self, path: Path, *, follow: bool = True) -> None:
+        self.number = open_regular(path, follow=follow)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -47,7 +64,8 @@ class LocalShards:
         for shard, end in ends.items():
             tar = self.folder / shard
             if not tar.is_file():
-                raise InputError(f"{tar}: no such file, but the table has rows in it; restore the file")
+                found = "not a regular file" if tar.exists() else "no such file"
+                raise InputError(f"{tar}: {found}, but the table has rows in it; restore the file")
             if (size := tar.stat().st_size) < end:
                 raise InputError(
                     f"{tar}: {size} bytes, but the table's rows in it end at {end}; "

@@ -7,7 +7,8 @@ from typing import Any
 from shards.aside import sweep, written_aside
 from shards.errors import InputError
 from shards.job import Job, Notes, check_same
-from shards.table import DESCRIPTION, REJECTED, publish, read_json, write_json_lines
+from shards.schema import read_description
+from shards.table import DESCRIPTION, REJECTED, publish, write_json_lines
 
 UNLISTED = "unlisted.txt"  # videos that the annotations do not list, a relative path a line
 
@@ -28,8 +29,8 @@ def already_made(job: Job) -> Summary | None:
     out = job.notes.out
     if not (out / DESCRIPTION).is_file():
         return None
-    info = read_json(out / DESCRIPTION)
-    check_same(out, info.get("settings", {}), job.settings)
+    info = read_description(out)
+    check_same(out, info["settings"], job.settings)
     shutil.rmtree(job.notes.folder, ignore_errors=True)  # a kill may have come between the two
     return _summary(info, len(job.found.unlisted), already=True)
 
@@ -50,6 +51,10 @@ def finish(notes: Notes) -> Summary:
     shards = [one["shard"] for one in made if one["shard"]]
     rejected = [reject for one in made for reject in one["rejected"]]
     missing = [_missing(name, outline["settings"]["layout"]) for name in outline["missing"]]
+    missing += [
+        {"source": name, "reason": "unreadable", "detail": why}
+        for name, why in outline.get("unreadable", {}).items()
+    ]
     sweep(notes.out)
     if not shards:
         write_json_lines(notes.out / REJECTED, rejected + missing)

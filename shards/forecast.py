@@ -30,6 +30,7 @@ class Forecast:
     splits: dict[str, dict[str, int]]
     missing: list[str]
     unlisted: list[str]
+    unreadable: list[str]
     tried: int
     rejected: dict[str, int]
     size: int | None
@@ -74,6 +75,7 @@ def forecast(job: Job, limits: Limits, part: Part | None = None) -> Forecast:
         splits={column: dict(sorted(counts.items())) for column, counts in sorted(splits.items())},
         missing=job.found.missing,
         unlisted=job.found.unlisted,
+        unreadable=list(job.found.unreadable),
         tried=len(tasks),
         rejected=dict(rejected),
         size=round(made * share) if made else None,

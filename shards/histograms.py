@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.aside import written_aside
 from shards.columns import Columns
 from shards.errors import InputError
 
@@ -42,4 +43,5 @@ def draw(columns: Columns, path: Path, title: str) -> None:
     of_each = sorted(counts(columns, "label_name").values(), reverse=True)
     labels.bar(range(len(of_each)), of_each)
     labels.set(xlabel="class, the largest first", ylabel="videos")
-    figure.savefig(path, format="png")
+    with written_aside(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -7,15 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from shards.attempt import Processing
+from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole
 from shards.encode import BEFORE
 from shards.errors import InputError
 from shards.keys import keys, safe_name
+from shards.schema import TAR
 from shards.sources import Found, Source
-from shards.table import read_json, write_json
+from shards.table import write_json
 from shards.writer import Shard
 
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
 OUTLINE = "job.json"
+_OUTLINE = {
+    "settings": {"layout": str},
+    "classes": [str],
+    "shards": whole(0, 2**32),
+    "missing": [str],
+    "unlisted": [str],
+}
+_SHARD = {"name": TAR, "size": whole(0), "sha256": SHA256, "rows": [dict]}
+_NOTE = {
+    "shard": AnyOf(NOTHING, _SHARD),
+    "rejected": [{"source": str, "reason": str, "detail": str}],
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Notes:
     def outline(self) -> dict[str, Any] | None:
         """The settings, classes, number of shards and what is missing; None before the job began."""
         path = self.folder / OUTLINE
-        return read_json(path) if path.is_file() else None
+        return dict(read_json(path, _OUTLINE, f"remove {self.folder}")) if path.is_file() else None
 
     def begin(self, outline: dict[str, Any]) -> None:
         write_json(self.folder / OUTLINE, outline)
@@ -69,7 +83,7 @@ class Notes:
         write_json(self.note(shard), {"shard": asdict(made) if made else None, "rejected": rejected})
 
     def read(self, shard: int) -> dict[str, Any]:
-        return read_json(self.note(shard))
+        return dict(read_json(self.note(shard), _NOTE, "remove it: its shard is made again"))
 
     def is_finished(self, shard: int) -> bool:
         """Whether a shard's note is there and its tar is as long as the note says."""
@@ -102,6 +116,7 @@ class Job:
             "shards": len(self.batches),
             "missing": self.found.missing,
             "unlisted": self.found.unlisted,
+            "unreadable": self.found.unreadable,
         }
 
     def shards(self, part: Part) -> range:
@@ -141,16 +156,17 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
         other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""
         raise InputError(f"--out {out}: holds a data set of other videos{other}; give another --out")
     if differing:
-        name = next(name for name in differing if name not in ("sources", "layout"))
-        flag, value = f"--{name.replace('_', '-')}", there.get(name)
-        go_on = (
-            f"{flag} {value} or "
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-            else ""
-        )
-        raise InputError(
-            f"--out {out}: holds a data set made with {flag} {value}, not {asked[name]}; give {go_on}another --out"
-        )
+        # the stride is no flag: it follows from --for and --fps
+        named = [name for name in differing if name not in ("sources", "layout", "stride")] or differing
+        found = ", ".join(f"{_flag(name)} {there.get(name)}, not {asked[name]}" for name in named)
+        same = " ".join(f"{_flag(name)} {there.get(name)}" for name in named)
+        can_be_given = all(type(there.get(name)) in (int, float, str) for name in named)
+        other = f"{same} or another --out" if can_be_given else "another --out"
+        raise InputError(f"--out {out}: holds a data set made with {found}; give {other}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _digest(sources: list[Source]) -> str:

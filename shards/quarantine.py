@@ -5,8 +5,11 @@ import logging
 import os
 from pathlib import Path
 
+from shards.documents import parse, read_bytes
+from shards.errors import InputError
 from shards.table import QUARANTINE
 
+_ENTRY = {"key": str, "reason?": str}
 _log = logging.getLogger(__name__)
 
 
@@ -15,7 +18,9 @@ def note(folder: Path, key: str, reason: str) -> None:
     line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
     try:
         # one write of one line in append mode: ranks that share the folder do not mix theirs
-        descriptor = os.open(folder / QUARANTINE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        # not through a link: a data set from elsewhere could append what it likes to a file of the user's
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(folder / QUARANTINE, flags, 0o644)
         try:
             size = os.fstat(descriptor).st_size
             cut = (
@@ -38,12 +43,12 @@ def entries(path: Path) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if not path.is_file():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, "remove it").split(b"\n"), 1):
         if not line:  # two wrote at once, and one took the other's line for cut off
             continue
         try:
-            one = json.loads(line)
-            found.append((str(one["key"]), str(one.get("reason", ""))))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            one = parse(line, _ENTRY, path, "")
+            found.append((one["key"], one.get("reason") or ""))
+        except InputError:
             _log.warning("%s: line %d is not {key, reason}, left out", path, number)
     return found

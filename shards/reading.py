@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,16 +10,31 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.video.frame import PictureType
 
 WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file is not a sample
+UNANNOUNCED = "an unannounced number"
+# FFmpeg's names of what holds pictures, animated ones at best; and the brands of HEIF and AVIF that are never animated
+PICTURES = re.compile(r".*_pipe|image2|ico|gif|apng|webp|jpegxl_anim")
+DRAWN = (
+    "tty",
+    "bin",
+    "xbin",
+    "adf",
+    "idf",
+)  # characters that FFmpeg draws: any text named .nfo is a video to it
+STILL_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
+ANIMATED_BRANDS = ("hevc", "hevx", "msf1", "avis")
 
 REASONS = {
     "missing": "the annotations list it, the disk has not got it",
-    "unreadable": "the file cannot be opened, or no container format is recognised in it",
+    "unreadable": "the file cannot be opened or its folder not listed, or no container format is recognised in it",
     "no_video": "there is no video stream (audio, subtitles or cover art only)",
     "no_decoder": "the video's codec is not known to FFmpeg",
+    "encrypted": "the video stream is encrypted",
+    "still_picture": "a picture or drawn text (HEIC, AVIF, GIF of one frame, ANSI art), no video; --keep-stills takes it",
     "no_frames": "the video stream is there, but no frame decodes",
-    "damaged": "less of it decodes than --keep-damaged asks for, compared with what the container announces",
+    "damaged": "less of it decodes soundly than --keep-damaged asks for, compared with what the container announces",
     "bad_times": "the time stamps are so far apart that resampling would repeat frames without end",
     "not_encodable": "the encoder refuses the frames (as a rule their size)",
     "timeout": "not done within --timeout",
@@ -38,14 +54,25 @@ class Rejected(Exception):
 
 @dataclass
 class Tally:
-    """What reading met. Times are seconds of the container's clock; `reached` is where any stream's data ended."""
+    """What reading met. Times are seconds of the container's clock; `reached` is where any stream's data ended.
+
+    unsound: those of `frames` that the decoder had to make up in part, and those that are predicted from one of them.
+    repeats: what the container counts though it only says "show the last frame again".
+    """
 
     frames: int = 0
+    unsound: int = 0
     discarded: int = 0
+    repeats: int = 0
     first: float | None = None
     end: float | None = None
     reached: float | None = None
     error: str = ""
+    spoilt: bool = False  # until the next key frame
+
+    @property
+    def sound(self) -> int:
+        return self.frames - self.unsound
 
 
 def quiet() -> None:
@@ -68,13 +95,15 @@ def opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
             options = {"protocol_whitelist": "none"}
             container = av.open(handle, "r", metadata_errors="ignore", options=options)
         except (av.FFmpegError, OSError, ValueError) as error:
+            if isinstance(error, MemoryError):
+                raise
             raise Rejected("unreadable", message(error)) from error
         with container:
             yield container
 
 
 def largest_video(container: av.container.InputContainer) -> av.VideoStream:
-    """The video stream with the largest picture; cover art does not count. Raises Rejected."""
+    """The video stream with the largest picture, of equal ones the longest; cover art does not count. Raises Rejected."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -83,7 +112,18 @@ def largest_video(container: av.container.InputContainer) -> av.VideoStream:
     known = [stream for stream in streams if stream.codec_context is not None]
     if not known:
         raise Rejected("no_decoder", "the codec of the video stream is unknown to FFmpeg")
-    return max(known, key=lambda stream: stream.width * stream.height)
+    return max(known, key=lambda stream: (stream.width * stream.height, stream.frames))
+
+
+def check_no_still(container: av.container.InputContainer, frames: int | None = None) -> None:
+    """Raise Rejected for what is a picture or drawn text: by its format, and, once they are known, by its frames."""
+    name, brand = container.format.name, container.metadata.get("major_brand", "").strip()
+    if name in DRAWN:
+        raise Rejected("still_picture", f"text that FFmpeg draws (format {name})")
+    if brand in STILL_BRANDS:
+        raise Rejected("still_picture", f"a picture ({brand})")
+    if frames == 1 and (PICTURES.fullmatch(name) or brand in ANIMATED_BRANDS):
+        raise Rejected("still_picture", f"one picture ({brand or name})")
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:
@@ -94,7 +134,10 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
 def decoded(
     container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, tally: Tally
 ) -> Iterator[av.VideoFrame]:
-    """Every frame, up to the end or the first error, which is noted in `tally`; every frame has a time."""
+    """Every frame, up to the end or the first error, which is noted in `tally`; every frame has a time.
+
+    Raises Rejected when the frames are encrypted, MemoryError when FFmpeg gets no memory: neither is damage.
+    """
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.time_base is not None:
@@ -102,23 +145,33 @@ def decoded(
                 tally.reached = max(end, tally.reached or end)
             if packet.stream.index != stream.index:
                 continue
+            if (
+                packet.size == 0 and packet.buffer_ptr
+            ):  # not the one that ends the stream: that one has no data
+                tally.repeats += 1
+                continue
+            if packet.has_sidedata("encryption_info"):
+                raise Rejected("encrypted", "its frames need a key")
             tally.discarded += packet.is_discard
             for frame in packet.decode():
                 assert isinstance(frame, av.VideoFrame)
                 _timed(frame, stream, rate, tally)
                 yield frame
     except (av.FFmpegError, OSError) as error:
+        if isinstance(error, MemoryError):
+            raise
         tally.error = message(error)
 
 
 def decoded_fraction(
     container: av.container.InputContainer, stream: av.VideoStream, tally: Tally
 ) -> tuple[str, float | None]:
-    """What the container announces, in words, and how much of it came; None when it announces nothing."""
+    """What the container announces, in words, and how much of it came sound; None when it announces nothing."""
     # a clip cut without encoding keeps frames before its start, which no player shows
-    announced = stream.frames - tally.discarded
+    announced = stream.frames - tally.discarded - tally.repeats
     if announced > 0:
-        return f"{announced} announced", tally.frames / announced
+        return f"{announced} announced", tally.sound / announced
+    share = tally.sound / tally.frames if tally.frames else 1.0
     first = tally.first or 0.0
     # Matroska counts no frames, but its muxers note the time at which each track ends
     end, came = _noted_end(stream), tally.end
@@ -130,9 +183,9 @@ def decoded_fraction(
         # the end of the whole file, its sound's included: compare with where any stream's data end
         end, came = container.duration / av.time_base, max(tally.reached or first, tally.end or first)
     if end is None or end <= first:
-        return "an unannounced number", None
+        return UNANNOUNCED, share if tally.unsound else None
     covered = (came or first) - first
-    return f"{end - first:.2f} s announced ({covered:.2f} s came)", covered / (end - first)
+    return f"{end - first:.2f} s announced ({covered:.2f} s came)", share * covered / (end - first)
 
 
 def check_whole(
@@ -143,10 +196,12 @@ def check_whole(
     When the container announces nothing, an error on the way is what counts; keep_damaged 0 keeps that too.
     """
     announced, fraction = decoded_fraction(container, stream, tally)
-    unknown = fraction is None and tally.error and keep_damaged > 0
+    unknown = announced == UNANNOUNCED and tally.error and keep_damaged > 0
     if unknown or (fraction is not None and fraction < keep_damaged):
         then = f", then: {tally.error}" if tally.error else ""
-        raise Rejected("damaged", f"{tally.frames} frames decode of {announced}{then}")
+        enough_came = fraction is not None and fraction * tally.frames >= keep_damaged * tally.sound
+        unsound = f"; damage shows in {tally.unsound} of them" if tally.unsound and enough_came else ""
+        raise Rejected("damaged", f"{tally.frames} frames decode of {announced}{then}{unsound}")
     if tally.frames == 0:
         raise Rejected("no_frames", f"{stream.codec_context.name}: the stream ends without a frame")
     return fraction
@@ -166,6 +221,12 @@ def _timed(frame: av.VideoFrame, stream: av.VideoStream, rate: Fraction, tally: 
     tally.first = start if tally.first is None else min(start, tally.first)
     tally.end = max(start + float(1 / rate), tally.end or start)
     tally.frames += 1
+    if frame.is_corrupt:
+        # nothing refers to a B-frame, or hardly anything: it spoils none but itself
+        tally.spoilt = tally.spoilt or frame.pict_type != PictureType.B
+    elif frame.key_frame:
+        tally.spoilt = False
+    tally.unsound += frame.is_corrupt or tally.spoilt
 
 
 def _noted_end(stream: av.VideoStream) -> float | None:

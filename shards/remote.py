@@ -9,7 +9,6 @@ fsspec's (FSSPEC_S3='{"anon": true}').
 import contextlib
 import hashlib
 import importlib
-import json
 import os
 import re
 import threading
@@ -20,9 +19,11 @@ from typing import Any
 
 from shards import quarantine
 from shards.aside import written_aside
-from shards.cache import Cache, cache_folder, locked
+from shards.cache import Cache, cache_folder, locked, not_through_a_link
 from shards.errors import InputError
 from shards.files import Descriptor
+from shards.keys import safe_name
+from shards.schema import parse_description
 from shards.table import DESCRIPTION, QUARANTINE, TABLE
 
 DEFAULT_GB = 100.0
@@ -140,7 +141,7 @@ class RemoteShards:
         block = 0 if self.place.startswith("http") else _BLOCK  # 0: one answer as it comes, no range requests
         with (
             self._files.open(f"{self._base}/{shard}", "rb", block_size=block) as there,
-            open(to, "r+b") as here,
+            open(to, "r+b", opener=not_through_a_link) as here,
         ):
             while piece := there.read(_BLOCK):
                 if self._ended.is_set():
@@ -153,15 +154,12 @@ class RemoteShards:
     def _fetch_table(self) -> tuple[Path, dict[str, dict[str, Any]]]:
         """A folder of the cache that belongs to this state of the data set, with its table; and what its tars are."""
         described = self._small(DESCRIPTION)
-        try:
-            info = json.loads(described)
-            tars, table = info["tars"], info.get("table")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(
-                f"{self.place}/{DESCRIPTION}: not the JSON of a data set; upload it again"
-            ) from None
+        info = parse_description(described, f"{self.place}/{DESCRIPTION}")
+        table = info.get("table")
         state = hashlib.sha256(self.place.encode() + described).hexdigest()[:16]
-        folder = self._root / f"{re.sub(r'[^A-Za-z0-9_-]', '_', self.place.rpartition('/')[2])}-{state}"
+        folder = self._root / f"{safe_name(self.place.rpartition('/')[2])[:64]}-{state}"
+        if folder.is_symlink():
+            raise InputError(f"{folder}: is a link, and links are not written through; remove it")
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             if not (folder / TABLE).is_file():
@@ -174,7 +172,7 @@ class RemoteShards:
                     with written_aside(folder / name) as temporary:
                         temporary.write_bytes(content)
             self._merge_quarantine(folder)
-        return folder, dict(tars)
+        return folder, info["tars"]
 
     def _merge_quarantine(self, folder: Path) -> None:
         """Rows noted there are bad here too; those noted here stay here."""

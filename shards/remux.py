@@ -9,26 +9,44 @@ import av
 from av.video.frame import PictureType
 
 from shards.encode import CONTAINER, Encoding
-from shards.pictures import fitted
-from shards.reading import WHOLE_ENOUGH, Tally, check_whole, decoded, frame_rate, largest_video, opened
+from shards.pictures import fitted, turn
+from shards.reading import (
+    WHOLE_ENOUGH,
+    Tally,
+    check_no_still,
+    check_whole,
+    decoded,
+    frame_rate,
+    largest_video,
+    opened,
+)
+from shards.repeats import find_repeats
 from shards.transcode import Clip, describe
 
 LONGEST_OFFSET = Fraction(1, 4)  # of a frame: what rounding to a container's clock may move a time stamp
 
 
 def copy(
-    source: Path, encoding: Encoding, scratch: Path | None = None, *, keep_damaged: float = WHOLE_ENOUGH
+    source: Path,
+    encoding: Encoding,
+    scratch: Path | None = None,
+    *,
+    keep_damaged: float = WHOLE_ENOUGH,
+    keep_stills: bool = False,
 ) -> Clip | None:
     """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
 
-    They are when codec, pixel format, colour matrix, size, rate and GOP agree, the rate is constant, the GOPs are
-    closed and have no more B-frames in a row than asked for, and the picture is not turned. Quality, preset, and whether
-    frames refer to B-frames are not looked at. The new file is decoded whole. Raises Rejected.
+    They are when codec, pixel format, colour matrix, short side, rate and GOP agree, the rate is constant, the GOPs
+    are closed and have no more B-frames in a row than asked for, and the picture is not turned or mirrored. Quality,
+    preset, whether frames refer to B-frames, and `encoding.multiple` are not looked at: encoded frames cannot be
+    cropped. The new file is decoded whole. Raises Rejected.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
+        if not keep_stills:
+            check_no_still(container)
         stream = largest_video(container)
         rate = frame_rate(stream)
-        if not _suits(stream, rate, encoding):
+        if not _suits(stream, rate, encoding) or find_repeats(source, container, stream).count:
             return None
         path = Path(folder) / "clip.mp4"
         try:
@@ -42,6 +60,8 @@ def copy(
         if frames != count:
             return None
         tally.frames = frames
+        if not keep_stills:
+            check_no_still(container, frames)
         fraction = check_whole(container, stream, tally, keep_damaged)
         seen = describe(stream, frames, fraction) | {"copied": True}
         return Clip(data, frames, float(rate), stream.width, stream.height, seen)
@@ -115,7 +135,7 @@ def _frames_conform(data: bytes, rate: Fraction, encoding: Encoding) -> int:
             last_key = n if frame.key_frame else last_key
             b_frames = b_frames + 1 if frame.pict_type == PictureType.B else 0
             too_far = (n == 0 and not frame.key_frame) or n - last_key >= encoding.key_every
-            turned = frame.rotation or frame.interlaced_frame or (frame.width, frame.height) != size
+            turned = turn(frame) or frame.interlaced_frame or (frame.width, frame.height) != size
             if too_far or turned or b_frames > encoding.b_frames_in_a_row or frame.is_corrupt:
                 return 0
             if frame.pts is None or abs(frame.time * rate - n) > LONGEST_OFFSET:

@@ -1,6 +1,5 @@
 """Indexes, table and description made anew from the tars, which stay as they are."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -8,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from shards.aside import written_aside
+from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
 from shards.examine import TarSeen, examine_tar
-from shards.members import index_text
-from shards.table import DESCRIPTION, REJECTED, TABLE, publish, read_json
+from shards.members import index_text, tars_of
+from shards.schema import FACTS, KEY, read_description
+from shards.table import DESCRIPTION, REJECTED, TABLE, publish
 from shards.writer import Shard
 
 KEPT = ".before-repair"
+_LONGEST_FACTS = 2**20  # bytes of a sample's json
 
 
 def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
@@ -27,10 +29,10 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
 
     Raises InputError when there is no tar, or no sample in any.
     """
-    paths = sorted(folder.glob("*.tar"))
+    paths, others = tars_of(folder)
     if not paths:
         raise InputError(f"{folder}: no tars to repair from; give a folder that tools/make_shards.py made")
-    lost: list[str] = []
+    lost = [f"{name}: is no tar, or its name is no plain file name" for name in others]
     shards: list[Shard] = []
     with ThreadPoolExecutor(workers) as pool:
         examined = list(pool.map(examine_tar, paths))
@@ -42,13 +44,13 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
             shards.append(Shard(seen.name, seen.bytes, seen.sha256, rows))
     if not shards:
         raise InputError(f"{folder}: not one whole sample in {len(paths)} tars; make the shards again")
-    old = _old_description(folder)
+    old, classes = _old_description(folder), _classes(shards)
     for name in (TABLE, DESCRIPTION):
         if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
             os.replace(folder / name, folder / f"{name}{KEPT}")
     publish(
         folder,
-        old.get("classes") or _classes(shards),
+        max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones
         [asdict(shard) for shard in shards],
         old.get("settings", {}),
         _old_rejects(folder),
@@ -61,18 +63,21 @@ def _rows(path: Path, seen: TarSeen, lost: list[str]) -> list[dict[str, Any]]:
     rows = []
     with path.open("rb") as tar:
         for key, parts in seen.contents.samples.items():
-            try:
-                tar.seek(parts["json"].offset)
-                facts = json.loads(tar.read(parts["json"].size))
-                row = dict(facts) | {"key": key, "shard": path.name}
-                if (
-                    "mp4" not in parts
-                    or not {"num_frames", "width", "height", "label", "sha256"} <= row.keys()
-                ):
-                    raise KeyError("mp4")
-            except (KeyError, ValueError, TypeError):
-                lost.append(f"{path.name}: {key} has no video or no readable json")
+            name = f"{path.name}: {short(key)}"
+            if (
+                problem(key, KEY)
+                or not {"mp4", "json"} <= parts.keys()
+                or parts["json"].size > _LONGEST_FACTS
+            ):
+                lost.append(f"{name} has no video or no readable json")
                 continue
+            tar.seek(parts["json"].offset)
+            try:
+                facts = parse(tar.read(parts["json"].size), FACTS, f"{name}.json", "left out")
+            except InputError as error:
+                lost.append(str(error))
+                continue
+            row = facts | {"key": key, "shard": path.name}
             for component, extent in parts.items():
                 row[f"{component}_offset"], row[f"{component}_size"] = extent
             rows.append(row)
@@ -88,13 +93,13 @@ def _classes(shards: list[Shard]) -> list[str]:
 
 def _old_description(folder: Path) -> dict[str, Any]:
     try:
-        return read_json(folder / DESCRIPTION)
-    except (ValueError, OSError, TypeError):
+        return read_description(folder)
+    except InputError:
         return {}
 
 
 def _old_rejects(folder: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in (folder / REJECTED).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):
+        return read_json_lines(folder / REJECTED, {"source": str, "reason": TEXT, "detail?": str}, "")
+    except InputError:
         return []

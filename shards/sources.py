@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ class Found:
 
     classes: names in the order of their labels. missing: what the annotations list and the disk has not.
     unlisted: relative paths of videos that the annotations do not list. They are kept, without a split,
-    except where the list is what selects (layout `list`).
+    except where the list is what selects (layout `list`). unreadable: relative path → why, of folders, links and
+    files that could not be looked at.
     """
 
     layout: str
@@ -47,16 +49,21 @@ class Found:
     classes: list[str]
     missing: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The candidates below a folder and its other files, both in the order of their paths."""
+    """The candidates below a folder and its other files, both in the order of their paths.
+
+    unreadable: relative path → why, of folders that cannot be listed, links to nothing, pipes and devices.
+    """
 
     folder: Path
     videos: list[Path]
     others: list[Path]
     annotations: Path | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def relative(self, path: Path) -> str:
         """The path below the folder, as text that a table and JSON can hold."""
@@ -97,8 +104,20 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
         raise InputError(f"{folder}: {what}; {advice}, or a text list of them")
     videos: list[Path] = []
     others: list[Path] = []
+    unreadable: dict[str, str] = {}
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+
+    def note(path: Path, why: str) -> None:
+        unreadable[text_of(os.path.relpath(path, folder))] = why
+
+    def unlistable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise InputError(
+                f"{folder}: {error.strerror}; give yourself the right to read it, or another folder"
+            )
+        note(Path(error.filename), f"the folder cannot be listed: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlistable):
         real = os.path.realpath(parent)
         if real in seen:
             folders.clear()
@@ -107,12 +126,30 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             path = Path(parent, name)
-            if not name.startswith(".") and path.is_file():
+            if name.startswith("."):
+                continue
+            if why := _not_a_file(path):
+                note(path, why)
+            else:
                 (others if NOT_VIDEOS.fullmatch(name) else videos).append(path)
     if not videos:
         found = f"{len(others)} files, none of which can be a video" if others else "no files"
+        if unreadable:
+            first = "{}: {}".format(*next(iter(unreadable.items())))
+            found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
-    return Listing(folder, sorted(videos), sorted(others), annotations)
+    return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
+
+
+def _not_a_file(path: Path) -> str:
+    """Why a path is nothing to read from; "" for a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return f"a link to {text_of(os.readlink(path))}: {error.strerror}"
+        return error.strerror or str(error)
+    return "" if stat.S_ISREG(mode) else "not a file: a pipe, socket or device"
 
 
 def text_of(name: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from shards import quarantine as notes
-from shards.columns import Columns
+from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
 from shards.files import LocalShards, read_part
 from shards.remote import RemoteShards, url_of
+from shards.schema import REPAIR, read_description
 from shards.table import DESCRIPTION, TABLE
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
@@ -33,10 +34,13 @@ class Dataset:
     for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
     changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
+    What a data set says of itself passes shards.schema before it is used: the description and the tars' names here,
+    any other column of the table when it is first read.
+
     damaged: open it although a local tar is missing or shorter than the table says, with a warning.
 
-    Raises InputError when the folder, its table or a tar is missing, or a tar is shorter than the table says
-    (rows in quarantine aside).
+    Raises InputError when the folder, its table or a tar is missing, they say what cannot be, or a tar is shorter
+    than the table says (rows in quarantine aside).
     """
 
     def __init__(self, path: str | Path, *, cache_gb: float | None = None, damaged: bool = False) -> None:
@@ -49,7 +53,10 @@ class Dataset:
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        self._columns = Columns(self.path / TABLE)
+        self._columns = Columns(self.path / TABLE, len(self.classes))
+        if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
+            found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
+            raise InputError(f"{self.path / TABLE}: {found}; {REPAIR}")
         try:
             self._shards.check(self._ends())
         except InputError as error:
@@ -132,7 +139,7 @@ class Dataset:
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
             raise IndexError(f"{self.source}: row {row} of {len(self)}")
-        if np.isnan(offsets[row]):
+        if np.isnan(offsets[row]) or np.isnan(sizes[row]):
             raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
         shard = self.shards[self.shard_numbers[row]]
         try:
@@ -141,8 +148,10 @@ class Dataset:
             if error.errno in _OWN_LACK:
                 raise
             raise DamagedError(f"{self.path / shard}: {error.strerror or error}") from error
-        head = self._columns.heads[row].decode() if component == "mp4" else ""
-        if not hashlib.sha256(data).hexdigest().startswith(head):
+        if (
+            component == "mp4"
+            and hashlib.sha256(data).hexdigest()[:HEAD].encode() != self._columns.heads[row]
+        ):
             raise DamagedError(f"{self.path / shard}: not the bytes that were written (sha256)")
         return data
 
@@ -175,16 +184,7 @@ class Dataset:
         for name in (TABLE, DESCRIPTION):
             if not (self.path / name).is_file():
                 raise InputError(f"{self.path}: no {name}, so not a finished data set; {MAKE}")
-        try:
-            info = json.loads((self.path / DESCRIPTION).read_text(encoding="utf-8"))
-            missing = {"name", "classes", "tars"} - info.keys()
-        except (ValueError, AttributeError) as error:
-            found = f"not the JSON of a data set ({error})"
-            raise InputError(f"{self.path / DESCRIPTION}: {found}; make the shards again") from error
-        if missing:
-            found = f"no {', '.join(sorted(missing))}"
-            raise InputError(f"{self.path / DESCRIPTION}: {found}; make the shards again")
-        return dict(info)
+        return read_description(self.path)
 
     def _ends(self) -> dict[str, int]:
         """Tar → where the last of its rows' components ends, bytes; quarantined rows do not count."""
@@ -206,7 +206,7 @@ class Dataset:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
         codes, there = self._columns.codes(column)
         if value not in there:
-            known = ", ".join(self._splits()) or "none"
+            known = ", ".join(self._splits()[:20]) or "none"
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
         return np.asarray(codes == there.index(value), dtype=bool)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.aside import written_aside
-from shards.errors import InputError
+from shards.files import open_regular
 
 TABLE = "samples.parquet"
 DESCRIPTION = "dataset.json"
@@ -47,11 +47,12 @@ COLUMNS = pa.schema(
         ("cls_size", pa.int64()),
         ("flow.mp4_offset", pa.int64()),
         ("flow.mp4_size", pa.int64()),
+        ("flow.mp4_sha256", pa.string()),
     ]
 )
 ONLY_WHEN_USED = (
     *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
-    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size"),
+    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
 )
 
 
@@ -77,20 +78,9 @@ def write_json_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
         temporary.write_text(lines, encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote. Raises InputError when it is something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path}: not JSON ({error}); remove its folder and make the shards again"
-        ) from error
-    return dict(content)
-
-
 def stamp(path: Path) -> dict[str, Any]:
     """Length and sha256 of a file, as dataset.json states them."""
-    with path.open("rb") as handle:
+    with open(open_regular(path), "rb") as handle:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 

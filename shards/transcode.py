@@ -16,6 +16,7 @@ from shards.reading import (
     WHOLE_ENOUGH,
     Rejected,
     Tally,
+    check_no_still,
     check_whole,
     decoded,
     frame_rate,
@@ -24,6 +25,7 @@ from shards.reading import (
     opened,
     quiet,
 )
+from shards.repeats import find_repeats
 
 __all__ = ["REASONS", "Clip", "Encoding", "Rejected", "fitted", "quiet", "transcode"]
 
@@ -52,23 +54,30 @@ def transcode(
     scratch: Path | None = None,
     *,
     keep_damaged: float = WHOLE_ENOUGH,
+    keep_stills: bool = False,
 ) -> Clip:
     """Decode a whole video, a file or its bytes, and encode it as `encoding` says.
 
     scratch: folder for the temporary mp4. keep_damaged: the least share of the frames announced that must
-    decode. Of several video streams the largest picture is taken; rotation tags are applied. Raises Rejected,
-    and av.FFmpegError with one of DISK_TROUBLE's numbers.
+    decode soundly. keep_stills: take pictures and drawn text as well. Of several video streams the largest picture is
+    taken; it is turned and mirrored as its tags say, and its pixels made square. Raises Rejected, and av.FFmpegError with
+    one of DISK_TROUBLE's numbers.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
+        if not keep_stills:
+            check_no_still(container)
         stream = largest_video(container)
         stream.codec_context.thread_count = 1
         path = Path(folder) / "clip.mp4"
         own_rate = frame_rate(stream)
-        rate = own_rate if encoding.fps is None else Fraction(encoding.fps).limit_denominator(1001)
-        tally = Tally()
-        frames = upright(decoded(container, stream, own_rate, tally), encoding)
-        if encoding.fps is not None:
-            frames = resampled(frames, rate, tally)
+        repeats = find_repeats(source, container, stream)
+        tally = Tally(repeats=repeats.count if stream.frames else 0)
+        frames = upright(decoded(container, stream, own_rate, tally), encoding, stream.sample_aspect_ratio)
+        if encoding.fps is None:
+            rate = repeats.rate(own_rate)
+        else:
+            rate = Fraction(encoding.fps).limit_denominator(1001)
+            frames = resampled(frames, rate, tally, stays=repeats.trailing / own_rate)
         try:
             written = write_mp4(frames, path, rate, encoding)
         except av.FFmpegError as error:
@@ -76,6 +85,8 @@ def transcode(
                 raise  # not the frames' fault
             size = f"{stream.width}x{stream.height}"
             raise Rejected("not_encodable", f"{encoding.codec} of {size}: {message(error)}") from error
+        if not keep_stills:
+            check_no_still(container, tally.frames)
         fraction = check_whole(container, stream, tally, keep_damaged)
         if written.num_frames == 0:
             raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")

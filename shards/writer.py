@@ -52,6 +52,8 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
         for sample in itertools.chain([first], samples):
             facts = {"key": sample.key, **sample.facts, "label": sample.label}
             facts["sha256"] = hashlib.sha256(sample.mp4).hexdigest()
+            if sample.flow is not None:
+                facts["flow.mp4_sha256"] = hashlib.sha256(sample.flow).hexdigest()
             members = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}
             if sample.label >= 0:
                 members["cls"] = str(sample.label).encode()

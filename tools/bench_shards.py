@@ -116,12 +116,13 @@ def timed_ffmpeg(workers: int, paths: list[Path], folder: Path) -> float:
 
 def one_ffmpeg(source: Path, to: Path) -> None:
     """What Encoding() asks for, in the words of the command line."""
-    side = BASE.short_side
-    smaller = f"if(gt(min(iw,ih),{side}),{side}/min(iw,ih),1)"
-    size = f"w='trunc(iw*{smaller}/2)*2':h='trunc(ih*{smaller}/2)*2'"
+    step = f"if(lt(min(iw,ih),{BASE.multiple}),2,{BASE.multiple})"
+    scale = f"trunc(min({BASE.short_side},min(iw,ih))/{step})*{step}/min(iw,ih)"
+    size = f"w='round(iw*{scale}/2)*2':h='round(ih*{scale}/2)*2'"
+    centre = f"w='trunc(iw/{step})*{step}':h='trunc(ih/{step})*{step}'"
     command = f"""
         ffmpeg -nostdin -v quiet -threads 1 -i {shlex.quote(str(source))} -map 0:v:0 -an
-        -vf "scale={size}:flags=bicubic" -filter_threads 1 -pix_fmt yuv420p -fps_mode passthrough
+        -vf "scale={size}:flags=bicubic,crop={centre}" -filter_threads 1 -pix_fmt yuv420p -fps_mode passthrough
         -c:v libx264 -threads 1 -preset {BASE.preset} -tune {BASE.tune} -crf {BASE.quality}
         -bf {BASE.b_frames_in_a_row} -b_strategy 0 -b-pyramid none -g {BASE.gop}
         -keyint_min {BASE.gop} -sc_threshold 0 -flags +cgop -movflags +faststart -y {shlex.quote(str(to))}"""

@@ -24,6 +24,7 @@ from shards import InputError, one_line, quarantine
 from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
 from shards.histograms import counts, draw
 from shards.repair import repair
+from shards.sides import sides_remark
 
 SHOWN = 5  # problems of a kind that are named one by one, unless --all
 
@@ -108,6 +109,8 @@ def _tell(arguments: Arguments, report: Report) -> None:
                 print(
                     f"  {name}: " + ", ".join(f"{split} {number}" for split, number in sorted(splits.items()))
                 )
+        if remark := sides_remark(report.columns.values("width"), report.columns.values("height")):
+            print(f"  {remark}")
     kinds = defaultdict(list)
     for problem in report.problems:
         kinds[problem.kind].append(problem)

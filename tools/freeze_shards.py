@@ -28,6 +28,7 @@ from tqdm import tqdm
 from shards import Dataset, InputError, demo, one_line
 from shards.encode import BEFORE, Encoding, house_frame, write_mp4
 from shards.errors import new_or_empty
+from shards.keys import safe_name
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
@@ -66,7 +67,7 @@ def main(arguments: Arguments) -> None:
             ):
                 samples.append(sample)
                 bar.update()
-            shard = write_shard(out, f"{name}-{number:06d}", samples)
+            shard = write_shard(out, f"{safe_name(name)}-{number:06d}", samples)
             assert shard is not None  # there is at least one sample
             shards.append(asdict(shard))
     publish(out, dataset.classes, shards, settings, name=name)

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from shards import InputError, one_line
 from shards.attempt import Processing
-from shards.build import Limits, Progress, build, prepare
+from shards.build import MEMORY, Limits, Progress, build, prepare
 from shards.cluster import build_on_ray
+from shards.columns import Columns
 from shards.encode import Codec, Encoding, Tune
 from shards.finish import UNLISTED, Summary
 from shards.flow import Flow
@@ -35,7 +36,8 @@ from shards.forecast import Forecast, forecast
 from shards.job import Job, Part
 from shards.layouts import Layout
 from shards.reading import REASONS, WHOLE_ENOUGH
-from shards.table import REJECTED
+from shards.sides import sides_remark
+from shards.table import REJECTED, TABLE
 
 if TYPE_CHECKING:
     from objectives.base import ShardSettings
@@ -60,9 +62,13 @@ class Arguments:
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left. METHOD: a --objective of train.py."""
     codec: Codec = Encoding.codec
-    """h264 and hevc decode on every NVDEC; vp9 and mjpeg in DALI's CPU decoder too."""
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = Encoding.short_side
-    """Pixels; larger videos are scaled down to it, smaller ones keep their size."""
+    """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
+    multiple: int = Encoding.multiple
+    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
+    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
+    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
     fps: float | None = Encoding.fps
     """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
     gop: int = Encoding.gop
@@ -80,7 +86,9 @@ class Arguments:
     copy: bool = False
     """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     keep_damaged: float = WHOLE_ENOUGH
-    """Least share of the frames announced that must decode; the table has the share. 0 keeps every frame."""
+    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
+    keep_stills: bool = False
+    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
     flow: Literal["tvl1", "dis"] | None = None
     """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
     flow_limit: float = Flow.limit
@@ -93,8 +101,8 @@ class Arguments:
     """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = None
     """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
-    memory: float = 4.0
-    """GiB that each worker may allocate; a video that needs more is rejected."""
+    memory: float = MEMORY
+    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory."""
     part: str | None = None
     """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
     ray: str | None = None
@@ -147,7 +155,15 @@ def _run(arguments: Arguments, out: Path) -> None:
     job = prepare(
         arguments.src,
         out,
-        Processing(encoding, arguments.copy, flow, arguments.keep_damaged, made_for, stride),
+        Processing(
+            encoding,
+            arguments.copy,
+            flow,
+            arguments.keep_damaged,
+            made_for,
+            stride,
+            keep_stills=arguments.keep_stills,
+        ),
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
@@ -176,6 +192,7 @@ def _encoding(arguments: Arguments) -> Encoding:
         arguments.preset,
         arguments.tune,
         arguments.b_frames,
+        arguments.multiple,
     )
 
 
@@ -220,7 +237,8 @@ def _show(plan: Forecast, limits: Limits) -> None:
     )
     for column, counts in plan.splits.items():
         print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    for what, names in (("missing", plan.missing), ("unlisted", plan.unlisted)):
+    unusual = (("missing", plan.missing), ("unlisted", plan.unlisted), ("unreadable", plan.unreadable))
+    for what, names in unusual:
         if names:
             print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
     print(
@@ -241,6 +259,9 @@ def _report(out: Path, summary: Summary) -> None:
         print(f"rejected: {sum(summary.rejected.values())}, listed in {out / REJECTED}")
         for reason, count in summary.rejected.items():
             print(f"  {count:6d} {reason}: {REASONS.get(reason, '')}")
+    columns = Columns(out / TABLE)
+    if remark := sides_remark(columns.values("width"), columns.values("height")):
+        print(remark)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pipelines import tuned
 from pipelines.graph import Placement, choose_placement
 from pipelines.views import ViewSpec
 from shards import InputError
+from shards.sides import nvdec_remark
 from training.run import Run
 from training.settings import Settings
 
@@ -108,6 +109,11 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if settings.clips_per_decode == 1:
         found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
     return found
+
+
+def uneven_sides(speed: Speed, run: Run) -> str:
+    """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
+    return nvdec_remark(run.dataset, run.rows) if speed.placement == "gpu" else ""
 
 
 def _decoded_gib(run: Run) -> float:

@@ -46,5 +46,6 @@ def find(folder: Path, layout: Layout | None = None, annotations: Path | None = 
     if not found.sources:
         first = f" ({found.missing[0]})" if found.missing else ""
         raise InputError(f"{folder}: none of the videos that its annotations list{first} is there")
+    found.unreadable.update(listing.unreadable)
     found.sources.sort(key=lambda source: source.relative)
     return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.sources import SPLITS, Found, Listing, Source, class_name, stem
+from shards.sources import SPLITS, Found, Listing, Source, class_name, stem, text_of
 
 # <youtube id>_<start>_<end>, seconds; some mirrors leave the times out
 CLIP = re.compile(r"([A-Za-z0-9_-]{11})_(\d+)_(\d+)")
@@ -43,9 +43,8 @@ def read(listing: Listing, forced: bool) -> Found | None:
     if not matched and listing.annotations is None:
         entries = {}  # the CSVs beside it are another data set's
     labels = _folder_labels(listing)
-    spelled = {_loose(one.label): one.label for one in entries.values() if one.label is not None}
-    for name in sorted({one for one in labels if one is not None}):
-        spelled.setdefault(_loose(name), name)
+    official = {one.label for one in entries.values() if one.label is not None}
+    spelled = _spellings(listing, labels, official)
     sources, unlisted = [], []
     for path, match, folder_label in zip(listing.videos, matches, labels, strict=True):
         label = folder_label
@@ -56,10 +55,10 @@ def read(listing: Listing, forced: bool) -> Found | None:
             label, split = entry.label or label, entry.split or split
         elif entries:
             unlisted.append(listing.relative(path))
-        label = None if label is None else spelled.get(_loose(label), label)
+        label = None if label is None else spelled.get(label, label)
         sources.append(Source(path, listing.relative(path), label, split))
     classes = sorted(
-        {one.label_name for one in sources if one.label_name is not None} | set(spelled.values())
+        {one.label_name for one in sources if one.label_name is not None} | official | set(spelled.values())
     )
     absent = sorted(entries.keys() - {match for match in matches if match is not None})
     missing = [f"{entries[key].label or ''}/{key[0]}_{key[1]:06d}".lstrip("/") for key in absent]
@@ -112,6 +111,30 @@ def _folder_labels(listing: Listing) -> list[str | None]:
     if len(Counter(names)) < 2:
         return [None] * len(names)
     return [None if name is None else class_name(name) for name in names]
+
+
+def _spellings(listing: Listing, labels: list[str | None], official: set[str]) -> dict[str, str]:
+    """Folder's label → the label it stands for: the CSV's that it resembles, or the first folder's that it does.
+
+    Folders that lie beside each other are never one class, however alike ("C" and "C++"), nor does a folder stand for
+    either of two labels that are alike: then each keeps the name it has.
+    """
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    beside: defaultdict[tuple[Path, str], set[str]] = defaultdict(set)
+    for path, label in zip(listing.videos, labels, strict=True):
+        if label is not None:
+            alike[_loose(label)].add(label)
+            folder = next(one for one in path.parents if class_name(text_of(one.name)) == label)
+            beside[folder.parent, _loose(label)].add(label)
+    for label in official:
+        alike[_loose(label)].add(label)
+    distinct = {loose for (_, loose), names in beside.items() if len(names) > 1}
+    spelled: dict[str, str] = {}
+    for loose, names in alike.items():
+        known = sorted(names & official)
+        if loose not in distinct and len(known) < 2:
+            spelled |= dict.fromkeys(names, (known or sorted(names))[0])
+    return spelled
 
 
 def _loose(label: str | None) -> str:

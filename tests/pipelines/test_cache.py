@@ -46,7 +46,9 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
     dataset: Dataset, codec: Literal["h264", "hevc", "vp9", "mjpeg"]
 ) -> None:
     # 142: rows that are no multiple of 4
-    video = transcode(dataset.read(5), Encoding(codec=codec, short_side=142, preset="ultrafast")).data
+    video = transcode(
+        dataset.read(5), Encoding(codec=codec, short_side=142, preset="ultrafast", multiple=1)
+    ).data
     kept = Decoded.of(video, FRAMES)
     assert kept.planes.shape == (FRAMES, 213, 174) and kept.planes.dtype == np.uint8
     for box, flip in (((0, 0, 174, 142), False), ((30, 18, 100, 64), True)):
@@ -221,7 +223,7 @@ def test_damage_where_nobody_looks_costs_nothing(dataset: Dataset, tmp_path: Pat
 
 def test_a_video_of_another_size_than_the_table_says_is_not_kept(dataset: Dataset) -> None:
     cache = Cache(dataset, np.arange(18), "mp4", "host", 1)
-    smaller = transcode(dataset.read(3), Encoding(short_side=100, preset="ultrafast")).data
+    smaller = transcode(dataset.read(3), Encoding(short_side=100, preset="ultrafast", multiple=1)).data
     assert cache.get(3, lambda: smaller) is None
     assert isinstance(cache.get(4, lambda: dataset.read(4)), Decoded)
 

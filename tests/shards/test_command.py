@@ -1,5 +1,6 @@
 """tools/make_shards.py as a user meets it: its help, its summary, and one line for every mistake."""
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ def test_it_is_executable_and_its_help_names_every_flag() -> None:
         "--out",
         "--codec",
         "--short-side",
+        "--multiple",
         "--fps",
         "--gop",
         "--crf",
@@ -32,6 +34,7 @@ def test_it_is_executable_and_its_help_names_every_flag() -> None:
             "--tune",
             "--copy",
             "--keep-damaged",
+            "--keep-stills",
             "--flow",
             "--flow-limit",
         ),
@@ -54,6 +57,22 @@ def test_out_is_data_and_the_name_of_the_source_by_default(tmp_path: Path) -> No
     result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "data" / "my clips" / "my_clips-000000.tar").is_file()
+
+
+def test_links_to_nothing_end_as_named_rejects(tmp_path: Path) -> None:
+    render(tmp_path / "videos" / "1.avi", frames=3)
+    (tmp_path / "videos" / "gone.avi").symlink_to("nowhere.avi")
+    (tmp_path / "videos" / "notes.nfo").write_text("not a video, though FFmpeg draws it\n" * 20)
+    settings = ("--out", tmp_path / "out", "--codec", "mjpeg", "--workers", 1)
+    dry = make_shards(tmp_path / "videos", *settings, "--dry-run")
+    assert "unreadable 1: gone.avi" in dry.stdout
+    result = make_shards(tmp_path / "videos", *settings)
+    assert result.returncode == 0, result.stderr
+    lines = map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
+    rejected = {one["source"]: (one["reason"], one["detail"]) for one in lines}
+    assert rejected["gone.avi"] == ("unreadable", "a link to nowhere.avi: No such file or directory")
+    assert rejected["notes.nfo"][0] == "still_picture" and len(rejected) == 2
+    assert make_shards(tmp_path / "videos", *settings).returncode == 0  # complete already
 
 
 def _mistakes(folder: Path) -> dict[str, tuple[list[object], str]]:

@@ -168,6 +168,29 @@ def test_flat_kinetics_takes_label_and_split_from_the_csvs(place: Maker) -> None
     assert not found.unlisted and len(found.missing) == 1
 
 
+@pytest.mark.parametrize("with_csv", [True, False])
+def test_kinetics_folders_beside_each_other_stay_classes_of_their_own(place: Maker, with_csv: bool) -> None:
+    names = [f"{label}/AAAAAAAAAA{n}_000010_000020.mp4" for n, label in enumerate(("C", "C++", "c_sharp"))]
+    folder = place(*names)
+    if with_csv:
+        lines = 'C,AAAAAAAAAA0,10,20,train\nC++,AAAAAAAAAA1,10,20,train\n"c, sharp",gone_gone_g,0,10,train\n'
+        _write(folder / "train.csv", f"label,youtube_id,time_start,time_end,split\n{lines}")
+    found = find(folder)
+    labels = ["C", "C++", "c, sharp" if with_csv else "c_sharp"]
+    assert found.layout == "kinetics" and found.classes == labels
+    assert sorted(str(one.label_name) for one in found.sources) == labels
+
+
+def test_a_kinetics_folder_that_is_like_two_labels_keeps_its_name(place: Maker) -> None:
+    folder = place("C__/AAAAAAAAAA0_000010_000020.mp4", "C/BBBBBBBBBBB_000010_000020.mp4")
+    _write(
+        folder / "train.csv",
+        "label,youtube_id,time_start,time_end,split\nC++,BBBBBBBBBBB,10,20,train\nC,x,0,10,train\n",
+    )
+    labels = {one.relative[:2].rstrip("/"): one.label_name for one in find(folder).sources}
+    assert labels == {"C": "C++", "C_": "C__"}
+
+
 def _told(found: Found) -> dict[str, tuple[str | None, str | None]]:
     return {one.relative: (one.label_name, one.split) for one in found.sources}
 

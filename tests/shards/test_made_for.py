@@ -1,5 +1,6 @@
 """make_shards --for: what it sets, what wins over it, and the stride that training then takes."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def test_what_no_shards_can_be_is_refused(wrong: dict) -> None:
         ShardSettings(**wrong)
 
 
+def test_short_sides_are_multiples_of_16() -> None:
+    assert all(method.shards.short_side % 16 == 0 for method in objectives.available().values())
+
+
 @pytest.mark.parametrize(
     ("fps", "stride"), [(None, None), (10.0, 1), (12.5, 1), (15.0, 2), (30.0, 3), (25.0, 2), (2.0, 1)]
 )
@@ -80,7 +85,7 @@ def test_a_data_set_for_dpc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         "short_side": 160,
     }
     facts = {name: dataset.column(name)[0] for name in ("num_frames", "fps", "width", "height")}
-    assert facts | {"width": 0} == {"num_frames": 20, "fps": 10, "width": 0, "height": 160}
+    assert facts == {"num_frames": 20, "fps": 10, "width": 208, "height": 160}
     assert parsed(tmp_path / "d") == 1 and parsed(tmp_path / "d", "--small", objective="memdpc") == 1
     assert capsys.readouterr().err.count("--stride 1, as ") == 2
     assert parsed(tmp_path / "d", "--stride", "2") == 2
@@ -117,7 +122,8 @@ def test_a_field_that_is_only_called_stride_keeps_its_value(tmp_path: Path) -> N
     class Named(VDIM):
         shards = ShardSettings(rate=10.0, stride="every")
 
-    (tmp_path / "dataset.json").write_text('{"settings": {"for": "dpc", "stride": 2, "fps": 20.0}}')
+    said = {"name": "d", "classes": [], "tars": {}, "settings": {"for": "dpc", "stride": 2, "fps": 20.0}}
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
     assert suited(VDIM, Config(), tmp_path) == Config()
     assert suited(Named, Config(), tmp_path) == Config(every=2)
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from independent import ENVIRONMENT, ROOT, TOOL, render
+import av
+from independent import ENVIRONMENT, ROOT, TOOL, make_shards, render
 
 from shards import Dataset
+from shards.build import Limits
 from shards.reading import REASONS
 
 # Python runs a sitecustomize module in every process: this one gives FFmpeg the bugs that it has now and then.
@@ -51,3 +53,23 @@ def test_each_costs_one_rejected_video(tmp_path: Path) -> None:
     assert "SIGSEGV" in rejected["segfault.avi"]["detail"] and "memory" in rejected["killed.avi"]["detail"]
     assert all(one["reason"] in REASONS and one["reason"] in result.stdout for one in rejected.values())
     assert sorted(Dataset(tmp_path / "out").column("source")) == ["fine 1.avi", "fine 2.avi", "fine 3.avi"]
+
+
+def test_a_video_beyond_the_memory_of_a_worker_is_named_so_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    with av.open(str(tmp_path / "videos" / "huge.avi"), "w") as container:
+        stream = container.add_stream("huffyuv", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 10000, 8000, "yuv422p"
+        container.mux(stream.encode(av.VideoFrame(10000, 8000, "yuv422p")))  # 160 MB
+        container.mux(stream.encode(None))
+    render(tmp_path / "videos" / "fine.avi", frames=4)
+    settings = ("--workers", 1, "--memory", 0.3, "--codec", "mjpeg")
+    result = make_shards(tmp_path / "videos", "--out", tmp_path / "out", *settings)
+    assert result.returncode == 0, result.stderr
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "out_of_memory" and "1 out_of_memory" in result.stdout
+    assert list(Dataset(tmp_path / "out").column("source")) == ["fine.avi"]
+
+
+def test_memory_is_bounded_unless_asked_otherwise() -> None:
+    assert Limits().memory == 1.0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,45 @@ def test_a_name_that_is_not_utf8_gets_a_spelling(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.avi")).write_bytes(b"x")
     (source,) = find(tmp_path).sources
     assert source.relative == "caf\\xe9.avi" and source.path.read_bytes() == b"x"
+
+
+def test_what_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    folder = _touch(tmp_path / "in", "a/1.avi", "locked/2.avi")
+    (folder / "a" / "gone.avi").symlink_to("nowhere.avi")
+    (folder / "gone").symlink_to("/no/such/folder")
+    (folder / "a" / "circle.mp4").symlink_to("circle.mp4")
+    os.mkfifo(folder / "a" / "pipe.avi")
+    found = find(folder)
+    assert [one.relative for one in found.sources] == ["a/1.avi", "locked/2.avi"]
+    assert {name: why.split(":")[0] for name, why in found.unreadable.items()} == {
+        "a/circle.mp4": "a link to circle.mp4",
+        "a/gone.avi": "a link to nowhere.avi",
+        "a/pipe.avi": "not a file",
+        "gone": "a link to /no/such/folder",
+    }
+
+
+def test_a_folder_without_the_right_to_list_it_is_named() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # pytest's own is closed to other users
+        folder = _touch(Path(name) / "in", "a/1.avi", "locked/2.avi")
+        os.chmod(name, 0o755)
+        os.chmod(folder / "locked", 0)
+        user = os.geteuid()
+        if user == 0:  # whom nothing is closed to
+            os.seteuid(65534)
+        try:
+            found = find(folder)
+            os.seteuid(user)
+            os.chmod(folder, 0)
+            os.seteuid(65534 if user == 0 else user)
+            with pytest.raises(InputError, match="in: Permission denied"):
+                find(folder)
+        finally:
+            os.seteuid(user)
+            os.chmod(folder, 0o755)
+            os.chmod(folder / "locked", 0o755)
+    assert [one.relative for one in found.sources] == ["a/1.avi"]
+    assert found.unreadable == {"locked": "the folder cannot be listed: Permission denied"}
 
 
 def test_nothing_to_try_is_an_input_error(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_fitted_is_even_never_larger_and_keeps_the_aspect(width: int, height: in
 @pytest.mark.parametrize("codec", CODECS)
 def test_odd_sizes_become_even_and_large_ones_small(tmp_path: Path, codec: str) -> None:
     source = render(tmp_path / "in.mkv", frames=2, size=(127, 95), codec="ffv1")
-    assert decode(transcode(source, Encoding(codec=codec)).data).width == 126
-    small = decode(transcode(source, Encoding(codec=codec, short_side=48)).data)
+    assert decode(transcode(source, Encoding(codec=codec, multiple=1)).data).width == 126
+    small = decode(transcode(source, Encoding(codec=codec, short_side=48, multiple=1)).data)
     assert (small.width, small.height) == (64, 48)
 
 
@@ -173,6 +173,59 @@ def test_rotation_tags_are_applied(tmp_path: Path, degrees: int, size: tuple[int
     expected = np.rot90(picture[..., 0], turned // 90)
     assert (clip.width, clip.height) == size and frame.rotation == 0
     assert np.abs(frame.to_ndarray(format="gray").astype(int) - expected).mean() < 25
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", ["hflip", "vflip"])
+def test_mirrored_pictures_are_shown_as_players_show_them(
+    tmp_path: Path, degrees: int, mirrored: str
+) -> None:
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:20, :20] = 255  # the stored top left corner
+    picture[40:, :12] = 120
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.set_display_rotation(degrees, **{mirrored: True})
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "in.mp4")) as container:
+        matrix = np.frombuffer(bytes(next(container.decode(video=0)).side_data["DISPLAYMATRIX"]), np.int32)
+    # where the matrix takes each pixel: (x, y) to (a x + c y, b x + d y), moved to begin at 0
+    (a, b), (c, d) = np.sign(matrix[:2]), np.sign(matrix[3:5])
+    y, x = np.mgrid[:64, :96]
+    shown_x, shown_y = a * x + c * y, b * x + d * y
+    shown_x, shown_y = shown_x - shown_x.min(), shown_y - shown_y.min()
+    expected = np.zeros((shown_y.max() + 1, shown_x.max() + 1))
+    expected[shown_y, shown_x] = picture[..., 0]
+    clip = transcode(tmp_path / "in.mp4", Encoding())
+    with av.open(io.BytesIO(clip.data)) as container:
+        frame = next(container.decode(video=0))
+    assert (clip.height, clip.width) == expected.shape
+    assert np.abs(frame.to_ndarray(format="gray").astype(int) - expected).mean() < 12
+
+
+@pytest.mark.parametrize(
+    ("aspect", "size"),
+    [
+        (Fraction(8, 9), (640, 480)),
+        (Fraction(32, 27), (720, 404)),
+        (Fraction(1), (720, 480)),
+        (Fraction(1, 100), (720, 480)),
+    ],
+)
+def test_pixels_are_made_square(tmp_path: Path, aspect: Fraction, size: tuple[int, int]) -> None:
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 720, 480, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        container.mux(stream.encode(av.VideoFrame(720, 480, "yuv420p")))
+        container.mux(stream.encode(None))
+    clip = transcode(tmp_path / "in.mp4", Encoding(short_side=480, multiple=1, preset="ultrafast"))
+    assert (clip.width, clip.height) == size
+    small = transcode(tmp_path / "in.mp4", Encoding(short_side=120, multiple=1, preset="ultrafast"))
+    assert small.width / small.height == pytest.approx(size[0] / size[1], rel=0.02) and small.height == 120
 
 
 def test_bytes_and_file_give_the_same_clip_twice(tmp_path: Path) -> None:
@@ -210,6 +263,10 @@ def test_time_stamps_far_apart_do_not_fill_the_disk(tmp_path: Path) -> None:
     [
         ({"codec": "av1"}, "--codec"),
         ({"short_side": 8}, "--short-side"),
+        ({"multiple": 0}, "--multiple 0"),
+        ({"multiple": 3}, "--multiple 3"),
+        ({"multiple": 128}, "--multiple 128"),
+        ({"multiple": 64, "short_side": 48}, "--short-side 48: is less than --multiple 64"),
         ({"fps": 0.0}, "--fps"),
         ({"gop": 0}, "--gop"),
         ({"crf": 52}, "--crf"),

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The set `--data rendered`: videos of ten seconds, 340×256, 30 frames/s, as Kinetics' come out of make_shards.
+"""The set `--data rendered`: videos of ten seconds, 336×256, 30 frames/s, as Kinetics' come out of make_shards.
 
 tools/bench/render.py OUT [B_FRAMES]
 """
@@ -25,8 +25,8 @@ from shards.pool import Crashed, in_order
 from shards.table import publish
 from shards.writer import Sample, write_shard
 
-VERSION = "rendered-v3"
-VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 340, 256
+VERSION = "rendered-v4"
+VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 336, 256
 GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the videos would decode faster than real ones
 ENCODING = Encoding()
 

@@ -1,0 +1,213 @@
+"""What a data set may say of itself: the one gate that its description and table pass when they are opened.
+
+A data set may come from anybody. Nothing that it says becomes a path, an offset or a size before it has passed here.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_json, short, whole
+from shards.errors import InputError
+from shards.table import COLUMNS, DESCRIPTION
+
+AGAIN = "make the shards again, or fetch the data set again"
+REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
+_PLAIN = re.compile(r"(?!\.{1,2}$)(?![A-Za-z]:)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
+_LONGEST = 200  # bytes; with what we add for temporary files and locks it fits the 255 of a file system
+
+
+def is_plain(name: Any) -> bool:
+    """Whether it names something in the folder it is joined to, and in no other, on any system."""
+    return isinstance(name, str) and _PLAIN.fullmatch(name) is not None and len(name.encode()) <= _LONGEST
+
+
+def is_tar(name: Any) -> bool:
+    """Whether a tar of a data set may be called this: it is plain, not hidden, and no table or description."""
+    return is_plain(name) and name.endswith(".tar") and not name.startswith(".")
+
+
+_NAME = Is("a plain name without a folder", is_plain)
+TAR = Is("the plain name of a tar, without a folder", is_tar)
+_FILE = {"bytes": whole(0), "sha256": SHA256}
+_SETTINGS = {
+    "codec?": TEXT,
+    "short_side?": whole(1, 2**15),
+    "fps?": number(1e-3, 1e6),
+    "gop?": whole(1, 2**20),
+    "crf?": whole(0, 100),
+    "preset?": TEXT,
+    "tune?": TEXT,
+    "b_frames?": whole(0, 100),
+    "stride?": whole(1, 2**20),
+    "layout?": TEXT,
+}
+_CONTENT = {
+    "name": _NAME,
+    "classes": [str],
+    "tars": Each(TAR, _FILE),
+    "table?": _FILE,
+    "rows?": whole(0),
+    "frames?": whole(0),
+    "rejected?": Each(TEXT, whole(0)),
+    "settings?": _SETTINGS,
+}
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of a folder's dataset.json, with `settings` in any case. Raises InputError where it is not one."""
+    return _whole(read_json(folder / DESCRIPTION, _CONTENT, AGAIN))
+
+
+def parse_description(content: bytes, name: str) -> dict[str, Any]:
+    """The same of bytes that were fetched from `name`."""
+    return _whole(parse(content, _CONTENT, name, "upload the data set again"))
+
+
+def _whole(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"settings": content.get("settings") or {}}
+
+
+REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
+WITHOUT_NULLS = (*REQUIRED, "fps")
+BOUNDS: dict[str, tuple[float, float]] = {
+    "num_frames": (1, 2**24),
+    "width": (1, 2**15),
+    "height": (1, 2**15),
+    "label": (-1, 2**20),
+    "fps": (1e-6, 1e6),
+    "failure_time": (0, 1e9),
+    "decoded_fraction": (0, 1e9),
+}
+_OFFSETS = (0, 2**53)  # exact in float64, which a column with nulls becomes
+_SIZES = (0, 2**34)  # a video is decoded from memory
+_PATTERNS = {
+    "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
+    "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
+}
+KEY = Is(
+    _PATTERNS["key"][1],
+    lambda value: isinstance(value, str) and re.fullmatch(_PATTERNS["key"][0], value) is not None,
+)
+
+
+def _fact(field: pa.Field) -> Any:
+    if field.name in BOUNDS:
+        low, high = BOUNDS[field.name]
+        return whole(int(low), int(high)) if pa.types.is_integer(field.type) else number(low, high)
+    return SHA256 if field.name == "sha256" else TEXT if field.name in _PATTERNS else str
+
+
+# A sample's json in its tar: its row of the table but for where it lies.
+FACTS = {
+    field.name + ("" if field.name in WITHOUT_NULLS else "?"): _fact(field)
+    for field in COLUMNS
+    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size"))
+}
+
+
+def check_columns(schema: pa.Schema, path: Path) -> None:
+    """Raise InputError unless a table has what every data set has, each column once and of its type."""
+    names = list(schema.names)
+    for name in names:
+        if problem(name, TEXT) or names.count(name) > 1:
+            raise InputError(f"{path}: column {short(name)} is there twice, or is no name; {REPAIR}")
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise InputError(f"{path}: no column {missing[0]!r}; {REPAIR}")
+    for field in schema:
+        if _is_ours(field.name):
+            _check_type(field.name, field.type, path)
+
+
+def type_of(name: str, kind: pa.DataType) -> pa.DataType:
+    """The type that a column's values are read as: what data sets have there; of a column of the user's, its own."""
+    if name in COLUMNS.names:
+        return COLUMNS.field(name).type
+    if _is_ours(name):
+        return pa.int64()
+    return pa.string() if _is_text(kind) else kind
+
+
+def checked(name: str, column: pa.ChunkedArray, path: Path, classes: int | None = None) -> pa.ChunkedArray:
+    """A column of its type; text may be a dictionary of int32. classes: how many there are, where that is known.
+
+    Raises InputError where a value is not one that a data set has; pa.ArrowException where it is none of its type.
+    """
+    _check_type(name, column.type, path)
+    column.validate(full=True)  # among others, that text is UTF-8
+    expected = type_of(name, column.type)
+    if column.type not in (expected, pa.dictionary(pa.int32(), pa.string())):
+        column = column.cast(expected)
+    if name in WITHOUT_NULLS and column.null_count:
+        _check_all(name, column, lambda values: pc.is_valid(values), "a value", path)
+    if name in _PATTERNS:
+        pattern, says = _PATTERNS[name]
+        _check_all(name, _texts(column), lambda texts: pc.match_substring_regex(texts, pattern), says, path)
+    elif name == "shard":
+        _check_all(
+            name,
+            _texts(column).unique(),
+            lambda texts: pa.array(map(is_tar, texts.to_pylist())),
+            TAR.says,
+            path,
+        )
+    elif bounds := _bounds(name, classes):
+        low, high = bounds
+        _check_all(
+            name,
+            column,
+            lambda values: pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)),
+            f"from {low:g} to {high:g}",
+            path,
+        )
+    return column
+
+
+def _check_all(name: str, values: Any, test: Callable[[Any], Any], says: str, path: Path) -> None:
+    """Raise InputError that names the first value that fails the test; nulls pass."""
+    failing = pc.index(test(values), False).as_py()
+    if failing >= 0:
+        value = short(values[failing].as_py())
+        raise InputError(f"{path}: column {name}: {value} is not {says}; {REPAIR}")
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The different texts of a dictionary's chunks; other columns as they are."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return pa.chunked_array([chunk.dictionary for chunk in column.chunks], pa.string())
+
+
+def _bounds(name: str, classes: int | None) -> tuple[float, float] | None:
+    if name == "label" and classes is not None:
+        return -1, classes - 1
+    if name.endswith("_offset"):
+        return _OFFSETS
+    return _SIZES if name.endswith("_size") else BOUNDS.get(name)
+
+
+def _is_ours(name: str) -> bool:
+    return name in COLUMNS.names or name.endswith(("_offset", "_size"))
+
+
+def _check_type(name: str, kind: pa.DataType, path: Path) -> None:
+    expected, is_number = type_of(name, kind), pa.types.is_integer(kind)
+    if pa.types.is_string(expected):
+        sound = _is_text(kind)
+    elif pa.types.is_floating(expected):
+        sound = is_number or pa.types.is_floating(kind)
+    else:
+        sound = is_number or (not _is_ours(name) and pa.types.is_boolean(kind))
+    if not sound and not pa.types.is_null(kind):
+        wanted = expected if _is_ours(name) else "text or numbers"
+        raise InputError(f"{path}: column {name} holds {kind}, not {wanted}; {REPAIR}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
