@@ -22,10 +22,10 @@ from shards import InputError
 class Output:
     """What forward returns.
 
-    loss: the scalar to minimise. metrics: whatever is worth a log line, by name, none where there is nothing to say.
+    loss: the scalar to minimise. metrics: values to log, by names that the method chooses; a method may have none.
     A metric is a scalar, whose mean over steps and processes is logged; or (2,), a part and its whole, which are summed
-    before they are divided. Two names are known: "top1", the accuracy of the method's own task, 0–1, is shown beside
-    the loss; "chance" is the top1 of guessing.
+    before they are divided. Two names are shown with the loss where they exist: "top1", the accuracy of the method's own
+    task, 0–1, and "chance", the top1 of guessing.
     Raises ValueError for a metric of another shape, or one that is named "loss" or "step".
     """
 

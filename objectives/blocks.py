@@ -172,7 +172,7 @@ class BlockObjective(Objective):
         return stage
 
     def learning_rate(self, step: int) -> float:
-        """The warm-up begins anew with each stage of the curriculum."""
+        """The warm-up starts again in each stage of the curriculum."""
         start = max((start for start in self.config.curriculum if start <= step), default=0)
         return super().learning_rate(step - start)
 

@@ -1,4 +1,4 @@
-"""Contrastive losses that objectives share, computed in float32 whatever the input's precision.
+"""Contrastive losses that objectives share, computed in float32.
 
     info_nce     locations of a video against all locations of all videos        VDIM, Eq. 3
     dense_nce    a prediction against all targets, few scores at a time          DPC, Eq. 5; MemDPC, Eq. 6
@@ -136,7 +136,7 @@ def dense_nce(
 
     The mean cross-entropy over rows, the predictions (video, step, location), of a softmax over columns, all targets
     of this process or, gathered, of all processes. Scores are dot products, of vectors of unit length with `cosine`,
-    divided by `temperature`, in float32 whatever the input's precision. No more than `at_once` scores exist at any time
+    divided by `temperature`, in float32. No more than `at_once` scores exist at any time
     (2²⁶ are 256 MiB, but one row always does). Both inputs get gradients.
 
     Returns the loss and the metrics top1, top3, top5 (share of rows whose target is among the best; a tie counts as

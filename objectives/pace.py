@@ -12,6 +12,8 @@ default.
 Settled here: an anchor's denominator runs over all other clips of the batch, in Eq. 2 and in Eq. 3; the mean is over
 anchors; Eq. 3 sums over an anchor's positives as it is written. The non-linear layer of Table 2, which adds "~4k"
 parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReLU.
+
+Letters: B videos, V clips of a video; A = B·V anchors, all clips of this process; D features; M paces.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +93,7 @@ class PaceConfig:
     padding: Literal["wrap", "repeat_last", "error"] = "wrap"
     """A video shorter than a clip starts over, repeats its last frame, or is left out."""
     jitter: Literal["frame", "clip", "none"] = "frame"
-    """Colour jitter params for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
+    """Random colour jitter for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
     pulse of key frames, which otherwise tells the pace of a still video."""
     jitter_strength: float = 0.8
     """Brightness, contrast and saturation change by up to this share, hue by a quarter of it (of the circle)."""

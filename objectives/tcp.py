@@ -74,7 +74,7 @@ class TCPConfig:
     size: int = 224
     """Side of a frame in pixels, even."""
     crop: Literal["segment", "clip", "none"] = "segment"
-    """Place the crop for each segment anew or once a clip, or scale the whole frame ("w/o transformation")."""
+    """Place the crop once a segment or once a clip, or scale the whole frame ("w/o transformation")."""
     colour_drop: bool = True
     """Replace two of a segment's colours by noise (RGB only)."""
     padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"

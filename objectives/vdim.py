@@ -49,7 +49,7 @@ class VDIMConfig:
     width: float = 1.0
     """Multiplies every channel count of the encoder; 0.125 trains on a CPU."""
     downsample: Literal[1, 2, 3] = 2
-    """The second view takes every so-manieth frame."""
+    """The second view takes every DOWNSAMPLE-th frame."""
     offset: Literal[0, 32] = 0
     """Frame at which the second view begins, counted from the first view's first."""
     temporal_difference: bool = True

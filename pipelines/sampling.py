@@ -2,7 +2,7 @@
 
 Everything random about a batch is drawn here, before a byte of video is read, as a pure function of
 (seed, epoch, row): the same on any number of processes, in any order, at any prefetch depth.
-Letters: B samples, V views, T frames a view, G groups of views that share one draw, N batch_params of colour.
+Letters: B samples, V views, T frames a view, G groups of views that share random numbers, N colour maps.
 """
 
 from dataclasses import dataclass, fields

@@ -39,11 +39,11 @@ class Jitter:
 class ViewSpec:
     """How one method looks at a video.
 
-    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is params.
+    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is random.
     size: side of a view in pixels, even. area, ratio: a random-resized box takes this share of the frame's
     area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
-    groups: for each view the group whose batch_params it shares where the scope is "view"; by default its own.
+    groups: for each view the group whose random numbers it shares where the scope is "view"; by default its own.
     padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts over ("wrap"), or is refused
     ("error").
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
