@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from evaluation.arrays import check_numbers, read_arrays
 from evaluation.model import Model, Representation
 from pipelines.graph import Placement
 from pipelines.views import ViewSpec
@@ -22,9 +23,12 @@ from pipelines.windows import WindowLoader, Windows
 from shards import Dataset, InputError
 from shards.aside import written_aside
 from shards.cache import cache_folder
+from shards.documents import Each, parse
 from training.processes import on_main
 
 CHUNK = 8  # batches a file
+PART = {"x": "float N D", "index": "whole N", "failed": "text"}
+_AGAIN = "remove it, and it is computed again"
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,14 @@ def _write_chunk(
 
 
 def _gather(dataset: Dataset, windows: Windows, files: list[Path]) -> Features:
-    parts = [np.load(file) for file in files]
-    failed = {key: why for part in parts for key, why in json.loads(str(part["failed"])).items()}
+    parts = [read_arrays(file, PART, _AGAIN) for file in files]
+    said = [
+        parse(str(part["failed"]), Each(str, str), file, _AGAIN)
+        for part, file in zip(parts, files, strict=True)
+    ]
+    failed = {key: why for one in said for key, why in one.items()}
+    for part, file in zip(parts, files, strict=True):
+        check_numbers(file, part["index"], len(windows), _AGAIN)
     filled = [part for part in parts if len(part["index"])]
     if not filled:
         raise InputError(

@@ -1,6 +1,5 @@
 """Several results as one: two streams whose probabilities are averaged, and a protocol over all checkpoints of a run."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,20 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation import metrics
+from evaluation.arrays import check_numbers, read_arrays
 from evaluation.protocols import linear, retrieve
 from evaluation.result import load, save
 from evaluation.settings import Curve, Fuse, Linear, Retrieval
 from shards import InputError
+from training.log import read_metrics
+
+PREDICTIONS = {
+    "key": "text M",
+    "label": "whole M",
+    "split": "text M",
+    "probabilities": "real S M C",
+    "random?": "real R M C",
+}
 
 
 def fuse(settings: Fuse) -> None:
@@ -24,6 +33,7 @@ def fuse(settings: Fuse) -> None:
     first = found[0]
     for folder, other in zip(settings.results[1:], found[1:], strict=True):
         same = all(np.array_equal(first[name], other[name]) for name in ("key", "label", "split"))
+        same = same and first["probabilities"].shape[2] == other["probabilities"].shape[2]
         if not same or results[0]["data"]["fingerprint"] != load(folder)["data"]["fingerprint"]:
             raise InputError(f"{folder}: is of other videos or splits than {settings.results[0]}")
     # seeds of different networks are no pairs: each network's are averaged
@@ -63,14 +73,12 @@ def fuse(settings: Fuse) -> None:
 
 
 def _predictions(folder: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(folder / "predictions.npz") as found:
-            names = ("key", "label", "split", "probabilities")
-            return {name: found[name] for name in (*names, *({"random"} & set(found.files)))}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{folder}: has no predictions (linear, nonlinear and finetune leave them): {error}"
-        ) from error
+    path, fix = folder / "predictions.npz", "linear, nonlinear and finetune leave predictions: evaluate again"
+    found = read_arrays(path, PREDICTIONS, fix)
+    if not all(value.size for value in found.values()):
+        raise InputError(f"{path}: holds no predictions; {fix}")
+    check_numbers(path, found["label"], found["probabilities"].shape[2], fix)
+    return found
 
 
 def curve(settings: Curve) -> None:
@@ -117,11 +125,7 @@ def curve(settings: Curve) -> None:
 
 def _pretraining(run: Path, step: int) -> dict[str, float]:
     """The last line of metrics at or before a step; that of validation where there is one."""
-    try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run}/metrics.jsonl: cannot be read ({error})") from error
-    before = [line for line in lines if line["step"] <= step]
+    before = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
     last = before[-1] if before else {}
     found = {"pretraining_top1": last.get("val_top1", last.get("top1")), "pretraining_loss": last.get("loss")}
     return {name: value for name, value in found.items() if value is not None}

@@ -1,28 +1,38 @@
 """Clips of the report, playing: nearest neighbours of test videos, and what addresses the slots of a memory."""
 
 import html
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from evaluation import pictures
+from evaluation.arrays import check_numbers, read_arrays
 from evaluation.memory import CLIPS
 from shards import Dataset, InputError, demo
+from shards.cache import cache_folder
+from shards.documents import short
 
 QUERIES = 6
+MEMORY = {
+    **{"usage": "real K", "norm": "real K", "slot": "whole N"},
+    **{"key": "text N C", "start": "whole N C", "share": "real N C"},
+}
 
 
 class Gallery:
-    """The videos of a result. Raises InputError where they are no longer there."""
+    """The videos of a result. Raises InputError where they are no longer there, or one of `keys` is not among them."""
 
-    def __init__(self, result: dict[str, Any]) -> None:
-        where = result["settings"]["data"]
-        self.dataset = Dataset(where if where and where != "None" else demo.ensure())
+    def __init__(self, result: dict[str, Any], keys: Iterable[str]) -> None:
+        where = result["settings"].get("data")
+        # the demo set is shown where it is there; a report renders none
+        self.dataset = Dataset(where if where and where != "None" else cache_folder() / demo.VERSION)
         if self.dataset.fingerprint != result["data"]["fingerprint"]:
             raise InputError(f"{self.dataset.path}: is not the data set that was evaluated")
         self.row = {key: row for row, key in enumerate(self.dataset.column("key").tolist())}
         self.label = self.dataset.column("label")
+        if unknown := [key for key in keys if key not in self.row]:
+            raise InputError(f"{self.dataset.path}: has no video {short(unknown[0])}")
 
     def class_of(self, key: str) -> str:
         return str(self.dataset.classes[self.label[self.row[key]]])
@@ -41,7 +51,7 @@ class Gallery:
 def neighbours(result: dict[str, Any]) -> str:
     """Queries and their nearest three, spread over the classes."""
     try:
-        gallery = Gallery(result)
+        gallery = Gallery(result, chain(result["nearest"], *result["nearest"].values()))
     except InputError as error:
         return f"<p>No clips of neighbours: {html.escape(str(error))}</p>"
     queries = list(result["nearest"])
@@ -65,9 +75,10 @@ def neighbours(result: dict[str, Any]) -> str:
 
 def slots(folder: Path, result: dict[str, Any]) -> str:
     """The memory's most used slots, and the clips that address each most (MemDPC, Fig. 8)."""
-    with np.load(folder / "memory.npz") as found:
-        memory = {name: found[name] for name in found.files}
+    path = folder / "memory.npz"
+    memory = read_arrays(path, MEMORY, "evaluate again")
     k = len(memory["usage"])
+    check_numbers(path, memory["slot"], k, "evaluate again")
     drawn = pictures.memory(memory["usage"], memory["norm"], memory["slot"])
     shares = [f"{100 * memory['usage'][slot]:.1f} % (slot {slot})" for slot in memory["slot"]]
     said = f"Use and norm of {k} slots of the memory; the most used make up {', '.join(shares)}"
@@ -77,10 +88,10 @@ def slots(folder: Path, result: dict[str, Any]) -> str:
         f"clips whose prediction takes most from each. Were all {k} used alike, each would have {100 / k:.2g} %.</p>",
     ]
     try:
-        gallery = Gallery(result)
+        gallery = Gallery(result, memory["key"].ravel().tolist())
     except InputError as error:
         return "".join([*parts, f"<p>No clips of slots: {html.escape(str(error))}</p>"])
-    span = result["windows"]["span"]
+    span = result.get("windows", {"span": 1})["span"]
     rows = []
     for number, slot in enumerate(memory["slot"].tolist()):
         used = f"slot {slot}<br><small>{100 * memory['usage'][slot]:.1f} % of all predictions</small>"

@@ -117,6 +117,7 @@ def clip(dataset: Dataset, row: int, window: tuple[int, int] | None = None) -> s
     where it cannot be decoded."""
     length = int(dataset.column("num_frames")[row])
     first, frames = window or (0, length)
+    first = min(max(first, 0), length - 1)
     last = min(first + frames, length) - 1
     offsets = tuple(np.unique(np.linspace(first, last, FRAMES).round().astype(int)).tolist())
     spec = ViewSpec(offsets=(offsets,), size=SIDE)

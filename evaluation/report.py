@@ -1,7 +1,6 @@
 """Results as one page that needs nothing beside itself: no network, no script, readable on a phone."""
 
 import html
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,14 @@ import numpy as np
 
 import objectives
 from evaluation import fails, gallery, pictures
+from evaluation.arrays import check_numbers, read_arrays
 from evaluation.metrics import Score
 from evaluation.result import load, results_below
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import InputError
 from shards.aside import written_aside
+from training.log import read_metrics
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888 }
@@ -72,7 +73,7 @@ def _summary(results: list[dict[str, Any]]) -> str:
         cells = [
             f"{html.escape(one.model)}<br><small>{html.escape(one.objective)}</small>",
             f"{html.escape(one.protocol)}<br><small>{html.escape(one.measured)}</small>",
-            f"{html.escape(one.data)}<br><small>{one.part}</small>",
+            f"{html.escape(one.data)}<br><small>{html.escape(one.part)}</small>",
             *(_cell(score) for score in (one.score, one.random, one.trivial)),
             f"{one.evaluated} of {one.of}",
         ]
@@ -168,8 +169,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             f"Confusion matrix of {len(names)} classes; {100 * right:.1f} % lie on the diagonal",
         )
     if (folder / "features.npz").exists():
-        with np.load(folder / "features.npz") as found:
-            x, labels = found["x"], found["label"]
+        x, labels = _points(folder / "features.npz", "x", len(classes))
         if len(x) > 3:
             yield _plot(
                 "Test videos by feature (t-SNE)",
@@ -180,8 +180,7 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
         yield gallery.neighbours(result)
     if (folder / "memory.npz").exists():
         yield gallery.slots(folder, result)
-        with np.load(folder / "memory.npz") as found:
-            p, labels = found["p"], found["label"]
+        p, labels = _points(folder / "memory.npz", "p", len(classes))
         if len(p) > 3:
             yield _plot(
                 "Training videos by the slots they address (t-SNE of p)",
@@ -190,10 +189,18 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def _points(path: Path, name: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (M, D) of videos, and their labels (M,)."""
+    fix = "evaluate again"
+    found = read_arrays(path, {name: "real M D", "label": "whole M"}, fix)
+    check_numbers(path, found["label"], classes, fix)
+    return found[name], found["label"]
+
+
 def _pretraining(run: str) -> str:
     """A run's curves, where the checkpoint is a run's folder."""
     path = Path(run) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = read_metrics(path) if path.is_file() else []
     names = [name for name in ("top1", "chance", "val_top1") if any(name in line for line in lines)]
     if not names:
         return ""

@@ -5,6 +5,7 @@ predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C); ran
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,50 @@ from evaluation.probe import Trained
 from evaluation.splits import Labelled, Split
 from shards import InputError
 from shards.aside import written_aside
+from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
+
+_SCORE = AllOf(
+    {"value": number(), "low": number(), "high": number()},
+    Each(one_of("value", "low", "high", "spread"), number()),
+)
+_SOME = Is("an object that is not empty", lambda value: isinstance(value, dict) and bool(value))
+_SQUARE = Is(
+    "a square of counts",
+    lambda value: (
+        isinstance(value, list)
+        and not problem(value, [[whole(0)]])
+        and {len(row) for row in value} == {len(value)}
+    ),
+)
+_SHARE = Is(
+    "a share above 0",
+    lambda value: isinstance(value, str) and re.fullmatch(r"0?\.\d+|1|\d+e-\d+", value) is not None,
+)
+_CURVE = AllOf(_SOME, Each(_SHARE, {"top1": _SCORE}))
+_NUMBER = Is("a number", lambda value: type(value) in (int, float))  # what was not logged is NaN
+_RESULT = {
+    "protocol": TEXT,
+    "checkpoint": AnyOf(TEXT, [TEXT]),
+    "objective": TEXT,
+    "model": TEXT,
+    "origin?": TEXT,
+    "data": {"name": TEXT, "fingerprint": TEXT, "classes": [str]},
+    "splits": Each(TEXT, dict),
+    "evaluated": {"videos": whole(0), "of": whole(0), "unreadable?": Each(str, str)},
+    "settings": {"layer?": TEXT, "data?": TEXT},
+    "windows?": {"span": whole(1)},
+    "scores?": AllOf(_SOME, {"confusion?": _SQUARE}),
+    "confusion?": _SQUARE,
+    "recall?": {"video": _SOME},
+    "baselines?": {"random?": dict, "trivial?": dict},
+    "curves?": AllOf({"model": _CURVE}, Each(TEXT, _CURVE)),
+    "points?": AllOf(
+        Is("a list that is not empty", bool),
+        [{"step": whole(0), "downstream": _SCORE, "pretraining_top1": _NUMBER}],
+    ),
+    "random?": _SCORE,
+    "nearest?": Each(str, [str]),
+}
 
 
 @dataclass(frozen=True)
@@ -107,11 +152,30 @@ def save_predictions(
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """A result.json; raises InputError where the folder has none."""
-    try:
-        return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: has no result of evaluate.py ({error})") from error
+    """A result.json, without what is null in it. Raises InputError where the folder has none, or it says what cannot be."""
+    path, fix = folder / "result.json", "evaluate again"
+    found = {name: value for name, value in read_json(path, _RESULT, fix).items() if value is not None}
+    if wrong := problem(found, _headline(found)):
+        raise InputError(f"{path}: {wrong}; {fix}")
+    return found
+
+
+def _headline(result: dict[str, Any]) -> dict[str, Any]:
+    """The shape of the score that a table shows of a result, and of the baselines beside it: they say the same."""
+    given = result.get("baselines", {})
+    if "recall" in result:
+        k = next(iter(result["recall"]["video"]))
+        per = {"video": {k: _SCORE}}
+        return {"recall": per, "baselines": {"chance": {k: number()}, "random?": per, "trivial?": per}}
+    if "scores" in result:
+        name = next(iter(result["scores"]))
+        score = {name: _SCORE}
+        beside = {
+            f"{one}?": {"scores": score} if "scores" in (given.get(one) or {}) else score
+            for one in ("random", "trivial")
+        }
+        return {"scores": score, "baselines?": beside | {"most_frequent?": number()}}
+    return {}
 
 
 def results_below(folders: Iterable[Path]) -> list[Path]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.arrays import read_arrays
 from evaluation.bench import Bench
 from evaluation.features import Features
 from evaluation.settings import Tuned
@@ -20,9 +21,12 @@ from objectives import checkpoint
 from objectives.downstream import FineTuning
 from shards import InputError
 from shards.aside import written_aside
+from shards.documents import Each, number, parse, read_json, whole
 from training.processes import StopSignals, on_main
 
 DONE = "tested.npz"
+TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
+_AGAIN = "remove it, and --resume trains it again"
 
 
 def claim(folder: Path, bench: Bench, tuning: FineTuning, settings: Tuned, **more: Any) -> None:
@@ -49,7 +53,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
             f"--output {folder} holds a fine-tuning already: add --resume, or name another folder"
         )
     else:
-        then = json.loads(path.read_text())
+        then = read_json(path, dict, "name another --output")
         if changed := [key for key in asked if asked[key] != then.get(key)]:
             raise InputError(f"--resume: {folder} was made with another {', '.join(changed)}: give its flags")
 
@@ -61,11 +65,10 @@ def tested(
     probabilities, and what validation chose."""
     done = place / DONE
     if settings.resume and done.exists():
-        with np.load(done) as found:
-            probabilities = Features(
-                found["x"], found["row"], found["start"], json.loads(str(found["failed"]))
-            )
-            return probabilities, json.loads(str(found["chosen"]))
+        found = read_arrays(done, TESTED, _AGAIN)
+        failed = parse(str(found["failed"]), Each(str, str), done, _AGAIN)
+        chosen = parse(str(found["chosen"]), {"step": whole(0), "validation_top1": number()}, done, _AGAIN)
+        return Features(found["x"], found["row"], found["start"], failed), chosen
     place.mkdir(parents=True, exist_ok=True)
     with make() as run:
         newest = on_main(lambda: checkpoint.newest(place)) if settings.resume else None

@@ -24,11 +24,14 @@ from objectives.downstream import FineTuning
 from pipelines.windows import Windows
 from shards import InputError
 from shards.aside import written_aside
+from shards.documents import number, read_json, whole
 from training.feed import tensors
+from training.log import read_metrics
 from training.processes import Stopped, StopSignals, on_main
-from training.state import OPTIMIZER, STATE, load_optimizer, save_optimizer, seed_step
+from training.state import NOT_WHOLE, OPTIMIZER, PROGRESS, STATE, load_optimizer, save_optimizer, seed_step
 
 BEST = "best.safetensors"
+_STATE = PROGRESS | {"best": number(-1, 1), "best_step": whole(0)}
 
 
 class Batches(Protocol):
@@ -156,7 +159,7 @@ class Tuning:
 
     def _log(self, line: dict[str, float]) -> None:
         path = self.folder / "metrics.jsonl"
-        lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+        lines = read_metrics(path) if path.exists() else []
         lines = [one for one in lines if one["step"] < line["step"]] + [line]
         with written_aside(path) as aside:
             aside.write_text("".join(json.dumps(one) + "\n" for one in lines))
@@ -180,7 +183,7 @@ class Tuning:
 
     def load(self, path: Path) -> None:
         checkpoint.load_weights(path / checkpoint.WEIGHTS, self.classifier)
-        state = json.loads((path / STATE).read_text())
+        state = read_json(path / STATE, _STATE, NOT_WHOLE)
         load_optimizer(path / OPTIMIZER, self.optimizer.optimizer, state["optimizer"])
         self.batches.load_state_dict(state["loader"])
         self.step, self.best, self.best_step = state["step"], state["best"], state["best_step"]

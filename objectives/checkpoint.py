@@ -1,5 +1,7 @@
 """Checkpoint directories: an objective, its config and weights, in safetensors and JSON. Nothing is ever unpickled.
 
+A checkpoint may come from anybody: what is read of it passes shards.documents or `read_tensors` first.
+
 RUN/checkpoints/step-00000200/
   config.json            objective, its config, and what of the run's settings must not change
   model.safetensors      weights and buffers of the whole objective
@@ -12,20 +14,26 @@ import json
 import logging
 import os
 import shutil
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from objectives.base import Objective, get
 from shards import InputError
+from shards.documents import TEXT, AllOf, Each, Is, number, one_line_of, one_of, problem, read_json, whole
+from shards.files import open_regular
+from shards.schema import is_plain
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"
+CONFIG = "config.json"
+_OURS = "this objective's weights"
+_CONTENT = {"objective": TEXT, "config": dict, "settings": {"global_batch?": whole(1)}}
+_SIZES = Each(Is("a plain file name", is_plain), whole(0))
+_LONGEST = 2**22  # of a config's whole numbers: a typing error must not make a network or a plan without end
 
 
 def begin(checkpoint: Path) -> Path:
@@ -75,15 +83,20 @@ def newest(run: Path) -> Path | None:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / FILES).read_text())
+        sizes = read_json(checkpoint / FILES, _SIZES, "")
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, InputError):
         return False
 
 
 def save_config(directory: Path, objective: Objective, settings: dict[str, Any]) -> None:
     content = {"objective": objective.name, "config": asdict(objective.config), "settings": settings}
-    (directory / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+    (directory / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """What `save_config` wrote. Raises InputError where it is something else."""
+    return dict(read_json(directory / CONFIG, _CONTENT, "give a checkpoint or a run of train.py"))
 
 
 def save_weights(path: Path, module: torch.nn.Module) -> None:
@@ -93,11 +106,39 @@ def save_weights(path: Path, module: torch.nn.Module) -> None:
 
 def load_weights(path: Path, module: torch.nn.Module) -> None:
     """Load a file of save_weights strictly; raises InputError that names what does not fit."""
+    _fill(module, read_tensors(path, _OURS), path)
+
+
+def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    ours = module.state_dict()
+    for name, value in tensors.items():
+        if name in ours and value.dtype != ours[name].dtype:
+            raise InputError(f"{path} does not hold {_OURS}: {name} is {value.dtype}, not {ours[name].dtype}")
     try:
-        module.load_state_dict(load_file(path), strict=True)
-    except (RuntimeError, SafetensorError, OSError) as error:
-        reason = textwrap.shorten(str(error), 400, placeholder=" …")  # several lines made one
-        raise InputError(f"{path} does not hold this objective's weights: {reason}") from error
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise _is_not(path, _OURS, error) from error
+
+
+def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises InputError where it is none, or a number in it is not finite.
+
+    what: is expected there, for the message. Training never saves what is not finite.
+    """
+    try:
+        os.close(open_regular(path))
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except Exception as error:  # safetensors and torch have one for each way in which a header is wrong
+        raise _is_not(path, what, error) from error
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"{path} does not hold {what}: {name!a:.100} has numbers that are not finite")
+    return tensors
+
+
+def _is_not(path: Path, what: str, error: Exception) -> InputError:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return InputError(f"{path} does not hold {what}: {one_line_of(said)}")
 
 
 def load(directory: str | Path) -> Objective:
@@ -109,13 +150,51 @@ def load(directory: str | Path) -> Objective:
     checkpoint = directory if (directory / WEIGHTS).exists() else newest(directory)
     if checkpoint is None:
         raise InputError(f"{directory}: neither a checkpoint (no {WEIGHTS}) nor a run that has one")
-    try:
-        saved = json.loads((checkpoint / "config.json").read_text())
-        cls = get(saved["objective"])
-        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{checkpoint}/config.json does not describe an objective: {error}") from error
-    objective = cls(config)
     average = checkpoint / AVERAGE
-    load_weights(average if average.exists() else checkpoint / WEIGHTS, objective)
+    path = average if average.exists() else checkpoint / WEIGHTS
+    cls, config = _described(checkpoint)
+    tensors = read_tensors(path, _OURS)
+    with torch.device("meta"):  # takes no memory, however wide the config says that the network is
+        sizes = {name: tuple(value.shape) for name, value in cls(config).state_dict().items()}
+    for name, value in tensors.items():
+        if sizes.get(name, value.shape) != tuple(value.shape):
+            raise InputError(
+                f"{path} does not hold {_OURS}: {name} is {tuple(value.shape)}, not {sizes[name]}"
+            )
+    objective = cls(config)
+    _fill(objective, tensors, path)
     return objective.eval()
+
+
+def _described(checkpoint: Path) -> tuple[type[Objective], Any]:
+    """The class and the config that a checkpoint's config.json names; a network can be made of them."""
+    saved = read_config(checkpoint)
+    try:
+        cls = get(saved["objective"])
+        if found := problem(saved["config"], config_shape(cls.Config), "config"):
+            raise InputError(found)
+        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
+        with torch.device("meta"):
+            cls(config)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        path = checkpoint / CONFIG
+        raise InputError(f"{path} does not describe an objective: {one_line_of(error)}") from error
+    return cls, config
+
+
+def config_shape(config: type) -> Any:
+    """What JSON of a Config holds: its fields, each of its type, and nothing else; what is absent has its default."""
+    fields = {name: _field(hint) for name, hint in get_type_hints(config).items()}
+    return AllOf({f"{name}?": shape for name, shape in fields.items()}, Each(one_of(*fields), _ANYTHING))
+
+
+_ANYTHING = Is("", lambda value: value is not None)
+_SHAPES: dict[Any, Any] = {str: TEXT, bool: bool, int: whole(-_LONGEST, _LONGEST), float: number()}
+
+
+def _field(hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return one_of(*get_args(hint))
+    if get_origin(hint) is tuple:
+        return [_SHAPES[get_args(hint)[0]]]
+    return _SHAPES[hint]

@@ -3,7 +3,6 @@
 One file, tuned.json, in the cache folder: machine → spec → the flags to use and what they were measured on.
 """
 
-import json
 import os
 from functools import cache
 from pathlib import Path
@@ -13,11 +12,13 @@ import torch
 
 from pipelines.graph import Placement
 from pipelines.views import ViewSpec
-from shards import InputError
 from shards.cache import cache_folder, locked
+from shards.documents import Each, one_of, read_json, whole
 from shards.table import write_json
 
 FILE = "tuned.json"
+_ENTRY = {"device": one_of(*get_args(Placement)), "threads": whole(1, 2**16), "prefetch": whole(0, 2**16)}
+_FOUND = Each(str, Each(str, _ENTRY))
 
 
 class Tuned(TypedDict):
@@ -71,17 +72,6 @@ def _name(objective: str, spec: ViewSpec) -> str:
 
 def _read() -> dict[str, dict[str, Any]]:
     path = cache_folder() / FILE
-    try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        sound = all(
-            entry["device"] in get_args(Placement) and entry["threads"] >= 1 and entry["prefetch"] >= 0
-            for entries in found.values()
-            for entry in entries.values()
-        )
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path} is not what tools/bench_loader.py --autotune writes: remove it")
-    return found
+    return dict(read_json(path, _FOUND, "it is not what tools/bench_loader.py --autotune writes: remove it"))

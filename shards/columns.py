@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shards.documents import one_line_of
 from shards.errors import InputError
 from shards.files import open_regular
 from shards.schema import REPAIR, check_columns, checked, type_of
@@ -41,7 +42,7 @@ class Columns:
             texts = [field.name for field in schema if pa.types.is_string(field.type)]
             self._file = pq.ParquetFile(path, read_dictionary=[t for t in texts if t not in OF_EACH_ROW])
         except (OSError, UnicodeError, pa.ArrowException) as error:
-            raise InputError(f"{path}: cannot be read ({_line(error)}); {REPAIR}") from error
+            raise InputError(f"{path}: cannot be read ({one_line_of(error)}); {REPAIR}") from error
         check_columns(schema, path)
         self._types = {field.name: type_of(field.name, field.type) for field in schema}
         self.names: list[str] = list(schema.names)
@@ -119,12 +120,6 @@ class Columns:
                     self._arrow[name] = checked(name, column, self.path, self._classes)
                 except (OSError, UnicodeError, pa.ArrowException) as error:
                     raise InputError(
-                        f"{self.path}: column {name} cannot be read ({_line(error)}); {REPAIR}"
+                        f"{self.path}: column {name} cannot be read ({one_line_of(error)}); {REPAIR}"
                     ) from error
             return self._arrow[name]
-
-
-def _line(error: Exception) -> str:
-    """Arrow quotes what it finds in a file, whatever it is."""
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    return "".join(letter if letter.isprintable() else "?" for letter in said)[:300]

@@ -13,6 +13,7 @@ A shape says what is expected. It is one of
 import json
 import os
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,10 +91,10 @@ def problem(value: Any, shape: Any, place: str = "") -> str:
         found = [problem(value, one, place) for one in shape.shapes]
         return "" if "" in found else found[-1]
     if isinstance(shape, Is):
-        return "" if shape.test(value) else f"{_named(place)} is {short(value)}, not {shape.says}"
+        return "" if shape.test(value) else f"{_named(place)} is {_found(value)}, not {shape.says}"
     expected = shape if isinstance(shape, type) else list if isinstance(shape, list) else dict
     if not isinstance(value, expected):
-        return f"{_named(place)} is {short(value)}, not {_TYPES[expected]}"
+        return f"{_named(place)} is {_found(value)}, not {_TYPES[expected]}"
     return next(filter(None, (problem(*part) for part in _parts(value, shape, place))), "")
 
 
@@ -124,7 +125,7 @@ def parse(text: bytes | str, shape: Any, name: object, fix: str) -> Any:
     except RecursionError:
         found = "nested too deep"
     except ValueError as error:
-        found = f"not JSON ({str(error).splitlines()[0]})"
+        found = f"not JSON ({one_line_of(error)})"
     if found:
         raise InputError(f"{name}: {found}; {fix}")
     return value
@@ -170,8 +171,18 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
+def _found(value: Any) -> str:
+    return "absent" if value is None else short(value)
+
+
 def _named(place: str) -> str:
     return place or "the content"
+
+
+def one_line_of(said: object, most: int = 400) -> str:
+    """What a library says of a file, in one printable line: it may quote whatever is in there."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(said)) or type(said).__name__
+    return textwrap.shorten(text, most, placeholder=" …")
 
 
 def short(value: Any) -> str:

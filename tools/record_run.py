@@ -15,7 +15,9 @@ import matplotlib
 import tyro
 from machine import describe
 
+from objectives import checkpoint
 from shards import InputError, one_line
+from training.log import read_metrics
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # the backend comes first
@@ -48,11 +50,7 @@ def main(arguments: Arguments) -> None:
 
 def read(run: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """config.json and the lines of metrics.jsonl, four digits each."""
-    try:
-        config = json.loads((run / "config.json").read_text())
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run}: not the folder of a run ({error}); name one that train.py made") from error
+    config, lines = checkpoint.read_config(run), read_metrics(run / "metrics.jsonl")
     if not lines:
         raise InputError(f"{run / 'metrics.jsonl'}: no line yet; let the run pass --log-every steps")
     return config, [{key: float(f"{value:.4g}") for key, value in line.items()} for line in lines]

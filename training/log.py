@@ -12,6 +12,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from shards import InputError
 from shards.aside import written_aside
+from shards.documents import TEXT, AllOf, Each, Is, read_json_lines, whole
+
+_LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))
 
 
 class Log:
@@ -71,9 +74,13 @@ class Log:
         )
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl, but a last one that was cut off. Raises InputError where it holds something else."""
+    return read_json_lines(path, _LINE, "remove that line, or the file")
+
+
 def _forget_lines_after(path: Path, step: int) -> None:
-    lines = path.read_text().splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    if kept != lines:
+    kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step)
+    if kept.encode() != path.read_bytes():
         with written_aside(path) as aside:
-            aside.write_text("".join(line + "\n" for line in kept))
+            aside.write_text(kept)

@@ -12,8 +12,10 @@ from accelerate import PartialState
 import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError, demo
+from shards.documents import one_line_of
 from training.processes import on_main
 from training.settings import Settings
+from training.state import read_rows
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
     """The rows of a run's videos in the run's order, whatever was quarantined since."""
     number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
-    keys = (resumed / "rows.txt").read_text().split()
+    keys = read_rows(resumed)
     if missing := [key for key in keys if key not in number]:
         raise InputError(
             f"{dataset.path} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set"
@@ -147,15 +149,15 @@ def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
 
 def refuse_changes(resumed: Path, now: dict[str, Any]) -> None:
     """Raise InputError that names what differs from the run that wrote the checkpoint."""
-    saved = json.loads((resumed / "config.json").read_text())
+    saved = checkpoint.read_config(resumed)
     defaults = asdict(objectives.get(saved["objective"]).Config())  # of flags younger than the run
     then = {"objective": saved["objective"]} | defaults | saved["config"] | saved["settings"]
     then = json.loads(json.dumps(then))
     now = json.loads(json.dumps(now))  # tuples become lists
     changed = [key for key in now | then if now.get(key) != then.get(key)]
     if changed:
-        differences = "; ".join(f"{key} {then.get(key)} → {now.get(key)}" for key in changed)
-        batch, rest = divmod(then["global_batch"], PartialState().num_processes)
+        differences = one_line_of("; ".join(f"{key} {then.get(key)} → {now.get(key)}" for key in changed))
+        batch, rest = divmod(then.get("global_batch") or 1, PartialState().num_processes)
         hint = f" (--batch-size {batch})" if "global_batch" in changed and not rest else ""
         raise InputError(
             f"--resume: {resumed} was made by another run: {differences}. "

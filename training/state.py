@@ -8,9 +8,10 @@ The schedule and all random numbers are functions of the step (Objective.learnin
 so the step is their whole state, in any number of processes.
 """
 
+import copy
 import json
 import shutil
-import textwrap
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,37 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from objectives import Objective, checkpoint
 from shards import InputError
+from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
 OPTIMIZER, STATE, ROWS = "optimizer.safetensors", "state.json", "rows.txt"
+NOT_WHOLE = "remove this checkpoint, and --resume goes on with the one before"
+PROGRESS = {
+    "step": whole(0, 2**40),
+    "loader": {"samples": whole(0, 2**50)},
+    "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
+}
+_DECAY = {
+    "stage": whole(0, 1000),
+    "lowest": AnyOf(NOTHING, number()),
+    "waited": whole(0),
+    "falls": whole(0, 1000),
+}
+_SCALER = {
+    "scale": number(0),
+    "growth_factor": number(1),
+    "backoff_factor": number(0, 1),
+    "growth_interval": whole(1),
+    "_growth_tracker": whole(0),
+}
+_STATE = PROGRESS | {
+    "validation": {"validated": whole(0), "decay": _DECAY},
+    "scaler": AnyOf(NOTHING, Is("empty", lambda value: value == {}), _SCALER),
+}
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -74,7 +99,7 @@ class State:
     def load(self, path: Path) -> dict[str, Any]:
         """Put back what `save` wrote; returns its progress. Raises InputError where it does not fit."""
         checkpoint.load_weights(path / checkpoint.WEIGHTS, self.objective)
-        state = json.loads((path / STATE).read_text())
+        state = dict(read_json(path / STATE, _STATE, NOT_WHOLE))
         load_optimizer(path / OPTIMIZER, self.optimizer, state["optimizer"])
         if self.average:
             checkpoint.load_weights(path / checkpoint.AVERAGE, self.average.module)
@@ -89,27 +114,108 @@ def save_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, An
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     scalars: dict[str, Any] = {}
-    for number, entries in state["state"].items():
+    for index, entries in state["state"].items():
         for name, value in entries.items():
             place = tensors if isinstance(value, torch.Tensor) else scalars
-            place[f"{number}.{name}"] = value.contiguous() if isinstance(value, torch.Tensor) else value
+            place[f"{index}.{name}"] = value.contiguous() if isinstance(value, torch.Tensor) else value
     save_file(tensors, path)
     return {"param_groups": state["param_groups"], "scalars": scalars}
 
 
+def read_rows(checkpoint: Path) -> list[str]:
+    """The keys of rows.txt. Raises InputError where it holds none, or something else."""
+    path = checkpoint / ROWS
+    try:
+        keys = read_bytes(path, NOT_WHOLE, 2**32).decode("utf-8").split()
+    except UnicodeDecodeError:
+        keys = []
+    if not keys:
+        raise InputError(f"{path}: holds no keys of videos; {NOT_WHOLE}")
+    return keys
+
+
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Put back what save_optimizer wrote and returned; raises InputError where it does not fit."""
+    what = "this run's optimizer state"
+    tensors = checkpoint.read_tensors(path, what)
     try:
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in (load_file(path) | saved["scalars"]).items():
-            number, name = key.split(".", 1)
-            state.setdefault(int(number), {})[name] = value
+        state = _entries(tensors | saved["scalars"])
+        ours = optimizer.state_dict()["param_groups"]
+        if not _alike(saved["param_groups"], ours):
+            raise ValueError(f"{STATE} has other groups of parameters, or other options of them")
+        _check_entries(state, optimizer)
         optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
-    except (ValueError, KeyError, RuntimeError, SafetensorError, OSError) as error:
-        reason = textwrap.shorten(str(error), 400, placeholder=" …")
-        raise InputError(f"{path} does not hold this run's optimizer state: {reason}") from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} does not hold {what}: {one_line_of(error)}") from error
     for parameter, entries in optimizer.state.items():
         for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 # in the parameter's memory order, or each step would be slower than before
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _entries(flat: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Parameter number → its entries, of "<parameter number>.<name>"."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        if not (index.isascii() and index.isdecimal() and name and len(index) < 10):
+            raise ValueError(f"{ascii(key)[:100]} is no entry of a parameter")
+        state.setdefault(int(index), {})[name] = value
+    return state
+
+
+def _check_entries(state: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless each parameter that was stepped has what a step of this optimizer leaves, and no more."""
+    groups = [(group, _after_a_step(optimizer, group)) for group in optimizer.param_groups]
+    parameters = [(one, left) for group, left in groups for one in group["params"]]
+    for index, entries in state.items():
+        if index >= len(parameters):
+            raise ValueError(f"{index} is the number of no parameter")
+        parameter, left = parameters[index]
+        if odd := entries.keys() ^ left.keys():
+            raise ValueError(
+                f"parameter {index}: {ascii(min(odd))[:100]} is missing, or not this optimizer's"
+            )
+        for name, value in left.items():
+            _check_entry(f"{name} of parameter {index}", entries[name], value, parameter)
+
+
+def _check_entry(name: str, found: Any, like: Any, parameter: torch.Tensor) -> None:
+    if not isinstance(like, torch.Tensor):
+        if not _alike(found, like):
+            raise ValueError(f"{name} is a {type(found).__name__}, not a {type(like).__name__}")
+        return
+    if not isinstance(found, torch.Tensor):
+        raise ValueError(f"{name} is no tensor")
+    shape = parameter.shape if like.dim() else like.shape  # `like` is of a parameter with one number
+    if (found.shape, found.dtype) != (shape, like.dtype):
+        raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}, not {like.dtype} {tuple(shape)}")
+    if ("sq" in name or "step" in name) and (found < 0).any():
+        raise ValueError(f"{name} is negative: steps are counted, and squares summed")
+
+
+def _after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """What a step of an optimizer like this leaves for a parameter, seen on one with a single number."""
+    one = torch.nn.Parameter(torch.zeros(1))
+    one.grad = torch.zeros(1)
+    like = copy.copy(optimizer)
+    like.state, like.param_groups = defaultdict(dict), [{**group, "params": [one]}]
+    type(optimizer).step(like)
+    return dict(like.state[one])
+
+
+def _alike(saved: Any, ours: Any) -> bool:
+    """Whether JSON has the kinds of values, and as many, as what it is to replace; numbers are to be finite."""
+    if isinstance(ours, dict):
+        return (
+            isinstance(saved, dict)
+            and saved.keys() == ours.keys()
+            and (saved.get("params") == ours.get("params"))
+            and all(_alike(saved[name], value) for name, value in ours.items())
+        )
+    if isinstance(ours, list | tuple):
+        return isinstance(saved, list) and len(saved) == len(ours) and all(map(_alike, saved, ours))
+    if isinstance(ours, int | float) and not isinstance(ours, bool):
+        return not problem(saved, number(0))
+    return type(saved) is type(ours)

@@ -104,7 +104,7 @@ def test_confusion_of_fails_has_their_three_classes(protocol, tmp_path) -> None:
         "objective": "memdpc",
         "model": "mine",
         "checkpoint": "mine",
-        "data": {"name": "oops", "classes": ["one"]},
+        "data": {"name": "oops", "fingerprint": "0" * 64, "classes": ["one"]},
         "splits": {"split": {}},
         "settings": {},
         "evaluated": {"videos": 3, "of": 3},

@@ -1,17 +1,13 @@
 """A data set that was tampered with is read as what it says, or refused in one line: no traceback, no wait."""
 
-import faulthandler
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -21,12 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from independent import ENVIRONMENT, ROOT, run_tool, said
+from tamper import ODD, cases_of_json, changed, line, places, watchdog
 
 from shards import DamagedError, Dataset, InputError
 from shards.check import check
 from shards.repair import repair
-
-SECONDS = 20  # after which a case hangs
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +38,6 @@ def whole(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "small"))
-
-
-@contextmanager
-def watchdog() -> Iterator[None]:
-    """Fail what takes longer than SECONDS; end the process should even that not help."""
-
-    def late(_: int, __: FrameType | None) -> None:
-        raise AssertionError(f"hangs for {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
 
 
 def use(folder: Path) -> str:
@@ -96,77 +73,7 @@ def use(folder: Path) -> str:
     return refused
 
 
-def line(error: Exception) -> str:
-    text = str(error)
-    assert len(text.splitlines()) == 1 and text.isprintable() and len(text) < 1500, text
-    text.encode()
-    return text
-
-
 # ------------------------------------------------------------------------------------------------- the description
-
-TEXTS: list[Any] = [
-    "",
-    ".",
-    "..",
-    "../x",
-    "/etc/passwd",
-    "a\0b",
-    "a\nb",
-    "\ud800",
-    "x" * 100_000,
-    "\x1b[31m",
-    "日本",
-]
-NUMBERS: list[Any] = [
-    -1,
-    0,
-    1,
-    2**31,
-    2**63,
-    2**64,
-    -(2**63),
-    10**400,
-    0.5,
-    1e308,
-    float("inf"),
-    float("nan"),
-    True,
-]
-ODD: list[Any] = [None, [], {}, [[]], {"a": 1}, [None], ["a", 1], *TEXTS, *NUMBERS]
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something lies in JSON: every value at every depth."""
-    yield path
-    if isinstance(value, dict | list):
-        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(one, (*path, key))
-
-
-def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = value.copy()
-    copy[path[0]] = changed(value[path[0]], path[1:], new)
-    return copy
-
-
-def without(value: Any, path: tuple[Any, ...]) -> Any:
-    if len(path) > 1:
-        copy = value.copy()
-        copy[path[0]] = without(value[path[0]], path[1:])
-        return copy
-    return {key: one for key, one in value.items() if key != path[0]}
-
-
-def cases_of_json(content: Any) -> Iterator[Any]:
-    """Each value replaced by one of another kind, by an extreme one, or left out."""
-    for number, path in enumerate(places(content)):
-        for step in (0, 7, 11, 17):
-            yield changed(content, path, ODD[(step * number + step) % len(ODD)])
-        if path and isinstance(path[-1], str):
-            yield without(content, path)
 
 
 def test_each_value_of_the_description(copied: Path) -> None:
