@@ -147,9 +147,11 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             f"Accuracy over the share of labels; with all of them {100 * best:.1f} %",
         )
     if "points" in result:
-        known = all("pretraining_top1" in p for p in result["points"])
-        x, label = ("pretraining_top1", "pretraining top-1, %") if known else ("step", "optimizer step")
-        points = [((100 if known else 1) * p[x], p["downstream"]) for p in result["points"]]
+        points = [(p["step"], p["downstream"]) for p in result["points"]]
+        label = "optimizer step"
+        if all(p.get("pretraining_top1") is not None for p in result["points"]):
+            points = [(100 * p["pretraining_top1"], p["downstream"]) for p in result["points"]]
+            label = "pretraining top-1, %"
         drawn = {result["model"]: points}
         if result.get("random"):
             xs = [x for x, _ in points]
