@@ -33,7 +33,7 @@ from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
 from training.speed import settle, uneven_sides
-from training.trainer import Trainer
+from training.trainer import Trainer, headline
 
 
 def main(argv: list[str]) -> None:
@@ -118,8 +118,7 @@ def conclude(run: Run, last: dict[str, float] | None) -> str:
     weights = f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})"
     if not last:
         return weights
-    chance = last["top1"] / last["chance"]
-    return f"loss {last['loss']:.3f}, top-1 {last['top1']:.3f} ({chance:.1f} × chance)\n{weights}"
+    return f"{headline(last)}\n{weights}"
 
 
 if __name__ == "__main__":

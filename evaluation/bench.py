@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ def _downstream(model: Model, settings: Settings) -> Downstream:
     downstream: Callable[..., Downstream] = model.objective.downstream
     changes: dict[str, Any] = {}
     if settings.subsequences:
-        if model.objective.name != "vdim":
+        if "subsequences" not in signature(downstream).parameters:
             raise InputError(
-                f"--subsequences {settings.subsequences}: is of VDIM, not of {model.objective.name}"
+                f"--subsequences {settings.subsequences}: {model.objective.name} has no subsequences; leave the flag out"
             )
         changes = {"subsequences": settings.subsequences}
     down = downstream(**changes)

@@ -1,14 +1,12 @@
 """A pretrained network with a classifier on top, to be trained as a whole."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from evaluation.model import Representation
 from objectives import Objective
 from objectives.downstream import FineTuning
-from pipelines.views import ViewSpec, eval_view
+from pipelines.views import ViewSpec, eval_view, single_start
 
 
 class Classifier(nn.Module):
@@ -43,9 +41,9 @@ def copy_of(trained: Objective) -> Objective:
 
 
 def still_spec(spec: ViewSpec) -> ViewSpec:
-    """One window of a test video: the training clip without augmentation; a single view where each has a start of its own."""
+    """One window of a test video: the training clip without augmentation; its first view alone where views start independently."""
     still = eval_view(spec)
-    return replace(still, offsets=still.offsets[:1], groups=(), paces=()) if still.paces else still
+    return single_start(still) if still.starts_differ else still
 
 
 def used_parameters(classifier: Classifier, spec: ViewSpec) -> list[nn.Parameter]:

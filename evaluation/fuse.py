@@ -116,9 +116,7 @@ def curve(settings: Curve) -> None:
     }
     save(folder, result | {"points": points, "random": random})
     lines = [
-        f"step {p['step']:8}  pretraining top-1 {p['pretraining_top1']:.3f}  "
-        f"downstream {metrics.Score(**p['downstream'])} %"
-        for p in points
+        f"step {p['step']:8}  {_said(p):26}  downstream {metrics.Score(**p['downstream'])} %" for p in points
     ]
     if random:
         lines.append(f"random weights {'':31}{metrics.Score(**random)} %")
@@ -129,8 +127,11 @@ def _pretraining(run: Path, step: int) -> dict[str, float]:
     """The last line of metrics at or before a step; that of validation where there is one."""
     before = [line for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
     last = before[-1] if before else {}
-    name = "val_top1" if "val_top1" in last else "top1"
-    return {
-        "pretraining_top1": last.get(name, float("nan")),
-        "pretraining_loss": last.get("loss", float("nan")),
-    }
+    found = {"pretraining_top1": last.get("val_top1", last.get("top1")), "pretraining_loss": last.get("loss")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _said(point: dict[str, Any]) -> str:
+    """What pretraining said at a point: its top-1, or its loss where the method has no top-1."""
+    names = {"pretraining_top1": "pretraining top-1", "pretraining_loss": "pretraining loss"}
+    return next((f"{label} {point[name]:.3f}" for name, label in names.items() if name in point), "")

@@ -68,7 +68,8 @@ def oops_finetune(settings: OopsFinetune) -> None:
     fails = Fails.of(bench.dataset)
     tuning = tuning_of(settings, bench)
     # the clip decides where a window lies: one start for all views, as on the frozen network
-    spec = replace(tuning.spec, offsets=bench.downstream.spec.offsets, paces=(), circular=False)
+    offsets = bench.downstream.spec.offsets
+    spec = replace(tuning.spec, offsets=offsets, paces=(), circular=False, start_scope="clip")
     tuning = replace(tuning, spec=spec)
     folder = on_main(lambda: output_folder(settings, "oops-finetune", bench.model, bench.dataset))
     resume.claim(folder, bench, tuning, settings, layer=bench.settings.layer)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+import objectives
 from evaluation import fails, gallery, pictures
 from evaluation.arrays import check_numbers, read_arrays
 from evaluation.metrics import Score
-from evaluation.published import PUBLISHED
 from evaluation.result import load, results_below
 from evaluation.settings import Report
 from evaluation.table import row
@@ -88,11 +88,12 @@ def _summary(results: list[dict[str, Any]]) -> str:
 def _published(results: list[dict[str, Any]]) -> str:
     """What the papers report of the methods and protocols that are shown."""
     there = {(result["objective"], result["protocol"]) for result in results}
+    published = [(name, one) for name, method in objectives.available().items() for one in method.published]
     rows = []
-    for one in PUBLISHED:
-        if (one.objective, one.protocol) in there:
+    for name, one in published:
+        if (name, one.protocol) in there:
             cells = (
-                one.objective,
+                name,
                 one.protocol,
                 one.data,
                 f"{one.value:.1f}",
@@ -146,15 +147,19 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             f"Accuracy over the share of labels; with all of them {100 * best:.1f} %",
         )
     if "points" in result:
-        points = [(100 * p["pretraining_top1"], p["downstream"]) for p in result["points"]]
+        points = [(p["step"], p["downstream"]) for p in result["points"]]
+        label = "optimizer step"
+        if all(p.get("pretraining_top1") is not None for p in result["points"]):
+            points = [(100 * p["pretraining_top1"], p["downstream"]) for p in result["points"]]
+            label = "pretraining top-1, %"
         drawn = {result["model"]: points}
         if result.get("random"):
             xs = [x for x, _ in points]
             drawn["random weights"] = [(x, result["random"]) for x in (min(xs), max(xs))]
         yield _plot(
             "Self-supervised against downstream accuracy",
-            pictures.curves(drawn, "pretraining top-1, %"),
-            f"{len(points)} checkpoints of a run, downstream accuracy over pretraining accuracy",
+            pictures.curves(drawn, label),
+            f"{len(points)} checkpoints of a run, downstream accuracy over {label}",
         )
     counts = result.get("confusion") or result.get("scores", {}).get("confusion")
     if counts:

@@ -41,7 +41,7 @@ _SHARE = Is(
     lambda value: isinstance(value, str) and re.fullmatch(r"0?\.\d+|1|\d+e-\d+", value) is not None,
 )
 _CURVE = AllOf(_SOME, Each(_SHARE, {"top1": _SCORE}))
-_NUMBER = Is("a number", lambda value: type(value) in (int, float))  # what was not logged is NaN
+_NUMBER = Is("a number", lambda value: type(value) in (int, float))  # NaN where it was not logged
 _RESULT = {
     "protocol": TEXT,
     "checkpoint": AnyOf(TEXT, [TEXT]),
@@ -60,7 +60,7 @@ _RESULT = {
     "curves?": AllOf({"model": _CURVE}, Each(TEXT, _CURVE)),
     "points?": AllOf(
         Is("a list that is not empty", bool),
-        [{"step": whole(0), "downstream": _SCORE, "pretraining_top1": _NUMBER}],
+        [{"step": whole(0), "downstream": _SCORE, "pretraining_top1?": _NUMBER}],
     ),
     "random?": _SCORE,
     "nearest?": Each(str, [str]),

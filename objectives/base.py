@@ -1,61 +1,124 @@
-"""The contract of an objective, and where they are found.
+"""The contract of an objective, and how objectives are found: docs/extend.md has a worked example.
 
-An objective is one file of this package with one subclass of Objective: a frozen Config, a view spec, a loss.
+An objective is one file of this package with one subclass of Objective. Nothing else has to be registered.
 """
 
 import importlib
 import pkgutil
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from objectives.downstream import Downstream, FineTuning
-from pipelines.views import ViewSpec, eval_view
+from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
 
 
 @dataclass(frozen=True)
 class Output:
-    """loss: scalar to minimise. metrics: scalars to log, or (2,), a part and its whole, both summed before they are
-    divided; "top1" is the method's headline, "chance" its floor."""
+    """What forward returns.
+
+    loss: the scalar to minimise. metrics: values to log, by names that the method chooses; a method may have none.
+    A metric is a scalar, whose mean over steps and processes is logged; or (2,), a part and its whole, which are summed
+    before they are divided. Two names are shown with the loss where they exist: "top1", the accuracy of the method's own
+    task, 0–1, and "chance", the top1 of guessing.
+    Raises ValueError for a metric of another shape, or one that is named "loss" or "step".
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in self.metrics.items():
+            if name in ("loss", "step"):
+                raise ValueError(f"a metric may not be called {name}: metrics.jsonl has that already")
+            if value.shape not in ((), (2,)):
+                raise ValueError(f"metric {name} has the shape {tuple(value.shape)}: give a scalar, or (2,)")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and with how many clips a process to train where the user does not say."""
+    """How many optimizer steps to train, and with how many clips a process, where the user does not say."""
 
     steps: int
     batch_size: int
 
 
 @dataclass(frozen=True)
+class ShardSettings:
+    """What tools/make_shards.py --for METHOD makes: shards no larger, faster or longer to seek in than a method needs.
+
+    short_side: pixels, a multiple of 16 (see shards.encode.Encoding). gop: frames from one key frame to the next.
+    fps: frames a second that are stored, None for the video's own rate.
+    rate: frames a second that the method looks at; None where it takes stored frames as they come. With a rate,
+    stride names the config's field that counts stored frames from one that is looked at to the next: the field's default
+    is then the one that suits the data set. Raises ValueError for settings that do not fit together.
+    """
+
+    short_side: int = 256
+    gop: int = 16
+    fps: float | None = None
+    rate: float | None = None
+    stride: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16 or self.short_side % 16 or self.gop < 1:
+            raise ValueError(
+                f"short_side {self.short_side} must be a multiple of 16, gop {self.gop} at least 1"
+            )
+        if (self.rate is None) != (self.stride is None):
+            raise ValueError(
+                f"rate {self.rate} and stride {self.stride} belong together: give both or neither"
+            )
+
+    def stride_at(self, fps: float | None) -> int | None:
+        """From one frame that the method looks at to the next, in frames stored at `fps`; None where that is open."""
+        return None if self.rate is None or fps is None else max(1, round(fps / self.rate))
+
+
+class Published(NamedTuple):
+    """A result of a method's paper, for the table of evaluate.py report: accuracy, or R@1 of retrieval, in per cent.
+
+    protocol: a command of evaluate.py. setting: network, input, what it was pretrained on, and the splits of the
+    downstream data where the paper names them. where: the paper's table.
+    """
+
+    protocol: str
+    data: str
+    setting: str
+    value: float
+    where: str
+
+
+@dataclass(frozen=True)
 class Plateau:
-    """Multiply the learning rate by `factor`, at most `times` times in a stage, where the validation loss has not
-    fallen below its lowest for `patience` validations in a row."""
+    """Multiply the learning rate by `factor` after `patience` validations in a row without a new lowest loss, at most
+    `times` times in a stage."""
 
     patience: int
     factor: float = 0.1
     times: int = 1
 
 
-class Objective(nn.Module):
-    """One self-supervised method.
+class Objective(nn.Module, ABC):
+    """One self-supervised method: a view spec, a model and a loss.
 
-    Config: frozen dataclass whose defaults are the paper's; small: the same for a CPU.
-    recipe, small_recipe: the training length that goes with each. All configs have lr and warmup_steps.
+    A subclass must have the class attributes name (what --objective says) and Config (a frozen dataclass whose defaults
+    are the paper's, among them lr and warmup_steps), the module encoder (what a run exports), and all abstract methods.
+    It may have: recipe and small_recipe (training length with Config() and with small()), shards (the shards that suit
+    it), published (its paper's results).
     """
 
     name: ClassVar[str]
     Config: ClassVar[type]
-    recipe: ClassVar[Recipe]
-    small_recipe: ClassVar[Recipe]
+    recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32)
+    small_recipe: ClassVar[Recipe] = Recipe(steps=500, batch_size=8)
+    shards: ClassVar[ShardSettings] = ShardSettings()
+    published: ClassVar[tuple[Published, ...]] = ()
     encoder: nn.Module
 
     def __init__(self, config: Any) -> None:
@@ -65,28 +128,28 @@ class Objective(nn.Module):
     @staticmethod
     @abstractmethod
     def small() -> Any:
-        """A Config narrowed so that two CPU cores train it in minutes."""
+        """The Config of --small: narrow enough for two CPU cores to train it in minutes."""
 
     @staticmethod
     @abstractmethod
     def view_spec(config: Any) -> ViewSpec:
-        """What the loader has to draw."""
+        """Which frames the loader takes, and how it crops and colours them."""
 
     @abstractmethod
     def forward(self, batch: Mapping[str, Any]) -> Output:
-        """batch["views"]: (B, V, C, T, H, W) float32 as the spec says. Returns the loss and its metrics."""
+        """Compute the loss and its metrics. batch["views"]: (B, V, C, T, H, W) float32 as the spec says."""
 
     @abstractmethod
     def embed(self, views: Tensor) -> Tensor:
-        """views (B, V, C, T, H, W) → features (B, V, D) for downstream use, each view on its own."""
+        """Map views (B, V, C, T, H, W) to features (B, V, D) for downstream use, each view on its own."""
 
     def downstream(self) -> Downstream:
-        """How labelled videos are shown to this network; here ten windows of the spec, spread evenly."""
-        spec = replace(self.view_spec(self.config), paces=(), circular=False)
+        """How labelled videos are shown to this network: by default ten windows of the spec, spread evenly."""
+        spec = single_start(self.view_spec(self.config))
         return Downstream(eval_view(spec), FineTuning(spec))
 
     def represent(self, views: Tensor) -> Tensor:
-        """Windows of downstream's spec (B, V, C, T, H, W) → a feature each, (B, D); here the mean of their views'."""
+        """Map windows of downstream's spec (B, V, C, T, H, W) to a feature each, (B, D): by default their views' mean."""
         return self.embed(views).mean(1)
 
     @abstractmethod
@@ -94,7 +157,7 @@ class Objective(nn.Module):
         """The paper's optimiser over this module's parameters, at its full learning rate."""
 
     def begin_step(self, step: int) -> int:
-        """Called before optimizer step `step`, counted from 0: where a curriculum moves on. Returns its stage, from 0."""
+        """Move a curriculum on before optimizer step `step`, counted from 0. Returns the curriculum's stage, from 0."""
         return 0
 
     def plateau(self) -> Plateau | None:
@@ -108,22 +171,48 @@ class Objective(nn.Module):
 
 
 def available() -> dict[str, type[Objective]]:
-    """Every objective by name: each subclass with a name found in this package's files."""
+    """Every objective by name: each subclass with a name in this package's files, and those imported from elsewhere.
+
+    Raises InputError, naming the class, where one does not keep the contract.
+    """
     package = importlib.import_module("objectives")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"objectives.{module.name}")
-    return {cls.name: cls for cls in sorted(_named(Objective), key=lambda cls: cls.name)}  # type: ignore[type-abstract]
+    found: dict[str, type[Objective]] = {}
+    for cls in sorted(_named(Objective), key=lambda cls: cls.name):  # type: ignore[type-abstract]
+        _check_contract(cls)
+        if cls.name in found:
+            raise InputError(f"{_place(cls)} and {_place(found[cls.name])} are both called {cls.name}")
+        found[cls.name] = cls
+    return found
 
 
 def _named(cls: type[Objective]) -> list[type[Objective]]:
-    """The subclasses of a class, and theirs, that are methods themselves."""
+    """The subclasses of a class, and theirs, that have a name of their own."""
     found = [sub for child in cls.__subclasses__() for sub in _named(child)]
-    return [*found, cls] if hasattr(cls, "name") else found
+    return [*found, cls] if "name" in vars(cls) else found
 
 
-def get(name: str) -> type[Objective]:
-    """The objective called `name`; raises InputError that lists the names there are."""
+def _place(cls: type[Objective]) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def _check_contract(cls: type[Objective]) -> None:
+    """Raise InputError that says what a method's class lacks."""
+    missing = sorted(cls.__abstractmethods__) + [name for name in ("Config",) if not hasattr(cls, name)]
+    if missing:
+        raise InputError(f"{_place(cls)}: lacks {', '.join(missing)} (see objectives.base.Objective)")
+    config: Any = cls.Config
+    if not (is_dataclass(config) and getattr(config, "__dataclass_params__").frozen):  # noqa: B009
+        raise InputError(f"{_place(cls)}: Config must be a frozen dataclass")
+    wanted = {"lr", "warmup_steps"} | ({cls.shards.stride} if cls.shards.stride else set())
+    if lacking := sorted(wanted - {one.name for one in fields(config)}):
+        raise InputError(f"{_place(cls)}: Config lacks the field {', '.join(lacking)}")
+
+
+def get(name: str, flag: str = "--objective") -> type[Objective]:
+    """The objective called `name`; raises InputError that names the flag and lists the names there are."""
     found = available()
     if name not in found:
-        raise InputError(f"--objective {name}: there is no such objective; choose one of {', '.join(found)}")
+        raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.resnet2d3d import DEPTHS, ResNet2d3d
 from models.stages import Stages
-from objectives.base import Objective, Plateau
+from objectives.base import Objective, Plateau, ShardSettings
 from objectives.choices import check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError
@@ -42,7 +42,7 @@ class BlocksConfig:
     frames: int = 5
     """T, frames a block."""
     stride: int = 3
-    """Every so-manieth frame is taken; DPC's released code takes every fifth on Kinetics-400."""
+    """Every STRIDE-th frame is taken; DPC's released code takes every fifth on Kinetics-400."""
     pred_steps: int = 3
     """Blocks at the clip's end that are predicted from those before: 3 of 8 is 5pred3."""
     curriculum: tuple[int, ...] = ()
@@ -112,6 +112,8 @@ class BlockObjective(Objective):
     encoder: models.resnet2d3d.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
     """
 
+    # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second
+    shards = ShardSettings(short_side=160, gop=10, fps=10, rate=10, stride="stride")
     config: Any
     encoder: ResNet2d3d | Stages
 
@@ -170,7 +172,7 @@ class BlockObjective(Objective):
         return stage
 
     def learning_rate(self, step: int) -> float:
-        """The warm-up begins anew with each stage of the curriculum."""
+        """The warm-up starts again in each stage of the curriculum."""
         start = max((start for start in self.config.curriculum if start <= step), default=0)
         return super().learning_rate(step - start)
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 import tyro
 
-from objectives.base import Recipe, get
+from objectives.base import Objective, Recipe, get
 from shards import InputError
-from shards.presets import stride_of
+from shards.schema import read_description
 
 
 class Settings(Protocol):
@@ -33,7 +33,8 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
 
     settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
     its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
-    a machine that has no GPU; the stride is the one that the data set was made for (make_shards --for), if any.
+    a machine that has no GPU. Where the objective names a stride (ShardSettings.stride), that field's default suits the
+    data set's frame rate if make_shards --for made it.
     Raises InputError for a value that the settings or the config refuse.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -45,7 +46,9 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     small = known.small if known.small is not None else known.data is None and not torch.cuda.is_available()
     recipe: Recipe = cls.small_recipe if small else cls.recipe
     defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
-    config = _strided(cls.small() if small else cls.Config(), known.data, argv)
+    config = cls.small() if small else cls.Config()
+    if known.data:
+        config = _strided(cls, config, Path(known.data), argv)
     flat = tyro.conf.OmitArgPrefixes
     parts = [
         ("tool", flat[settings], defaults),
@@ -68,11 +71,28 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     return parsed.tool, parsed.method
 
 
-def _strided(config: Any, data: str | None, argv: list[str]) -> Any:
-    """The config with the stride that the data set was made for as its default, and a line that says so."""
-    stride = stride_of(Path(data)) if data else None
-    if stride is None or getattr(config, "stride", stride) == stride:
+def suited(cls: type[Objective], config: Any, data: Path) -> Any:
+    """The config with the stride that suits a data set whose dataset.json has one, as make_shards --for notes it.
+
+    Which field that is: ShardSettings.stride. Another data set leaves the config as it is, and so does one that cannot be
+    read here.
+    """
+    try:
+        settings = read_description(data)["settings"]
+    except InputError:  # whoever opens the data set says so
         return config
-    if not any(word.startswith("--stride") for word in argv) and os.environ.get("RANK", "0") == "0":
-        print(f"--stride {stride}, as {data} was made for (its dataset.json)", file=sys.stderr)
-    return replace(config, stride=stride)
+    stride = cls.shards.stride_at(settings.get("fps")) if "stride" in settings else None
+    if stride is None or cls.shards.stride is None:
+        return config
+    return replace(config, **{cls.shards.stride: stride})
+
+
+def _strided(cls: type[Objective], config: Any, data: Path, argv: list[str]) -> Any:
+    """suited, with a line that says so where it changes what the user gets."""
+    found = suited(cls, config, data)
+    if found != config and cls.shards.stride:
+        flag = f"--{cls.shards.stride.replace('_', '-')}"
+        if not any(word.split("=")[0] == flag for word in argv) and os.environ.get("RANK", "0") == "0":
+            stride = getattr(found, cls.shards.stride)
+            print(f"{flag} {stride}, as {data} was made for (its dataset.json)", file=sys.stderr)
+    return found

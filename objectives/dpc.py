@@ -19,13 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from models.convgru import ConvGRU, init_orthogonal
-from objectives import nce
-from objectives.base import Output, Recipe
+from objectives import losses
+from objectives.base import Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import eval_view
 from shards import InputError
+
+_DPC18, _DPC34 = "2D3D-ResNet18, RGB 128²", "2D3D-ResNet34, RGB 224²"
+# fmt: off
+_PUBLISHED = (
+    Published("finetune", "UCF101", f"{_DPC18}, UCF101, split 1", 60.6, "Table 1"),
+    Published("finetune", "UCF101", f"{_DPC18}, random weights, split 1", 46.5, "Table 1"),
+    Published("finetune", "UCF101", f"{_DPC18}, K400, three splits", 68.2, "Table 4"),
+    Published("finetune", "UCF101", f"{_DPC34}, K400, three splits", 75.7, "Table 4"),
+    Published("finetune", "HMDB51", f"{_DPC18}, K400, three splits", 34.5, "Table 4"),
+    Published("finetune", "HMDB51", f"{_DPC34}, K400, three splits", 35.7, "Table 4"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class DPC(BlockObjective):
     Config = DPCConfig
     recipe = Recipe(steps=320_000, batch_size=64)  # Table 3; section 3.5: 64 on each of 4 GPUs
     small_recipe = Recipe(steps=500, batch_size=8)
+    published = _PUBLISHED
 
     def __init__(self, config: DPCConfig) -> None:
         super().__init__(config)
@@ -70,7 +83,7 @@ class DPC(BlockObjective):
         """views (B, V, 3, T, H, W)."""
         z = self.pooled(self.encode(batch["views"]))
         past, future = z[:, : -self.pred_steps], z[:, -self.pred_steps :]
-        loss, metrics = nce.dense(
+        loss, metrics = losses.dense_nce(
             locations(self.predict(past)),
             locations(future),
             gathered=self.config.negatives == "gathered",

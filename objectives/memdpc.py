@@ -20,13 +20,37 @@ from torch import Tensor
 
 from models.convgru import ConvGRU, init_orthogonal
 from models.memory import CompressiveMemory
-from objectives import nce
-from objectives.base import Output, Recipe
+from objectives import losses
+from objectives.base import Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
+
+_MEM18, _MEM34 = "2D3D-ResNet18", "2D3D-ResNet34"
+# fmt: off
+_PUBLISHED = (
+    Published("linear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 54.1, "Table 2"),
+    Published("linear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 30.5, "Table 2"),
+    Published("nonlinear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 58.5, "Table 2"),
+    Published("nonlinear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 33.6, "Table 2"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², UCF101", 69.2, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, flow 128², UCF101", 82.3, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB + flow 128², UCF101", 84.3, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², random weights", 61.8, "Table 1"),
+    Published("finetune", "UCF101", f"{_MEM34}, RGB 224², K400", 78.1, "Table 2"),
+    Published("finetune", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 86.1, "Table 2"),
+    Published("finetune", "HMDB51", f"{_MEM34}, RGB 224², K400", 41.2, "Table 2"),
+    Published("finetune", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 54.5, "Table 2"),
+    Published("retrieval", "UCF101", f"R@1: {_MEM18}, RGB, UCF101", 20.2, "Table 3"),
+    Published("retrieval", "UCF101", f"R@1: {_MEM18}, flow, UCF101", 40.2, "Table 3"),
+    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, RGB, UCF101", 7.7, "Table 3"),
+    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, flow, UCF101", 15.6, "Table 3"),
+    Published("oops", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, frozen", 53.0, "Table 4"),
+    Published("oops-finetune", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, fine-tuned", 64.4, "Table 4"),
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,7 @@ class MemDPC(BlockObjective):
     Config = MemDPCConfig
     recipe = Recipe(steps=150_000, batch_size=16)  # section 5.2; UCF101, 500 epochs on 2 GPUs as in the code
     small_recipe = Recipe(steps=500, batch_size=8)
+    published = _PUBLISHED
 
     def __init__(self, config: MemDPCConfig) -> None:
         super().__init__(config)
@@ -84,11 +109,11 @@ class MemDPC(BlockObjective):
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""
         z_BVDhw = self.encode(batch["views"])
-        losses, metrics, log_ps = {}, {}, []
+        loss_of, metrics, log_ps = {}, {}, []
         for name in self.aggregators:
             z = z_BVDhw if name == "forwards" else z_BVDhw.flip(1)
             predicted, log_p = self.predict(z[:, : -self.pred_steps], name)
-            losses[name], metrics[name] = nce.dense(
+            loss_of[name], metrics[name] = losses.dense_nce(
                 locations(predicted),
                 locations(z[:, -self.pred_steps :]),
                 gathered=self.config.negatives == "gathered",
@@ -96,9 +121,9 @@ class MemDPC(BlockObjective):
                 temperature=self.config.temperature if self.config.critic == "cosine" else 1.0,
             )
             log_ps.append(log_p)
-        loss = torch.stack(list(losses.values()))
+        loss = torch.stack(list(loss_of.values()))
         means = {key: torch.stack([m[key] for m in metrics.values()]).mean() for key in metrics["forwards"]}
-        by_direction = {f"loss_{name}": value.detach() for name, value in losses.items()}
+        by_direction = {f"loss_{name}": value.detach() for name, value in loss_of.items()}
         return Output(
             loss.mean() if self.config.directions_loss == "mean" else loss.sum(),
             means | by_direction | memory_usage(torch.cat(log_ps)),

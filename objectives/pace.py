@@ -12,25 +12,153 @@ default.
 Settled here: an anchor's denominator runs over all other clips of the batch, in Eq. 2 and in Eq. 3; the mean is over
 anchors; Eq. 3 sums over an anchor's positives as it is written. The non-linear layer of Table 2, which adds "~4k"
 parameters to a 512-d feature, is read as a linear map to 8 dimensions and a ReLU.
+
+Letters: B videos, V clips of a video; A = B·V anchors, all clips of this process; D features; M paces.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 from models import backbones
 from models.stages import Stages
-from objectives import nce
-from objectives.base import Objective, Output, Recipe
+from objectives import losses
+from objectives.base import Objective, Output, Published, Recipe, ShardSettings
+from objectives.choices import check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
-from objectives.pace_config import PaceConfig
-from objectives.pace_terms import confusion, contrast
-from pipelines.views import Jitter, ViewSpec, eval_view
-from shards import InputError
+from pipelines.views import Jitter, ViewSpec, eval_view, single_start
+from shards import InputError, at_least
+
+_PACE, _S3DG = "R(2+1)D, RGB 112²", "S3D-G, RGB 224², 64 frames"
+# fmt: off
+_PUBLISHED = (
+    Published("finetune", "UCF101", f"{_PACE}, UCF101, split 1", 75.9, "Table 3"),
+    Published("finetune", "UCF101", f"{_PACE}, K400, split 1", 77.1, "Table 3"),
+    Published("finetune", "UCF101", f"{_S3DG}, UCF101, split 1", 87.1, "Table 3"),
+    Published("finetune", "UCF101", f"{_PACE}, random weights, split 1", 56.0, "Table 1"),
+    Published("finetune", "HMDB51", f"{_PACE}, UCF101, split 1", 35.9, "Table 3"),
+    Published("finetune", "HMDB51", f"{_PACE}, K400, split 1", 36.6, "Table 3"),
+    Published("finetune", "HMDB51", f"{_S3DG}, UCF101, split 1", 52.6, "Table 3"),
+    Published("retrieval", "UCF101", f"R@1, p5: {_PACE}, UCF101, pace prediction alone, split 1", 17.9, "Table 4"),
+    Published("retrieval", "UCF101", f"R@1, p4: {_PACE}, UCF101, pace prediction alone, split 1", 25.6, "Table 4"),
+    Published("retrieval", "UCF101", f"R@1: {_PACE}, random weights, split 1", 10.6, "Table 4"),
+    Published("retrieval", "HMDB51", f"R@1, p5: {_PACE}, UCF101, pace prediction alone, split 1", 10.1, "Table 5"),
+    Published("retrieval", "HMDB51", f"R@1, p4: {_PACE}, UCF101, pace prediction alone, split 1", 12.9, "Table 5"),
+    Published("retrieval", "HMDB51", f"R@1: {_PACE}, random weights, split 1", 4.5, "Table 5"),
+)
+# fmt: on
+
+PaceOption = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PACE",
+        instance_from_str=lambda words: float(Fraction(words[0])),  # "1/3" as well as "2" and "0.5"
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [pace_name(value)],
+    ),
+]
+
+
+def pace_name(pace: float) -> str:
+    """ "2", "1/3": a pace as people write it."""
+    return str(Fraction(pace).limit_denominator(1000))
+
+
+@dataclass(frozen=True)
+class PaceConfig:
+    """The defaults are the paper's best R(2+)1D: paces 1 to 4, jitter, same context with the extra layer (Table 2)."""
+
+    backbone: str = "r2plus1d"
+    """c3d, r3d, r2plus1d, s3dg; torchvision's r3d_18, r2plus1d_18, mc3_18, s3d; or DPC's resnet2d3d_18, _34, _50."""
+    width: float = 1.0
+    """Multiplies every channel count of the backbone (not of torchvision's)."""
+    frames: int = 0
+    """Frames a clip; 0 takes the backbone's: 16, and 64 for S3D-G."""
+    size: int = 0
+    """Side of a clip in pixels; 0 takes the backbone's: 112, and 224 for S3D-G."""
+    paces: tuple[PaceOption, ...] = (1.0, 2.0, 3.0, 4.0)
+    """The paces to tell apart: every p-th frame; below 1, frames are repeated. 1/3 1/2 1 2 3 is the paper's other set."""
+    clips: int = 2
+    """Clips a video, each with its own pace and start."""
+    circular: bool = False
+    """Start anywhere and run on at the video's beginning, as the released code does; else only clips that are longer
+    than their video run over its end."""
+    padding: Literal["wrap", "repeat_last", "error"] = "wrap"
+    """A video shorter than a clip starts over, repeats its last frame, or is left out."""
+    jitter: Literal["frame", "clip", "none"] = "frame"
+    """Random colour jitter for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
+    pulse of key frames, which otherwise tells the pace of a still video."""
+    jitter_strength: float = 0.8
+    """Brightness, contrast and saturation change by up to this share, hue by a quarter of it (of the circle)."""
+    levels: Literal["imagenet", "bgr-255"] = "imagenet"
+    """What the network is fed: normalised RGB, or BGR from 0 to 255 as the released checkpoints want it."""
+    contrast: Literal["context", "pace", "none"] = "context"
+    """Positives: the clips of the same video (Eq. 2), those of the same pace (Eq. 3), or no contrastive term."""
+    projection: int = 8
+    """Width of the non-linear layer between p5 and the contrast; 0 contrasts p5 itself."""
+    positives: Literal["sum", "mean"] = "sum"
+    """Over an anchor's positives: the sum (Eq. 3), or the mean, whose weight does not grow with the batch."""
+    negatives: Literal["local", "gathered"] = "local"
+    """Contrast with the clips of this process, or of all of them (with gradient)."""
+    lambda_cls: float = 1.0
+    """λ_cls, weight of the pace's cross-entropy; 0 trains by contrast alone, without a pace head."""
+    lambda_ctr: float = 0.1
+    """λ_ctr, weight of the contrastive term."""
+    lr: float = 1e-3
+    """SGD's learning rate."""
+    momentum: float = 0.9
+    """SGD's momentum (released code)."""
+    weight_decay: float = 5e-3
+    """SGD's weight decay (released code)."""
+    drop_every: int = 18_000
+    """Steps after which the learning rate falls to a tenth, again and again; 6 epochs of 90,000 clips at batch 30.
+    0 keeps it."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up; the paper names none."""
+
+    def __post_init__(self) -> None:
+        if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
+            raise InputError(
+                f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"
+            )
+        if self.clips < 1 or (self.contrast == "context" and self.clips < 2):
+            raise InputError(
+                f"--clips {self.clips}: must be at least 1, and 2 with --contrast context, whose positives are "
+                "clips of the same video"
+            )
+        at_least(
+            self, 0, "frames", "size", "projection", "drop_every", "warmup_steps", "momentum", "weight_decay"
+        )
+        if self.size % 2:
+            raise InputError(f"--size {self.size}: must be even")
+        if self.width <= 0 or self.lr <= 0:
+            raise InputError(f"--width {self.width:g} and --lr {self.lr:g} must be above 0")
+        if min(self.lambda_cls, self.lambda_ctr) < 0 or not (self.lambda_cls or self.contrast != "none"):
+            raise InputError(
+                f"--lambda-cls {self.lambda_cls:g} with --contrast {self.contrast}: nothing is left to train on, or a "
+                "weight is below 0"
+            )
+        if self.contrast != "none" and self.lambda_ctr == 0:
+            raise InputError(f"--lambda-ctr 0 with --contrast {self.contrast}: use --contrast none")
+        check_choices(self)
+        check_backbone("--backbone", self.backbone, *self.clip_shape, self.width)
+
+    @property
+    def clip_shape(self) -> tuple[int, int]:
+        """Frames of a clip and its side in pixels."""
+        known = backbones.BACKBONES.get(self.backbone, backbones.BACKBONES["r2plus1d"])
+        return self.frames or known.frames, self.size or known.size
+
+    @property
+    def named(self) -> str:
+        return " ".join(map(pace_name, self.paces))
 
 
 class Pace(Objective):
@@ -40,6 +168,8 @@ class Pace(Objective):
     Config = PaceConfig
     recipe = Recipe(steps=54_000, batch_size=30)  # section 4.1: 18 epochs of 90,000 clips
     small_recipe = Recipe(steps=2500, batch_size=8)
+    shards = ShardSettings(short_side=128)  # 112 of 128 pixels
+    published = _PUBLISHED
     encoder: Stages
     head: nn.Linear | None
     projection: nn.Module | None
@@ -99,12 +229,13 @@ class Pace(Objective):
         loss = torch.zeros((), device=features_AD.device)
         metrics: dict[str, Tensor] = {}
         if self.projection is not None:
-            videos_A = torch.arange(B, device=features_AD.device).repeat_interleave(V) + nce.rank_offset(B)
+            videos_A = torch.arange(B, device=features_AD.device).repeat_interleave(V) + losses.rank_offset(B)
             ids_A = videos_A if self.config.contrast == "context" else paces_A
             gathered = self.config.negatives == "gathered"
-            ctr, metrics = contrast(
-                self.projection(features_AD), ids_A, self.config.positives, gathered=gathered
+            ctr, found = losses.pair_nce(
+                self.projection(features_AD), ids_A, reduction=self.config.positives, gathered=gathered
             )
+            metrics = {"loss_ctr": ctr.detach(), "ctr_top1": found["top1"], "ctr_chance": found["chance"]}
             loss = loss + self.config.lambda_ctr * ctr
         if self.head is not None:
             logits_AM = self.head(features_AD)
@@ -124,8 +255,7 @@ class Pace(Objective):
 
     def downstream(self) -> Downstream:
         """Ten clips at pace 1, spread evenly, centre crop; fine-tuned as pretrained but for the rate (section 4.1)."""
-        whole = self.view_spec(self.config)
-        spec = replace(whole, offsets=whole.offsets[:1], paces=(), circular=False)
+        spec = single_start(self.view_spec(self.config))
         lr = 1e-2 if self.config.backbone == "s3dg" else 3e-3
         tuning = FineTuning(
             spec, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
@@ -153,3 +283,24 @@ class Pace(Objective):
         """A tenth after every `drop_every` steps (section 4.1: every 6 epochs)."""
         drops = step // self.config.drop_every if self.config.drop_every else 0
         return super().learning_rate(step) * 0.1**drops
+
+
+@torch.no_grad()
+def confusion(guesses_A: Tensor, paces_A: Tensor, paces: Sequence[float]) -> dict[str, Tensor]:
+    """top1; for each pace its accuracy, and confusion_TRUE_GUESSED, the share of its clips taken for another.
+
+    guesses, paces_A: (A,) int64, indices into `paces`. Accuracy and confusion are (2,): clips, and all of that pace.
+    """
+    M = len(paces)
+    counts_MM = torch.bincount(paces_A * M + guesses_A, minlength=M * M).view(M, M)
+    wholes_M = counts_MM.sum(1)
+    right = counts_MM.diagonal().sum() / len(paces_A)
+    names = [pace_name(pace) for pace in paces]
+    metrics = {f"accuracy_{names[i]}": torch.stack([counts_MM[i, i], wholes_M[i]]) for i in range(M)}
+    metrics |= {
+        f"confusion_{names[i]}_{names[j]}": torch.stack([counts_MM[i, j], wholes_M[i]])
+        for i in range(M)
+        for j in range(M)
+        if i != j
+    }
+    return {"top1": right, "chance": right.new_tensor(1 / M), **metrics}

@@ -20,13 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
-from objectives import nce
-from objectives.base import Objective, Output, Recipe
+from objectives import losses
+from objectives.base import Objective, Output, Published, Recipe, ShardSettings
 from objectives.choices import check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError, at_least
+
+_VDIM = "R(2+1)D of 17.3 M, RGB 128²"
+# fmt: off
+_PUBLISHED = (
+    Published("finetune", "UCF101", f"{_VDIM}, UCF101, best of an ablation on the test part, split 1", 74.1, "Table 2"),
+    Published("finetune", "UCF101", f"{_VDIM}, K600, three splits", 79.7, "Table 3"),
+    Published("finetune", "HMDB51", f"{_VDIM}, K600, three splits", 49.2, "Table 3"),
+)
+# fmt: on
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
 
@@ -40,7 +49,7 @@ class VDIMConfig:
     width: float = 1.0
     """Multiplies every channel count of the encoder; 0.125 trains on a CPU."""
     downsample: Literal[1, 2, 3] = 2
-    """The second view takes every so-manieth frame."""
+    """The second view takes every DOWNSAMPLE-th frame."""
     offset: Literal[0, 32] = 0
     """Frame at which the second view begins, counted from the first view's first."""
     temporal_difference: bool = True
@@ -113,6 +122,8 @@ class VDIM(Objective):
     Config = VDIMConfig
     recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
     small_recipe = Recipe(steps=60, batch_size=32)
+    shards = ShardSettings(short_side=192)  # random boxes of .3 of the picture are seldom smaller than 128²
+    published = _PUBLISHED
 
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)
@@ -179,17 +190,17 @@ class VDIM(Objective):
         B = next(iter(antecedents.values())).shape[0]
         offset = 0
         if config.negatives == "gathered":
-            consequents = {k: nce.gather(c) for k, c in consequents.items()}
-            offset = nce.rank_offset(B)
+            consequents = {k: losses.gather(c) for k, c in consequents.items()}
+            offset = losses.rank_offset(B)
         loss = torch.zeros((), device=next(iter(antecedents.values())).device)
         metrics: dict[str, Tensor] = {}
         for j, k in config.pairs:
-            scores = nce.scores(antecedents[j], consequents[k], scale=config.scale_scores)
+            scores = losses.scores(antecedents[j], consequents[k], scale=config.scale_scores)
             penalty = config.score_penalty * scores.square().mean() if config.score_penalty else 0.0
             clipped = config.soft_clip * torch.tanh(scores / config.soft_clip) if config.soft_clip else scores
-            pair_loss = nce.info_nce(clipped, offset)
+            pair_loss = losses.info_nce(clipped, offset)
             loss = loss + pair_loss + penalty
-            metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": nce.top1(scores, offset)}
+            metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": losses.top1(scores, offset)}
         headline = (GLOBAL, GLOBAL) if (GLOBAL, GLOBAL) in config.pairs else config.pairs[0]
         metrics["top1"] = metrics[f"top1_{headline[0]}_{headline[1]}"]
         metrics["chance"] = torch.tensor(1 / next(iter(consequents.values())).shape[0], device=loss.device)

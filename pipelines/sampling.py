@@ -119,7 +119,8 @@ def sample_params(
     B, V, T = len(rows), spec.views, spec.frames
     box_of, colour_of = spec.scope(spec.box_scope)[:, 0], spec.scope(spec.colour_scope)
     G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, box_tries(spec)
-    starts, paces = (V, V) if spec.paces else (1, 0)
+    start_of = np.arange(V) if spec.paces else spec.scope(spec.start_scope)[:, 0]
+    starts, paces = int(start_of.max()) + 1, V if spec.paces else 0
     # in this order for ever: a spec that adds draws at the end leaves those before them as they were
     counts = (starts, G * K * 4, G * 2, N * 7, paces, V * T * spec.channel_drop)
     uniform = np.stack([generator(SAMPLE, seed, epoch, int(row)).random(sum(counts)) for row in rows])
@@ -130,7 +131,7 @@ def sample_params(
     flips = (turn_u[..., 0] < spec.flip)[:, box_of]
     colours = _colours(spec, colour_u.reshape(B, N, 7))[:, colour_of]
     return ViewParams(
-        frames=_frames(spec, start_u, pace, num_frames),
+        frames=_frames(spec, start_u[:, start_of], start_of, pace, num_frames),
         boxes=np.ascontiguousarray(boxes[:, box_of]),
         flips=np.ascontiguousarray(flips),
         angles=(spec.rotation * (2 * turn_u[..., 1] - 1))[:, box_of].astype(np.float32, order="C"),
@@ -143,11 +144,15 @@ def sample_params(
 
 
 def _frames(
-    spec: ViewSpec, uniform: NDArray, pace_BV: NDArray[np.int64] | None, num_frames_B: NDArray
+    spec: ViewSpec,
+    uniform_BV: NDArray,
+    start_of_V: NDArray[np.int64],
+    pace_BV: NDArray[np.int64] | None,
+    num_frames_B: NDArray,
 ) -> NDArray[np.int32]:
-    """Frame numbers (B, V, T). A clip that fits starts anywhere it fits; a longer one starts at frame 0.
+    """Frame numbers (B, V, T). What fits starts anywhere where it fits; what is longer than its video starts at frame 0.
 
-    uniform: (B, 1), or (B, V) where every view has a pace, and so a start, of its own.
+    uniform: the random number of each view's start. start_of: views with the same number start together, and fit together.
     """
     if spec.padding == "error" and (num_frames_B < spec.span).any():
         raise InputError(
@@ -159,10 +164,12 @@ def _frames(
         offsets = np.concatenate([offsets, offsets[..., -1:] + 1], axis=-1)
     if pace_BV is not None:
         offsets = paced(offsets, np.asarray(spec.paces)[pace_BV][..., None])
-    span = spec.span if pace_BV is None else offsets.max(-1) + 1
+    span = offsets.max(-1) + 1
+    together_VV = start_of_V[:, None] == start_of_V
+    span = np.where(together_VV, span[:, None], 0).max(-1)
     length = num_frames_B[:, None]
     room = length if spec.circular else np.maximum(length - span + 1, 1)
-    numbers = np.floor(uniform * room).astype(np.int64)[..., None] + offsets
+    numbers = np.floor(uniform_BV * room).astype(np.int64)[..., None] + offsets
     length = length[..., None]
     numbers = numbers % length if spec.circular or spec.padding == "wrap" else np.minimum(numbers, length - 1)
     return numbers.astype(np.int32)

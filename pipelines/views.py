@@ -39,11 +39,11 @@ class Jitter:
 class ViewSpec:
     """How one method looks at a video.
 
-    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is drawn.
+    offsets: V×T frame numbers counted from the clip's first frame, whose place in the video is random.
     size: side of a view in pixels, even. area, ratio: a random-resized box takes this share of the frame's
     area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
-    groups: for each view the group whose batch_params it shares where the scope is "view"; by default its own.
+    groups: for each view the group whose random numbers it shares where the scope is "view"; by default its own.
     padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts over ("wrap"), or is refused
     ("error").
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
@@ -52,9 +52,11 @@ class ViewSpec:
     centre: boxes are in the middle, squares of `crop` or of the whole shorter side.
     channel_drop: two of three channels become Gaussian noise of 1/100 of the kept channel's deviation, per
     colour_scope (TCP; Doersch et al. 2015).
-    paces: every view batch_params its own pace, a label 0 … len − 1, and its own start; frame numbers are then
-    offsets times the pace, rounded down (Pace, section 3.1). wrap: clips start anywhere and run over the
-    video's end to its beginning (Pace's released code).
+    start_scope: "clip" places all views together, so that offsets are distances in one clip; "view" places each view
+    on its own, anywhere in the video where it fits. Views of one group of `groups` keep their distances.
+    paces: every view has its own pace, a label 0 … len − 1, and its own start, whatever start_scope says; frame
+    numbers are then offsets times the pace, rounded down (Pace, section 3.1). circular: clips start anywhere and run
+    over the video's end to its beginning (Pace's released code).
     levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab.
     """
 
@@ -68,6 +70,7 @@ class ViewSpec:
     lab_drop: bool = False
     box_scope: Literal["view", "clip"] = "clip"
     colour_scope: Literal["frame", "view", "clip"] = "clip"
+    start_scope: Literal["view", "clip"] = "clip"
     groups: tuple[int, ...] = ()
     padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     modality: Literal["rgb", "difference", "flow"] = "rgb"
@@ -149,8 +152,14 @@ class ViewSpec:
         return self.lab_drop or self.levels == "lab"
 
     @property
+    def starts_differ(self) -> bool:
+        """Whether views start independently of each other: no single frame is the clip's first."""
+        return bool(self.paces) or self.start_scope == "view"
+
+    @property
     def span(self) -> int:
-        """Frames from the clip's first to its last, both counted; at the fastest pace where it is drawn."""
+        """Frames from the clip's first to its last, both counted. Where views start independently, or have paces: of
+        the longest view, at its fastest pace."""
         last = max(max(view) for view in self.offsets)
         if self.paces:
             last = int(paced(last, max(self.paces)))
@@ -177,6 +186,13 @@ def eval_view(spec: ViewSpec) -> ViewSpec:
         channel_drop=False,
         levels="lab" if spec.lab else spec.levels,
     )
+
+
+def single_start(spec: ViewSpec) -> ViewSpec:
+    """The spec of a clip whose first frame the caller chooses: no paces, no wrapping. Of views that start independently
+    it has the first alone, since they share no first frame."""
+    placed = replace(spec, paces=(), circular=False, start_scope="clip")
+    return replace(placed, offsets=spec.offsets[:1], groups=()) if spec.starts_differ else placed
 
 
 def paced(offsets: ArrayLike, pace: ArrayLike) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,11 @@ from machine import describe
 
 import objectives
 from objectives.base import Recipe
-from objectives.command import parse
+from objectives.command import parse, suited
 from pipelines.backends import BACKENDS, BackendSettings, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from shards import Dataset, at_least, demo, one_line
-from shards.presets import stride_of
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,8 @@ def main(argv: list[str]) -> None:
     for where in ("host", "gpu") if kind.on_gpu else ("host",):
         cases[f"--cache {where}"] = data, spec, {"cache": where, "cache_gib": settings.cache_gib}
     for path in settings.others:
-        stride = stride_of(path)
-        suited = replace(config, stride=stride) if stride and hasattr(config, "stride") else config
-        cases[str(path)] = Dataset(path), objectives.get(settings.objective).view_spec(suited), {}
+        cls = objectives.get(settings.objective)
+        cases[str(path)] = Dataset(path), cls.view_spec(suited(cls, config, path)), {}
 
     with ExitStack() as stack:
         parts = {}

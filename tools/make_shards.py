@@ -19,7 +19,7 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tqdm import tqdm
@@ -35,10 +35,12 @@ from shards.flow import Flow
 from shards.forecast import Forecast, forecast
 from shards.job import Job, Part
 from shards.layouts import Layout
-from shards.presets import PRESETS, Method
 from shards.reading import REASONS, WHOLE_ENOUGH
 from shards.sides import sides_remark
 from shards.table import REJECTED, TABLE
+
+if TYPE_CHECKING:
+    from objectives.base import ShardSettings
 
 TIMEOUT = 1800.0
 TIMEOUT_WITH_FLOW = 18000.0  # TV-L1 takes a tenth of a second a frame
@@ -56,9 +58,9 @@ class Arguments:
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
-    made_for: Annotated[Method | None, tyro.conf.arg(name="for")] = None
+    made_for: Annotated[str | None, tyro.conf.arg(name="for", metavar="METHOD")] = None
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
-    shows them. Other methods can be trained on it too, on what it has left."""
+    shows them. Other methods can be trained on it too, on what it has left. METHOD: a --objective of train.py."""
     codec: Codec = Encoding.codec
     """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = Encoding.short_side
@@ -110,7 +112,9 @@ class Arguments:
 
 
 def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__, default=_defaults(sys.argv[1:]))
+    with one_line():
+        defaults = _defaults(sys.argv[1:])
+    arguments = tyro.cli(Arguments, description=__doc__, default=defaults)
     out = arguments.out or Path("data") / _name(arguments.src)
     with one_line("the same command goes on from there", out):
         _run(arguments, out)
@@ -120,10 +124,18 @@ def _defaults(argv: list[str]) -> Arguments:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--for", dest="made_for")
     plain = Arguments(src=tyro.MISSING)
-    preset = PRESETS.get(early.parse_known_args(argv)[0].made_for)
-    if preset is None:
+    made_for = early.parse_known_args(argv)[0].made_for
+    if made_for is None:
         return plain
-    return replace(plain, fps=preset.fps, short_side=preset.short_side, gop=preset.gop)
+    suits = _suits(made_for)
+    return replace(plain, fps=suits.fps, short_side=suits.short_side, gop=suits.gop)
+
+
+def _suits(method: str) -> "ShardSettings":
+    """The shards that suit a method; raises InputError where there is no such method."""
+    from objectives import get  # here, since it loads torch, which nothing else of this tool needs
+
+    return get(method, "--for").shards
 
 
 def _name(src: Path) -> str:
@@ -139,7 +151,7 @@ def _run(arguments: Arguments, out: Path) -> None:
     timeout = usual if arguments.timeout is None else arguments.timeout
     limits = Limits(arguments.workers, timeout, arguments.memory)
     encoding, made_for = _encoding(arguments), arguments.made_for
-    stride = PRESETS[made_for].stride(encoding) if made_for else None
+    stride = _suits(made_for).stride_at(encoding.fps) if made_for else None
     job = prepare(
         arguments.src,
         out,
@@ -184,10 +196,13 @@ def _encoding(arguments: Arguments) -> Encoding:
     )
 
 
-def _suiting(method: Method, encoding: Encoding, stride: int | None) -> str:
+def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
     rate = "the videos' own rate" if encoding.fps is None else f"{encoding.fps:g} frames/s"
     line = f"for {method}: short side {encoding.short_side}, a key frame every {encoding.gop}, {rate}"
-    return line + (f"; train.py then takes --stride {stride} where none is given" if stride else "")
+    if stride is None:
+        return line
+    flag = f"--{(_suits(method).stride or '').replace('_', '-')}"
+    return f"{line}; train.py then takes {flag} {stride} where none is given"
 
 
 def _make(job: Job, limits: Limits, part: Part | None, ray: str | None, progress: Progress) -> Summary | None:

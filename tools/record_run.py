@@ -57,15 +57,17 @@ def read(run: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 
 def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
-    """Loss and top-1 over the steps, with chance."""
-    steps = [line["step"] for line in lines]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    left.plot(steps, [line["loss"] for line in lines])
-    left.set(title=f"{title}: loss", xlabel="step")
-    right.plot(steps, [line["top1"] for line in lines], label="top-1")
-    right.plot(steps, [line["chance"] for line in lines], "--", label="chance")
-    right.set(title="top-1", xlabel="step", ylim=(0, None))
-    right.legend()
+    """Loss over the steps, and beside it top-1 and chance where the method has them."""
+    shown = {name: label for name, label in (("top1", "top-1"), ("chance", "chance")) if name in lines[-1]}
+    figure, axes = plt.subplots(1, 1 + bool(shown), figsize=(9, 3), layout="constrained", squeeze=False)
+    axes[0, 0].plot([line["step"] for line in lines], [line["loss"] for line in lines])
+    axes[0, 0].set(title=f"{title}: loss", xlabel="step")
+    for name, label in shown.items():
+        there = [line for line in lines if name in line]
+        style = "--" if name == "chance" else "-"
+        axes[0, 1].plot([line["step"] for line in there], [line[name] for line in there], style, label=label)
+        axes[0, 1].set(title=", ".join(shown.values()), xlabel="step", ylim=(0, None))
+        axes[0, 1].legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -25,8 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import objectives
-from objectives.pace import Pace, PaceConfig
-from objectives.pace_config import pace_name
+from objectives.pace import Pace, PaceConfig, pace_name
 from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler

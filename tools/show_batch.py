@@ -67,7 +67,7 @@ class Settings:
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of all random choices."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size", "threads")

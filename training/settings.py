@@ -41,7 +41,7 @@ class Settings:
     output: Path | None = None
     """The run's folder; runs/OBJECTIVE, or runs/OBJECTIVE-2 …, by default."""
     seed: int = 0
-    """Of the weights and of everything that is drawn."""
+    """Of the weights and of all random choices."""
     init_from: Path | None = None
     """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
     resume: bool = False

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+import objectives
 from pipelines.backends import BACKENDS, BackendSettings, available, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.presets import PRESETS
 from shards.sides import nvdec_remark
 from training import autotune
 from training.run import Run
@@ -134,11 +134,11 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
             f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
     side = float(np.median(np.minimum(run.dataset.column("width"), run.dataset.column("height"))[run.rows]))
-    preset = PRESETS.get(settings.objective)  # type: ignore[call-overload]
-    if preset and side > preset.short_side:
+    enough = objectives.get(settings.objective).shards.short_side
+    if side > enough:
         found.append(
             f"shards of tools/make_shards.py --for {settings.objective}: the videos' short side is {side:.0f}, "
-            f"and {preset.short_side} is enough"
+            f"and {enough} is enough"
         )
     if not kind.decodes_on_cpu and not speed.backend.cpu_share:
         found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")

@@ -117,8 +117,7 @@ class Trainer:
                     meter = Meter(device)
                     on_main(lambda line=line: self._write(line))  # type: ignore[misc]
                     bar.set_postfix_str(
-                        f"loss {line['loss']:.3f}, top-1 {line['top1']:.3f}, "
-                        f"{line['clips_per_s']:.1f} clips/s, waiting {line['wait_share']:.0%}"
+                        f"{headline(line)}, {line['clips_per_s']:.1f} clips/s, waiting {line['wait_share']:.0%}"
                     )
                 if self.step % settings.checkpoint_every == 0 or done or signum:
                     self.save()
@@ -182,8 +181,7 @@ class Trainer:
         found, self.found = self.found, {}
         return {
             "step": self.step,
-            "loss": metrics.pop("loss"),
-            "top1": metrics.pop("top1"),
+            **{name: metrics.pop(name) for name in ("loss", "top1") if name in metrics},
             "lr": self.optimizer.param_groups[0]["lr"],
             **speed,
             **metrics,
@@ -246,3 +244,13 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def headline(line: dict[str, float]) -> str:
+    """What people read of a line of metrics: the loss, and top-1 where the method has one, with chance where it has that."""
+    said = f"loss {line['loss']:.3f}"
+    if "top1" in line:
+        said += f", top-1 {line['top1']:.3f}"
+    if "top1" in line and line.get("chance"):
+        said += f" ({line['top1'] / line['chance']:.1f} × chance)"
+    return said

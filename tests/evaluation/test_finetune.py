@@ -100,7 +100,7 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
             tuning.spec.modality,
             tuning.spec.lab,
         )
-        assert tested == eval_view(tested) and not tested.paces
+        assert tested == eval_view(tested) and not tested.starts_differ
         rates = [rate(tuning, step) for step in range(0, tuning.steps, 100)]
         assert rates[0] == tuning.lr and np.all(np.diff(rates) <= 0) and rates[-1] < tuning.lr
 

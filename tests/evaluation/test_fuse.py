@@ -52,3 +52,17 @@ def test_the_curve_has_a_point_for_each_checkpoint(common, run, tmp_path) -> Non
     assert [(p["step"], p["pretraining_top1"]) for p in points] == [(1, 0.1), (3, 0.3)]
     assert points[0]["downstream"]["value"] == points[1]["downstream"]["value"] == 1.0
     assert result["random"]["value"] == 1.0  # colours
+
+
+def test_the_curve_of_a_method_without_top1_is_over_steps(common, run, tmp_path, capsys) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    (copied / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
+    out = ["--output", str(tmp_path / "curve"), "--protocol", "retrieval"]
+    evaluate.main(["curve", "--checkpoint", str(copied), *common, *out])
+    (point,) = json.loads((tmp_path / "curve/result.json").read_text())["points"]
+    assert "pretraining_top1" not in point and point["pretraining_loss"] == 0.5
+    said = capsys.readouterr()
+    assert "pretraining loss 0.500" in said.out + said.err
+    evaluate.main(["report", "--results", str(tmp_path), "--html", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert "downstream accuracy over optimizer step" in page and "NaN" not in page

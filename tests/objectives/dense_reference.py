@@ -10,7 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from objectives import nce
+from objectives import losses
 
 WORLD, HALF, N, L, D = 2, 2, 3, 4, 5
 
@@ -22,7 +22,7 @@ def slow(
     B, N, L, _ = target.shape
     places = list(product(range(B), range(N), range(L)))
     kinds = dict.fromkeys(("temporal", "spatial", "easy"), 0)
-    losses, ranks = [], []
+    costs, ranks = [], []
 
     def vector(x: Tensor, place: tuple[int, int, int]) -> list[float]:
         values = x[place].double().tolist()
@@ -44,11 +44,11 @@ def slow(
                 kinds["temporal"] += 1
         top = max(scores.values())
         normaliser = top + math.log(sum(math.exp(s - top) for s in scores.values()))
-        losses.append(normaliser - scores[b, i, k])
+        costs.append(normaliser - scores[b, i, k])
         ranks.append(sum(s > scores[b, i, k] for s in scores.values()))
     negatives = max(sum(kinds.values()), 1)
     return {
-        "loss": sum(losses) / len(losses),
+        "loss": sum(costs) / len(costs),
         **{f"top{n}": sum(rank < n for rank in ranks) / len(ranks) for n in (1, 3, 5)},
         **{kind: count / negatives for kind, count in kinds.items()},
         "chance": 1 / len(places),
@@ -67,7 +67,7 @@ def rank_main(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     mine = slice(rank * HALF, (rank + 1) * HALF)
     predicted, target = (x[mine].clone().requires_grad_() for x in features())
-    loss, metrics = nce.dense(predicted, target, gathered=True, at_once=40)
+    loss, metrics = losses.dense_nce(predicted, target, gathered=True, at_once=40)
     loss.backward()
     save_file(
         {"loss": loss.detach(), "predicted": predicted.grad, "target": target.grad},

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from objectives.pace_terms import contrast
+from objectives.losses import pair_nce
 
 WORLD, VIDEOS, CLIPS, D = 2, 3, 2, 4
 HALF = VIDEOS * CLIPS
@@ -29,12 +29,12 @@ def rank_main(rank: int, folder: str) -> None:
     objective = tiny(negatives="gathered")
     for name, ids in (("context", videos), ("pace", paces)):
         own = z[mine].clone().requires_grad_()
-        loss, metrics = contrast(own, ids[mine], "sum", gathered=True)
+        loss, metrics = pair_nce(own, ids[mine], gathered=True)
         loss.backward()
         found |= {
             f"{name}.loss": loss.detach(),
             f"{name}.gradient": own.grad,
-            f"{name}.chance": metrics["ctr_chance"],
+            f"{name}.chance": metrics["chance"],
         }
     parallel = DistributedDataParallel(objective)
     for _ in range(2):  # raises in the second step if a parameter has no gradient

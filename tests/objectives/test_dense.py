@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from objectives import nce
+from objectives import losses
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,7 +28,7 @@ def test_loss_accuracies_and_negatives_are_those_of_the_loops(
 ) -> None:
     params = torch.randn(2, B, N, L, D, generator=torch.Generator().manual_seed(seed)) * scale
     options = {"cosine": cosine, "temperature": 0.3}
-    loss, metrics = nce.dense(*params, at_once=at_once, **options)
+    loss, metrics = losses.dense_nce(*params, at_once=at_once, **options)
     expected = slow(*params, **options)
     assert float(loss) == pytest.approx(expected.pop("loss"), rel=1e-4, abs=1e-4)
     if cosine and D == 1:  # all scores are ±1: ties, which the next test is about
@@ -38,13 +38,13 @@ def test_loss_accuracies_and_negatives_are_those_of_the_loops(
 
 def test_negatives_are_counted_as_in_section_3_2() -> None:
     """64 videos, 3 steps, 4×4 locations: 1 : 2 : 45 : 3024, of 3,072 columns."""
-    counts = nce.negative_counts(64, 3, 16)
+    counts = losses.negative_counts(64, 3, 16)
     assert counts == {"temporal": 2, "spatial": 45, "easy": 3024} and sum(counts.values()) == 3072 - 1
 
 
 def test_features_that_are_all_alike_are_right_as_often_as_chance() -> None:
     same = torch.ones(2, 3, 4, 5)
-    loss, metrics = nce.dense(same, same)
+    loss, metrics = losses.dense_nce(same, same)
     assert float(loss) == pytest.approx(torch.tensor(24.0).log().item())
     for k in (1, 3, 5):
         assert float(metrics[f"top{k}"]) == pytest.approx(k / 24)
@@ -53,7 +53,7 @@ def test_features_that_are_all_alike_are_right_as_often_as_chance() -> None:
 
 def test_features_that_are_not_numbers_are_never_right() -> None:
     nan = torch.full((2, 3, 4, 5), torch.nan)
-    loss, metrics = nce.dense(nan, nan)
+    loss, metrics = losses.dense_nce(nan, nan)
     assert loss.isnan() and not metrics["top5"]
 
 
@@ -61,7 +61,7 @@ def test_features_that_are_not_numbers_are_never_right() -> None:
 def test_gradients_flow_into_predictions_and_targets(at_once: int) -> None:
     """Against autograd of the whole score matrix in double precision."""
     predicted, target = (x.requires_grad_() for x in features())
-    (3 * nce.dense(predicted, target, at_once=at_once)[0]).backward()
+    (3 * losses.dense_nce(predicted, target, at_once=at_once)[0]).backward()
     rows, columns = (x.detach().double().requires_grad_() for x in (predicted, target))
     scores = rows.flatten(0, 2) @ columns.flatten(0, 2).T
     (3 * F.cross_entropy(scores, torch.arange(len(scores)))).backward()
@@ -72,9 +72,9 @@ def test_gradients_flow_into_predictions_and_targets(at_once: int) -> None:
 
 def test_one_side_alone_may_want_a_gradient() -> None:
     predicted, target = features()
-    nce.dense(predicted.requires_grad_(), target)[0].backward()
+    losses.dense_nce(predicted.requires_grad_(), target)[0].backward()
     target.requires_grad_()
-    nce.dense(predicted.detach(), target)[0].backward()
+    losses.dense_nce(predicted.detach(), target)[0].backward()
     assert predicted.grad.any() and target.grad.any()
 
 
@@ -83,14 +83,14 @@ def test_never_more_scores_at_once_than_allowed(monkeypatch: pytest.MonkeyPatch)
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(x.numel()) or softmax(x, dim))
     predicted, target = (x.requires_grad_() for x in features())
-    nce.dense(predicted, target, at_once=200)
+    losses.dense_nce(predicted, target, at_once=200)
     assert max(sizes) <= 200 and sum(sizes) == 48**2
 
 
 def test_scores_are_float32_under_autocast() -> None:
     predicted, target = (x.bfloat16() for x in features())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = nce.dense(predicted, target)
+        loss, _ = losses.dense_nce(predicted, target)
     exact = slow(predicted, target)["loss"]
     assert loss.dtype == torch.float32 and float(loss) == pytest.approx(exact, rel=1e-5)
 
@@ -113,7 +113,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, torc
 
 def test_two_processes_that_gather_are_one_with_both_halves(ranks: list) -> None:
     predicted, target = (x.requires_grad_() for x in features())
-    loss, metrics = nce.dense(predicted, target)
+    loss, metrics = losses.dense_nce(predicted, target)
     loss.backward()
     torch.testing.assert_close(torch.stack([t["loss"] for t, _ in ranks]).mean(), loss.detach())
     for name, value in metrics.items():

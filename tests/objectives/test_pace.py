@@ -18,8 +18,8 @@ import objectives
 from models.backbones import BACKBONES
 from objectives import checkpoint
 from objectives.command import parse
-from objectives.pace import Pace, PaceConfig
-from objectives.pace_terms import confusion, contrast, pairs, positive_pair_nce
+from objectives.losses import pair_nce, pairs, positive_pair_nce
+from objectives.pace import Pace, PaceConfig, confusion
 from pipelines.sampling import sample_params
 from shards import InputError
 from training.settings import Settings
@@ -116,9 +116,9 @@ def test_losses_are_the_papers_equations(contrast_: str, projection: int, clips:
 def test_eq_2_of_two_videos_worked_by_hand() -> None:
     """z: video a at (1, 0) twice, b at (0, 1) twice: each clip's positive scores 1 against two negatives of 0."""
     z = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    loss, metrics = contrast(z, torch.tensor([0, 0, 1, 1]), "sum")
+    loss, metrics = pair_nce(z, torch.tensor([0, 0, 1, 1]))
     assert loss == pytest.approx(0.5514447, abs=1e-6)  # log((e + 2) / e)
-    assert (metrics["ctr_top1"], metrics["ctr_chance"]) == (1, pytest.approx(1 / 3))
+    assert (metrics["top1"], metrics["chance"]) == (1, pytest.approx(1 / 3))
 
 
 @settings(deadline=None)
@@ -144,7 +144,7 @@ def test_what_happens_in_another_video_is_only_ever_a_negative() -> None:
     for _ in range(20):
         z = torch.randn(6, 4, generator=generator)
         z[2] -= z[0] * (z[0] @ z[2] + 1) / z[0].square().sum()  # z₀·z₂ = −1
-        far = contrast(z, ids, "sum")[0]
+        far = pair_nce(z, ids)[0]
         positive, itself = pairs(ids, ids)
         scores = z @ z.T
         assert not positive[0, 2] and scores[0, 2] == pytest.approx(-1, abs=1e-5)

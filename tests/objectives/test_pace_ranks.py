@@ -9,7 +9,7 @@ from pace_two_ranks import WORLD, features, rank_main
 from safetensors.torch import load_file
 from torch import Tensor
 
-from objectives.pace_terms import contrast
+from objectives.losses import pair_nce
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
 def test_gathered_contrast_is_that_of_one_process(ranks: list[dict[str, Tensor]], name: str) -> None:
     z, videos, paces = features()
     z.requires_grad_()
-    loss, metrics = contrast(z, videos if name == "context" else paces, "sum")
+    loss, metrics = pair_nce(z, videos if name == "context" else paces)
     loss.backward()
     assert torch.allclose(torch.stack([r[f"{name}.loss"] for r in ranks]).mean(), loss, atol=1e-5)
     gradient = torch.cat([r[f"{name}.gradient"] for r in ranks]) / WORLD  # DDP takes the mean over ranks
     assert z.grad is not None and torch.allclose(gradient, z.grad, atol=1e-5)
-    assert torch.allclose(torch.stack([r[f"{name}.chance"] for r in ranks]).mean(), metrics["ctr_chance"])
+    assert torch.allclose(torch.stack([r[f"{name}.chance"] for r in ranks]).mean(), metrics["chance"])
 
 
 def test_ddp_steps_alike_on_all_ranks(ranks: list[dict[str, Tensor]]) -> None:

@@ -1,4 +1,4 @@
-"""What each of two or four processes does in test_nce.py: it writes what it saw; the tests compare that with one process."""
+"""What each of two or four processes does in test_losses.py: it writes what it saw; the tests compare that with one process."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from vdim_reference import random_views, tiny
 
-from objectives import nce
+from objectives import losses
 
 HALF, N, M, D = 3, 2, 4, 5
 
@@ -25,10 +25,13 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     mine = slice(rank * HALF, (rank + 1) * HALF)
     a, c = (x[mine].clone().requires_grad_() for x in features(world))
-    everyone, offset = nce.gather(c), nce.rank_offset(HALF)
-    scores = nce.scores(a, everyone, scale=True)
-    loss = nce.info_nce(scores, offset)
+    everyone, offset = losses.gather(c), losses.rank_offset(HALF)
+    scores = losses.scores(a, everyone, scale=True)
+    loss = losses.info_nce(scores, offset)
     loss.backward()
+    z = torch.stack([x[:, 0] for x in features(world)], 1)[mine].clone().requires_grad_()
+    nt_xent, _ = losses.nt_xent(z, temperature=0.2, gathered=True)
+    nt_xent.backward()
 
     objective = tiny(negatives="gathered")
     parallel = DistributedDataParallel(objective)  # raises in the second step if a parameter has no gradient
@@ -43,9 +46,11 @@ def rank_main(rank: int, world: int, folder: str) -> None:
         {
             "gathered": everyone.detach(),
             "loss": loss.detach(),
-            "top1": nce.top1(scores, offset),
+            "top1": losses.top1(scores, offset),
             "a": a.grad,
             "c": c.grad,
+            "nt_xent": nt_xent.detach(),
+            "z": z.grad,
             "parameters": gradients,
         },
         f"{folder}/rank-{rank}.safetensors",

@@ -300,6 +300,7 @@ def test_box_scope_clip_gives_all_views_one_box_flip_and_angle() -> None:
         {"rotation": math.inf},
         {"box_scope": "frame"},
         {"colour_scope": "views"},
+        {"start_scope": "frame"},
         {"padding": "repeat"},
         {"modality": "rgbd"},
         {"crop": 0.0},

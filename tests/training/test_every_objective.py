@@ -86,7 +86,7 @@ def test_its_recipes_and_schedule_are_whole(name) -> None:
         assert recipe.steps >= 1 and recipe.batch_size >= 1 and config.lr > 0 and config.warmup_steps >= 0
     schedule = cls(cls.small()).learning_rate
     factors = [schedule(step) for step in (0, cls.small().warmup_steps, cls.small_recipe.steps - 1)]
-    assert all(0 < factor <= 1 for factor in factors) and max(factors) == 1
+    assert all(0 < factor <= 1 for factor in factors) and max(factors) == pytest.approx(1, abs=0.05)
 
 
 @every_objective

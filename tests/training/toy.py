@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from objectives import nce
+from objectives import losses
 from objectives.base import Objective, Output, Recipe
 from pipelines.views import Jitter, ViewSpec
 
@@ -65,13 +65,13 @@ class Toy(Objective):
             return Output(loss, {"top1": loss.detach(), "chance": torch.ones(())})
         if int(self.calls) == self.config.crash_at:
             raise RuntimeError("told to crash")
-        scores = nce.scores(z_BVD[:, :1], z_BVD[:, 1:], scale=False)
-        loss = nce.info_nce(scores)
+        scores = losses.scores(z_BVD[:, :1], z_BVD[:, 1:], scale=False)
+        loss = losses.info_nce(scores)
         loss = loss * torch.where(self.calls == self.config.nan_at, torch.nan, 1.0)
         if int(self.calls) == self.config.break_at:
             self.head.weight.register_hook(lambda gradient: gradient * torch.inf)
         self.calls += 1
-        metrics = {"top1": nce.top1(scores), "chance": torch.tensor(1 / len(z_BVD))}
+        metrics = {"top1": losses.top1(scores), "chance": torch.tensor(1 / len(z_BVD))}
         return Output(loss, metrics | {"pixels": batch["views"].mean()})
 
     def embed(self, views: Tensor) -> Tensor:

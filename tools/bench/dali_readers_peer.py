@@ -80,15 +80,15 @@ def _frame_numbers(spec: ViewSpec, shortest: int) -> Any:
     if spec.modality == "difference":
         offsets = np.concatenate([offsets, offsets[:, -1:] + 1], axis=1)
     room = float(max(shortest - spec.span + 1, 1))
-    if not spec.paces:
+    if not spec.starts_differ:
         start = fn.random.uniform(range=[0.0, room])
         return fn.cast(types.Constant(offsets.ravel()) + math_floor(start), dtype=types.INT32)
     numbers = []
     for row in offsets:
-        pace = fn.random.uniform(values=list(spec.paces))
-        numbers.append(
-            math_floor(types.Constant(row) * pace) + math_floor(fn.random.uniform(range=[0.0, room]))
-        )
+        places = types.Constant(row)
+        if spec.paces:
+            places = math_floor(places * fn.random.uniform(values=list(spec.paces)))
+        numbers.append(places + math_floor(fn.random.uniform(range=[0.0, room])))
     return fn.cast(fn.cat(*numbers), dtype=types.INT32)
 
 

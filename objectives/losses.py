@@ -1,9 +1,15 @@
-"""Contrastive arithmetic that the objectives share.
+"""Contrastive losses that objectives share, computed in float32.
 
-Letters: A antecedent videos, B consequent videos; N locations of a video; D features.
+    info_nce     locations of a video against all locations of all videos        VDIM, Eq. 3
+    dense_nce    a prediction against all targets, few scores at a time          DPC, Eq. 5; MemDPC, Eq. 6
+    nt_xent      views of a video against all other views                        SimCLR, Eq. 1
+    pair_nce     clips with the same label against all other clips               Pace, Eq. 2 and 3
+    gather       the same features from all processes, with gradient
+
+Letters: A anchors, B videos or clips they are compared with; N, M locations of a video; V views; D features.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -12,7 +18,7 @@ from torch import Tensor
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' tensors, concatenated in rank order; each rank's gradient is the sum over all ranks' losses."""
+    """Concatenates all ranks' tensors in rank order; a rank's gradient is the sum over all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,34 +36,32 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """(B, …) of each rank → (world·B, …) of all, in rank order, with gradient; x itself in a single process.
+    """Concatenate (B, …) of each rank to (world·B, …) in rank order, with gradient. One process gets x itself.
 
-    With DDP's mean over ranks, the gradient is that of one process whose loss is the mean over all samples.
+    All ranks give the same B and call it together. After DDP's mean over ranks, the gradient is that of one process
+    whose loss is the mean over all samples.
     """
     return _Gather.apply(x.contiguous()) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 
 def rank_offset(rows: int) -> int:
-    """Where this rank's rows begin in what `gather` returns."""
+    """Index of this rank's first row in what `gather` returns, where each rank gave `rows` rows."""
     return dist.get_rank() * rows if dist.is_initialized() else 0
 
 
-def scores(antecedents_AND: Tensor, consequents_BND: Tensor, *, scale: bool) -> Tensor:
-    """Dot products (A, N, B, N′) of every location with every location, in float32 whatever the input's precision.
-
-    scale divides by √D, as AMDIM does.
-    """
-    with torch.autocast(antecedents_AND.device.type, enabled=False):
-        product = torch.einsum("and,bmd->anbm", antecedents_AND.float(), consequents_BND.float())
-    return product / antecedents_AND.shape[-1] ** 0.5 if scale else product
+def scores(anchors_AND: Tensor, others_BMD: Tensor, *, scale: bool) -> Tensor:
+    """Dot products (A, N, B, M) of every location with every location, float32. `scale` divides by √D (AMDIM)."""
+    with torch.autocast(anchors_AND.device.type, enabled=False):
+        product = torch.einsum("and,bmd->anbm", anchors_AND.float(), others_BMD.float())
+    return product / anchors_AND.shape[-1] ** 0.5 if scale else product
 
 
 def info_nce(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
-    """InfoNCE over locations, the mean over antecedents, their locations and the consequent's locations.
+    """InfoNCE over locations: the mean over anchors, their locations and the positive video's locations.
 
-    VDIM Eq. 3, read with the antecedent location i fixed: the positive is (i, i′) of one video; the denominator
-    runs over every video of the batch, its own included, and all locations i′.
-    scores: (A, N, B, M); antecedent a belongs to consequent video offset + a. Returns a scalar.
+    VDIM Eq. 3, read with the anchor's location i fixed: the positives are (i, i′) of one video; the denominator
+    runs over all locations i′ of every video of the batch, its own included.
+    scores: (A, N, B, M); anchor a is of video offset + a. Returns a scalar.
     """
     A = scores_ANBM.shape[0]
     normaliser_AN = scores_ANBM.flatten(2).logsumexp(-1)
@@ -68,7 +72,7 @@ def info_nce(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
 
 @torch.no_grad()
 def top1(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
-    """Share of antecedent locations whose best consequent belongs to their own video; chance is 1/B."""
+    """Share of the anchors' locations whose best match is of their own video; chance is 1/B. scores: as info_nce."""
     A, _N, _, M = scores_ANBM.shape
     best = scores_ANBM.flatten(2).argmax(-1) // M
     own = torch.arange(A, device=best.device)[:, None] + offset
@@ -119,7 +123,7 @@ class _Diagonal(torch.autograd.Function):
         )
 
 
-def dense(
+def dense_nce(
     predicted_BNLD: Tensor,
     target_BNLD: Tensor,
     *,
@@ -132,7 +136,7 @@ def dense(
 
     The mean cross-entropy over rows, the predictions (video, step, location), of a softmax over columns, all targets
     of this process or, gathered, of all processes. Scores are dot products, of vectors of unit length with `cosine`,
-    divided by `temperature`, in float32 whatever the input's precision. No more than `at_once` scores exist at any time
+    divided by `temperature`, in float32. No more than `at_once` scores exist at any time
     (2²⁶ are 256 MiB, but one row always does). Both inputs get gradients.
 
     Returns the loss and the metrics top1, top3, top5 (share of rows whose target is among the best; a tie counts as
@@ -153,6 +157,66 @@ def dense(
     counts = negative_counts(C // (N * L), N, L)
     shares |= {kind: count / max(C - 1, 1) for kind, count in counts.items()}
     return loss, metrics | {name: loss.new_tensor(share) for name, share in shares.items()}
+
+
+def nt_xent(z_BVD: Tensor, *, temperature: float, gathered: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """Normalised temperature-scaled cross-entropy (SimCLR, Chen et al. 2020, Eq. 1; arXiv:2002.05709).
+
+    z: embeddings (B, V, D) of V ≥ 2 views of each of B videos. The other views of its video are a view's positives; the
+    denominator runs over all other views of this process or, gathered, of all processes. Scores are cosines divided by
+    `temperature`. Returns the mean over views (and over a view's positives where V > 2), and the metrics of pair_nce.
+    """
+    B, V, _ = z_BVD.shape
+    videos_A = torch.arange(B, device=z_BVD.device).repeat_interleave(V) + rank_offset(B)
+    z_AD = F.normalize(z_BVD.float().flatten(0, 1), dim=1)
+    return pair_nce(z_AD, videos_A, temperature=temperature, reduction="mean", gathered=gathered)
+
+
+def pair_nce(
+    z_AD: Tensor,
+    ids_A: Tensor,
+    *,
+    temperature: float = 1.0,
+    reduction: Literal["sum", "mean"] = "sum",
+    gathered: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Contrast clips with the same id against all other clips. Scores are dot products divided by `temperature`.
+
+    z: embeddings (A, D) of this process's clips; ids (A,) int64. The other clips are this process's or, gathered, all
+    processes'. reduction: see positive_pair_nce. Returns the loss and the metrics top1 (share of the clips whose best
+    match is a positive) and chance (share of the positives among all pairs of clips).
+    """
+    others_BD, ids_B, own = z_AD, ids_A, 0
+    if gathered:
+        own = rank_offset(len(z_AD))
+        others_BD, ids_B = gather(z_AD), gather(ids_A)
+    positive_AB, itself_AB = pairs(ids_A, ids_B, own)
+    scores_AB = scores(z_AD[:, None], others_BD[:, None], scale=False)[:, 0, :, 0] / temperature
+    scores_AB = scores_AB.masked_fill(itself_AB, torch.finfo(scores_AB.dtype).min)
+    loss = positive_pair_nce(scores_AB, positive_AB, reduction)
+    hits_A = positive_AB.gather(1, scores_AB.detach().argmax(1, keepdim=True))
+    chance = positive_AB.sum() / (~itself_AB).sum().clamp(min=1)
+    return loss, {"top1": hits_A.float().mean(), "chance": chance}
+
+
+def pairs(ids_A: Tensor, ids_B: Tensor, own: int = 0) -> tuple[Tensor, Tensor]:
+    """Which of the clips B have the same id as a clip of A, and which are that clip itself: two bool tensors (A, B).
+
+    Clip a of A is clip own + a of B, and no positive of itself.
+    """
+    itself_AB = torch.eye(len(ids_A), len(ids_B), dtype=torch.bool, device=ids_A.device).roll(own, 1)
+    return (ids_A[:, None] == ids_B) & ~itself_AB, itself_AB
+
+
+def positive_pair_nce(scores_AB: Tensor, positive_AB: Tensor, reduction: Literal["sum", "mean"]) -> Tensor:
+    """−1/A Σ over anchors and their positives of log(exp(score) / Σ over all of exp(score)).
+
+    scores (A, B), the least float where anchor and column are the same clip; positive (A, B) bool. An anchor without
+    positives adds nothing. reduction: over an anchor's positives, their sum or their mean. Returns a scalar.
+    """
+    log_p_AB = (scores_AB - scores_AB.logsumexp(1, keepdim=True)).masked_fill(~positive_AB, 0.0)
+    sums_A = log_p_AB.sum(1)
+    return -(sums_A / positive_AB.sum(1).clamp(min=1) if reduction == "mean" else sums_A).mean()
 
 
 def negative_counts(videos: int, steps: int, locations: int) -> dict[str, int]:

@@ -1,30 +1,29 @@
 """make_shards --for: what it sets, what wins over it, and the stride that training then takes."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 from independent import make_shards, render
 
 import objectives
-from objectives.command import parse
+from objectives.base import ShardSettings
+from objectives.command import parse, suited
+from objectives.dpc import DPC, DPCConfig
+from objectives.vdim import VDIM
 from pipelines.sampling import box_tries, sample_boxes
 from pipelines.views import eval_view
 from shards import Dataset
-from shards.encode import Encoding
-from shards.presets import PRESETS, Method, stride_of
 from training.settings import Settings
 
 
-def test_there_is_one_for_every_method() -> None:
-    assert set(PRESETS) == set(get_args(Method)) == set(objectives.available())
-
-
-@pytest.mark.parametrize("method", PRESETS)
-def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
+@pytest.mark.parametrize("method", objectives.available())
+def test_no_fixed_box_of_a_paper_is_scaled_up(method: str) -> None:
+    """If this fails for a new method, give it `shards` with a larger short side."""
     objective = objectives.get(method)
-    spec, side = objective.view_spec(objective.Config()), PRESETS[method].short_side
+    spec, side = objective.view_spec(objective.Config()), objective.shards.short_side
     if spec.crop is None:
         assert side >= 1.5 * spec.size  # half of the smallest boxes' area, as drawn from 4:3, is kept
         return
@@ -33,16 +32,35 @@ def test_no_fixed_box_of_a_paper_is_scaled_up(method: Method) -> None:
     assert spec.size <= box[2] == box[3] <= side
 
 
+def test_each_paper_has_its_own() -> None:
+    found = {name: objectives.get(name).shards for name in ("dpc", "memdpc", "tcp", "pace", "vdim")}
+    assert {name: (one.short_side, one.gop, one.fps, one.rate) for name, one in found.items()} == {
+        "dpc": (160, 10, 10, 10),
+        "memdpc": (160, 10, 10, 10),
+        "tcp": (256, 16, None, None),
+        "pace": (128, 16, None, None),
+        "vdim": (192, 16, None, None),
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"short_side": 148}, {"short_side": 0}, {"gop": 0}, {"rate": 10.0}, {"stride": "stride"}]
+)
+def test_what_no_shards_can_be_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError):
+        ShardSettings(**wrong)
+
+
 def test_short_sides_are_multiples_of_16() -> None:
-    assert all(preset.short_side % 16 == 0 for preset in PRESETS.values())
+    assert all(method.shards.short_side % 16 == 0 for method in objectives.available().values())
 
 
 @pytest.mark.parametrize(
     ("fps", "stride"), [(None, None), (10.0, 1), (12.5, 1), (15.0, 2), (30.0, 3), (25.0, 2), (2.0, 1)]
 )
 def test_the_stride_leaves_about_ten_frames_a_second(fps: float | None, stride: int | None) -> None:
-    assert PRESETS["dpc"].stride(Encoding(fps=fps)) == stride
-    assert PRESETS["vdim"].stride(Encoding(fps=fps)) is None
+    assert DPC.shards.stride_at(fps) == stride
+    assert VDIM.shards.stride_at(fps) is None
 
 
 def parsed(data: Path, *flags: str, objective: str = "dpc") -> int | None:
@@ -87,5 +105,30 @@ def test_explicit_flags_win(tmp_path: Path) -> None:
 
 
 def test_other_data_sets_say_nothing(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert stride_of(made) is stride_of(tmp_path) is stride_of(Path("s3://bucket/d")) is None
+    config = DPCConfig(stride=7)
+    for other in (made, tmp_path, Path("s3://bucket/d")):
+        assert suited(DPC, config, other) == config
     assert parsed(made) == 3 and "--stride" not in capsys.readouterr().err
+
+
+def test_a_field_that_is_only_called_stride_keeps_its_value(tmp_path: Path) -> None:
+    """The stride of a convolution is no business of the data set's; the field that is, is named by the method."""
+
+    @dataclass(frozen=True)
+    class Config:
+        stride: int = 4
+        every: int = 3
+
+    class Named(VDIM):
+        shards = ShardSettings(rate=10.0, stride="every")
+
+    said = {"name": "d", "classes": [], "tars": {}, "settings": {"for": "dpc", "stride": 2, "fps": 20.0}}
+    (tmp_path / "dataset.json").write_text(json.dumps(said))
+    assert suited(VDIM, Config(), tmp_path) == Config()
+    assert suited(Named, Config(), tmp_path) == Config(every=2)
+
+
+def test_a_method_that_there_is_not_is_said_in_a_line(tmp_path: Path) -> None:
+    result = make_shards(tmp_path, "--out", tmp_path / "d", "--for", "nothing")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("error: --for nothing: there is no such objective; choose one of dpc")
