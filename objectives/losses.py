@@ -156,7 +156,7 @@ def dense_nce(
     shares = {"chance": 1 / C}
     counts = negative_counts(C // (N * L), N, L)
     shares |= {kind: count / max(C - 1, 1) for kind, count in counts.items()}
-    return loss, metrics | {name: loss.new_tensor(share) for name, share in shares.items()}
+    return loss, metrics | {name: torch.full_like(loss, share) for name, share in shares.items()}
 
 
 def nt_xent(z_BVD: Tensor, *, temperature: float, gathered: bool = False) -> tuple[Tensor, dict[str, Tensor]]:

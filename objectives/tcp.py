@@ -210,7 +210,7 @@ class TCP(Objective):
         loss = F.cross_entropy(logits_BPN.flatten(0, 1), answer_BP.flatten(), reduction=config.reduction)
         right_BP = (logits_BPN.detach().argmax(-1) == answer_BP).float()
         others = 0 if config.difficult_negatives else config.segments - 1
-        chance = torch.tensor(1 / (logits_BPN.shape[-1] - others), device=loss.device)
+        chance = torch.full((), 1 / (logits_BPN.shape[-1] - others), device=loss.device)
         by_gap = right_BP.split([config.segments - k for k in range(1, config.predict_steps + 1)], 1)
         metrics = {f"top1_{k}": right.mean() for k, right in enumerate(by_gap, 1)}  # Figure 3
         return Output(loss, {"top1": right_BP.mean(), "chance": chance} | metrics)

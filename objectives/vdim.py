@@ -203,7 +203,7 @@ class VDIM(Objective):
             metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": losses.top1(scores, offset)}
         headline = (GLOBAL, GLOBAL) if (GLOBAL, GLOBAL) in config.pairs else config.pairs[0]
         metrics["top1"] = metrics[f"top1_{headline[0]}_{headline[1]}"]
-        metrics["chance"] = torch.tensor(1 / next(iter(consequents.values())).shape[0], device=loss.device)
+        metrics["chance"] = torch.full((), 1 / next(iter(consequents.values())).shape[0], device=loss.device)
         return Output(loss, metrics)
 
     def embed(self, views: Tensor) -> Tensor:
