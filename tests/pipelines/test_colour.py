@@ -102,7 +102,7 @@ def test_maps_broadcast_over_leading_axes() -> None:
 
 
 def colour_maps(jitter: Jitter, rows: int = 300) -> np.ndarray:
-    """The drawn maps without their normalisation: RGB 0–255 → RGB, (rows, 4, 4)."""
+    """The sampled maps without their normalisation: RGB 0–255 → RGB, (rows, 4, 4)."""
     spec, ones = ViewSpec(offsets=((0,),), size=32, jitter=jitter), np.ones(rows, dtype=np.int64)
     params = sample_params(spec, np.arange(rows), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours[
         :, 0, 0

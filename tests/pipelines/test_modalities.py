@@ -120,7 +120,7 @@ def test_flow(fields: np.ndarray, tmp_path: Path, kind: str, jitter: Jitter | No
 
 
 def jittered(motion: np.ndarray, spec: ViewSpec, params: ViewParams) -> np.ndarray:
-    """The same draw's jitter of RGB, seen through RGB's own normalisation, on the levels of motion."""
+    """The same parameters' jitter of RGB, seen through RGB's own normalisation, on the levels of motion."""
     rgb = replace(spec, modality="rgb")
     twin = next(
         d for d in samples(rgb, 4) if (d.boxes == params.boxes).all() and (d.frames == params.frames).all()

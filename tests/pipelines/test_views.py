@@ -46,7 +46,7 @@ def specs(make) -> ViewSpec:
 def params(
     spec: ViewSpec, rows: list[int], *, seed: int = 0, epoch: int = 0, length: int = 100
 ) -> ViewParams:
-    """A draw for videos whose length and size follow from the row."""
+    """The parameters of videos whose length and size follow from the row."""
     chosen = np.array(rows, dtype=np.int64)
     sizes = (length + chosen % 7, 64 + 2 * (chosen % 5), 48 + 2 * (chosen % 3))
     return sample_params(spec, chosen, *sizes, seed=seed, epoch=epoch)
