@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -62,7 +64,7 @@ def main(arguments: Arguments) -> None:
         _recover(arguments.out, stage, noted)
         while noted["state"] != "done":
             left = ends - time.monotonic()
-            if left < stage.least:
+            if left < (1 if day.dry else stage.least):
                 break
             _take(stage, noted, day, arguments.out, min(stage.limit, left))
             write_json(arguments.out, result)
@@ -104,7 +106,9 @@ def _take(stage: Stage, noted: dict[str, Any], day: Day, out: Path, limit: float
     process.join(limit)
     late = process.is_alive()
     if late and process.pid:
-        os.killpg(process.pid, signal.SIGKILL)  # its children too
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+        process.kill()
         process.join()
     noted["seconds"] += round(time.monotonic() - began, 1)
     noted["state"] = "cut off" if late else "done" if process.exitcode == 0 else "crashed"
@@ -135,6 +139,8 @@ def _recover(out: Path, stage: Stage, noted: dict[str, Any]) -> None:
 
 def _in_process(stage: Stage, notes: Notes, day: Day) -> None:
     os.setsid()
+    if day.dry:
+        torch.set_num_threads(1)
     stage.do(notes, day)
 
 

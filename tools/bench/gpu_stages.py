@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,6 @@ from tools.machine import describe
 
 ROOT = Path(__file__).parents[2]
 EVEN, UNEVEN = 336, 340  # pixels of width; the second makes NVDEC open a decoder for every video
-LOOKS = ("dpc", "pace", "vdim")  # whose clips the decoding stages decode
 PACKAGES = (
     "torch",
     "torchvision",
@@ -83,9 +83,14 @@ class Day:
         return 1 if self.dry else 8
 
     @property
+    def looks(self) -> tuple[str, ...]:
+        """Objectives whose clips the decoding stages decode."""
+        return ("dpc",) if self.dry else ("dpc", "pace", "vdim")
+
+    @property
     def way(self) -> Way:
         cores = len(os.sched_getaffinity(0))
-        return Way("gpu", cores, 2, self.device, min(8, cores), on_cpu_dali=self.dry)
+        return Way("gpu", cores, 1 if self.dry else 2, self.device, min(8, cores), on_cpu_dali=self.dry)
 
     def data(self, width: int) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""
@@ -97,7 +102,7 @@ class Day:
 
     def config(self, name: str) -> Any:
         cls = objectives.get(name)
-        return cls.small() if self.dry else cls.Config()
+        return replace(cls.small(), width=0.0625) if self.dry else cls.Config()
 
     def source(self, name: str, batch_size: int, width: int = EVEN) -> Source:
         """An objective's clips; rows are repeated where a batch has more."""
@@ -162,7 +167,7 @@ def sizes(notes: Notes, day: Day) -> None:
 
 def trimmed(notes: Notes, day: Day) -> None:
     """Raw NVDEC: whole files against trimmed ones; and what trimming takes of the CPU."""
-    for name in LOOKS:
+    for name in day.looks:
         for cut in (False, True):
             key = f"{name}, {'trimmed' if cut else 'whole'} files"
             notes.measure(key, lambda name=name, cut=cut: _nvdec(day, name, day.way, trimmed=cut))
@@ -170,23 +175,22 @@ def trimmed(notes: Notes, day: Day) -> None:
 
 
 def pipelines(notes: Notes, day: Day) -> None:
-    """The whole graph of the backend, for pipelines × decoder threads of each."""
+    """The whole graph of the backend, NVDEC and augmentation, for pipelines × decoder threads of each."""
     for threads in (1, 2) if day.dry else (8, 14, 4, 28):
         for count in (2, 1):
             way = replace(day.way, pipelines=count, nvdec_threads=threads)
-            key = f"{count} pipelines × {threads} threads"
-            notes.measure(f"{key}, NVDEC", lambda way=way: _nvdec(day, "dpc", way))
             notes.measure(
-                f"{key}, NVDEC and augmentation", lambda way=way: _stacked(day, "dpc", graph_alone, way)
+                f"{count} pipelines × {threads} threads",
+                lambda way=way: _stacked(day, "dpc", graph_alone, way),
             )
 
 
 def hybrid(notes: Notes, day: Day) -> None:
     """What this machine's cores decode, alone and in the loader; cpu_share: for --cpu-share."""
-    for name in LOOKS:
+    for name in day.looks:
         source = day.source(name, 32)
         notes.measure(f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches)(0))
-        for backend in ("hybrid", "gpu", "cpu"):
+        for backend in ("hybrid", "gpu"):
             way = replace(day.way, backend=backend)
             notes.measure(
                 f"{name}, loader {backend}", lambda s=source, w=way: loader_alone(s, w, day.batches)(0)
@@ -219,7 +223,7 @@ def objective(name: str, notes: Notes, day: Day) -> None:
 
 def peers(notes: Notes, day: Day) -> None:
     """Other libraries on the same clips: SPDL on the CPU, SPDL and PyNvVideoCodec on NVDEC."""
-    for name in LOOKS[:2]:
+    for name in day.looks[:2]:
         source = day.source(name, 32)
         notes.measure(f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.way.threads, day.batches)(0))
         notes.measure(f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches)(0))
@@ -234,7 +238,8 @@ def run(name: str, seconds: float, notes: Notes, day: Day) -> None:
     """train.py for so many seconds, all of its loop; its lines of metrics are summed up without the first."""
 
     def train() -> Figures:
-        with made_folder(day) as output:
+        with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
+            output = Path(folder) / "run"
             flags = ["--data", day.data(EVEN), "--output", output, "--log-every", "1" if day.dry else "20"]
             flags += ["--small", "--steps", "3", "--batch-size", "2"] if day.dry else ["--steps", "1000000"]
             flags += ["--device", "cpu"] if day.dry else ["--mixed-precision", "bf16"]
@@ -322,14 +327,6 @@ def _rate(notes: Notes, key: str) -> float | None:
 
 def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
-@contextmanager
-def made_folder(day: Day) -> Iterator[Path]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
-        yield Path(folder) / "run"
 
 
 @dataclass(frozen=True)
