@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.training import random_batch
 from machine import describe
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -66,11 +67,7 @@ def main(argv: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objective = objectives.get(settings.objective)(config).to(device)
     spec = objective.view_spec(config)
-    shape = (settings.batch_size, spec.views, spec.frames, spec.size, spec.size, spec.channels)
-    batch = {"views": torch.randn(shape, device=device).permute(0, 1, 5, 2, 3, 4)}
-    batch["label"] = torch.zeros(settings.batch_size, dtype=torch.int64)
-    if spec.paces:
-        batch["pace"] = torch.randint(len(spec.paces), shape[:2])
+    batch = random_batch(spec, settings.batch_size, device)
     names = ("plain", *(name for name in settings.options if name != "plain"))
     steps = {name: make_step(name, copy.deepcopy(objective), batch, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

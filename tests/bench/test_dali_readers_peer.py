@@ -1,6 +1,6 @@
 """The peer with DALI's own readers: its graph is defined for NVDEC, and runs where DALI decodes on a CPU."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,5 +74,5 @@ def test_it_runs_on_vp9(vp9: Dataset, name: str, changes: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_the_decoder_alone_runs_on_vp9(vp9: Dataset, trimmed: bool) -> None:
-    figures = nvdec_alone(source_of(vp9, "dpc", {}), WAY, 1, trimmed=trimmed, decoder="cpu")(0)
+    figures = nvdec_alone(source_of(vp9, "dpc", {}), replace(WAY, on_cpu_dali=True), 1, trimmed=trimmed)(0)
     assert (figures["clips_per_s"] > 0 and figures["nvdec_use"] is None) or torch.cuda.is_available()

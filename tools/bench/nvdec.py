@@ -4,10 +4,12 @@ from collections import deque
 from itertools import cycle
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
 from pipelines.mp4 import read_index
+from pipelines.sampler import Sample
 from pipelines.trim import trim
 
 from .parts import CACHED, WARM, Way
@@ -15,21 +17,13 @@ from .rounds import Figures, Part, rate
 from .source import Source
 
 
-def nvdec_alone(
-    source: Source, way: Way, batches: int, *, trimmed: bool = True, decoder: str = "mixed"
-) -> Part:
+def nvdec_alone(source: Source, way: Way, batches: int, *, trimmed: bool = True) -> Part:
     """way.pipelines of way.nvdec_threads each. trimmed: files as the backend hands them over, else whole ones.
 
-    decoder: "cpu" for DALI's own, which reads VP9 and MJPEG.
+    With way.on_cpu_dali the decoder is DALI's own, which reads VP9 and MJPEG.
     """
-    turns = cycle(
-        [
-            [_file(source, one.row, np.unique(one.params.frames), trimmed) for one in batch]
-            for batch in source.batches(0, CACHED)
-        ]
-    )
-    device = None if decoder == "cpu" else way.device.index or 0
-    free = deque(_pipeline(source, way.nvdec_threads, device, decoder) for _ in range(way.pipelines))
+    turns = cycle([[encoded(source, one, trimmed) for one in batch] for batch in source.batches(0, CACHED)])
+    free = deque(_pipeline(source, way) for _ in range(way.pipelines))
     begun: deque[Pipeline] = deque()
 
     def run() -> None:
@@ -55,20 +49,23 @@ def nvdec_alone(
     return part
 
 
-def _pipeline(source: Source, threads: int, device: int | None, decoder: str) -> Pipeline:
-    pipeline = Pipeline(source.batch_size, threads, device, prefetch_queue_depth=1)
+def _pipeline(source: Source, way: Way) -> Pipeline:
+    device = None if way.on_cpu_dali else torch.cuda.current_device()
+    pipeline = Pipeline(source.batch_size, way.nvdec_threads, device, prefetch_queue_depth=1)
     with pipeline:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        files = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
-        pipeline.set_outputs(fn.decoders.video(encoded, device=decoder, frames=numbers))
+        decoder = "cpu" if way.on_cpu_dali else "mixed"
+        pipeline.set_outputs(fn.decoders.video(files, device=decoder, frames=numbers))
     pipeline.build()
     return pipeline
 
 
-def _file(
-    source: Source, row: int, numbers: NDArray[np.int32], trimmed: bool
+def encoded(
+    source: Source, sample: Sample, trimmed: bool = True
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    video = source.read(row)
+    """A file, and the numbers of the frames to show, ascending, each once."""
+    video, numbers = source.read(sample.row), np.unique(sample.params.frames)
     if trimmed:
         video, numbers = trim(read_index(video), video, numbers)
     return np.frombuffer(video, np.uint8), numbers

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Way:
-    """How batches are made. backend: its name; device: where the views go; pipelines, nvdec_threads: see BackendSettings."""
+    """How batches are made. backend: its name. device: where the views go. The last three: see BackendSettings."""
 
     backend: str
     threads: int
@@ -38,6 +38,7 @@ class Way:
     device: torch.device
     nvdec_threads: int = 8
     pipelines: int = 2
+    on_cpu_dali: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -50,6 +51,7 @@ class Way:
             threads=self.threads,
             nvdec_threads=self.nvdec_threads,
             pipelines=self.pipelines,
+            on_cpu_dali=self.on_cpu_dali,
         )
 
     def loader(self, source: Source, first: int) -> Loader:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The set `--data rendered`: videos of ten seconds, 336×256, 30 frames/s, as Kinetics' come out of make_shards.
 
-tools/bench/render.py OUT [B_FRAMES]
+tools/bench/render.py OUT [--b-frames 0] [--width 340] …
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -32,11 +33,16 @@ ENCODING = Encoding()
 
 
 def render(
-    out: Path, videos: int = VIDEOS, frames: int = FRAMES, workers: int = 2, encoding: Encoding = ENCODING
+    out: Path,
+    videos: int = VIDEOS,
+    frames: int = FRAMES,
+    workers: int = 2,
+    encoding: Encoding = ENCODING,
+    width: int = WIDTH,
 ) -> Path:
     """Render the set into the new or empty folder `out`, and return it."""
     out.mkdir(parents=True, exist_ok=True)
-    tasks = [(number, frames, encoding) for number in range(videos)]
+    tasks = [(number, frames, encoding, width) for number in range(videos)]
     with closing(in_order(_video, tasks, workers)) as results:
         samples = list(tqdm(results, total=videos, desc="rendering ten-second videos, once", unit="video"))
     if crashed := [result.detail for result in samples if isinstance(result, Crashed)]:
@@ -50,30 +56,30 @@ def render(
 
 def ensure() -> Path:
     """The set in the cache folder, rendered there on first use: about two minutes of two cores."""
-    return made_once(cache_folder() / VERSION, _render_in_a_process)
+    return made_once(cache_folder() / VERSION, render_in_a_process)
 
 
-def _render_in_a_process(out: Path) -> None:
+def render_in_a_process(out: Path, *flags: str) -> None:
     """The pool's processes import the main module of the one that starts them: let it be this small one."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run([sys.executable, __file__, str(out)], check=True, env=environment)
+    subprocess.run([sys.executable, __file__, str(out), *flags], check=True, env=environment)
 
 
-def _video(task: tuple[int, int, Encoding]) -> Sample:
-    number, frames, encoding = task
+def _video(task: tuple[int, int, Encoding, int]) -> Sample:
+    number, frames, encoding, width = task
     label = number % len(CLASSES)
     rng = np.random.default_rng([2026, number])
     clip_THWC = draw_clip(CLASSES[label], frames, rng)
-    grain = rng.normal(0, GRAIN, (16, HEIGHT + 16, WIDTH + 16, 1)).astype(np.float32)
+    grain = rng.normal(0, GRAIN, (16, HEIGHT + 16, width + 16, 1)).astype(np.float32)
     scaled, coded = VideoReformatter(), VideoReformatter()
 
     def picture(n: int) -> av.VideoFrame:
         frame = av.VideoFrame.from_ndarray(clip_THWC[n], "rgb24")
-        large = scaled.reformat(frame, WIDTH, HEIGHT, "rgb24", interpolation="BICUBIC").to_ndarray()
+        large = scaled.reformat(frame, width, HEIGHT, "rgb24", interpolation="BICUBIC").to_ndarray()
         top, left = rng.integers(0, 16, 2)
-        noise = grain[n % 16, top : top + HEIGHT, left : left + WIDTH]
+        noise = grain[n % 16, top : top + HEIGHT, left : left + width]
         noisy = np.clip(large + noise, 0, 255).astype(np.uint8)
-        return house_frame(av.VideoFrame.from_ndarray(noisy, "rgb24"), WIDTH, HEIGHT, encoding.codec, coded)
+        return house_frame(av.VideoFrame.from_ndarray(noisy, "rgb24"), width, HEIGHT, encoding.codec, coded)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
@@ -91,5 +97,12 @@ def _video(task: tuple[int, int, Encoding]) -> Sample:
 
 
 if __name__ == "__main__":
-    b_frames = int(sys.argv[2]) if sys.argv[2:] else None
-    render(Path(sys.argv[1]), encoding=replace(ENCODING, b_frames=b_frames))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--b-frames", type=int)
+    parser.add_argument("--codec", default=ENCODING.codec)
+    for name, default in (("videos", VIDEOS), ("frames", FRAMES), ("workers", 2), ("width", WIDTH)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    flags = parser.parse_args()
+    chosen = replace(ENCODING, b_frames=flags.b_frames, codec=flags.codec)
+    render(flags.out, flags.videos, flags.frames, flags.workers, chosen, flags.width)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 import objectives
-from training.feed import tensors
+from pipelines.views import ViewSpec
+from training.feed import arrange, tensors
 from training.meter import Meter
 
 from .parts import WARM, Way
@@ -18,13 +19,26 @@ from .utilisation import Watch
 Step = Callable[[dict[str, Any]], None]
 
 
-def training_step(objective: objectives.Objective, precision: str, device: torch.device) -> Step:
+def random_batch(spec: ViewSpec, clips: int, device: torch.device) -> dict[str, Any]:
+    """A batch as a loader's, of random numbers."""
+    shape = (clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
+    batch = {"views": torch.randn(shape, device=device).permute(0, 1, 5, 2, 3, 4)}
+    batch["label"] = torch.zeros(clips, dtype=torch.int64)
+    if spec.paces:
+        batch["pace"] = torch.randint(len(spec.paces), shape[:2])
+    return batch
+
+
+def training_step(
+    objective: objectives.Objective, precision: str, device: torch.device, *, channels_last: bool = True
+) -> Step:
     """An optimizer step on a batch of the loader."""
+    arrange(objective, channels_last)
     optimizer = objective.optimizer()
 
     def step(batch: dict[str, Any]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = objective(tensors(batch, device)).loss
+            loss = objective(tensors(batch, device, channels_last=channels_last)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
