@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -192,6 +194,9 @@ def _serve(connection: Connection, function: Callable[[Any], Any], memory: float
         Path("/proc/self/oom_score_adj").write_text("900")
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory * GIB), resource.RLIM_INFINITY))
+    threadpool_limits(
+        1
+    )  # there are as many processes as cores: threads of BLAS would spin, waiting for each other
     connection.send(None)
     while True:
         try:

@@ -30,7 +30,7 @@ def _job(videos: Path, out: Path) -> Job:
 
 
 @pytest.fixture(scope="module")
-def eval_view(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def plain(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("plain") / "set"
     assert build(_job(videos, out)) is not None
     return files(out)

@@ -176,7 +176,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def eval_view(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made with --multiple 1: two of three rows have a side that is no multiple of 16."""
     out = tmp_path_factory.mktemp("plain") / "set"
     result = make_shards(videos, "--out", out, "--multiple", 1, "--workers", 1)
