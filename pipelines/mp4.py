@@ -42,7 +42,7 @@ class PacketIndex:
     offsets, sizes: first byte of each packet in the file, and how many it has.
     numbers: frame number, counted from 0 in order of presentation; −1 where the edit list hides the frame.
     keys: whether the packet is a key frame (sync sample).
-    head: bytes of the file up to the end of `moov` if that precedes `mdat`, else the whole file's.
+    head: bytes of the file up to the end of `moov` if that precedes `mdat`, else 0.
     full_range, colorspace: as the container's colr box states them, colorspace as FFmpeg's enum; None if it does not.
     description: the stsd box, for `trim`; b"" if FFmpeg's demuxer made the index.
     ranks: place of the packet in order of presentation among all packets, hidden ones too.
@@ -179,11 +179,11 @@ def _ordered(
 
 
 def _find_moov(data: memoryview) -> tuple[_Box, int]:
-    """The index, and how many bytes of the file hold it and all that precedes it."""
+    """The index, and how many bytes of the file hold it and all that precedes it; 0 where that is the media too."""
     media_seen = False
     for name, box in _Box(data, 0, len(data)).boxes():
         if name == b"moov":
-            return box, len(data) if media_seen else box.end
+            return box, 0 if media_seen else box.end
         media_seen |= name == b"mdat"
     raise _Unusual("no moov")
 
@@ -382,7 +382,7 @@ def _demuxed(data: memoryview) -> PacketIndex:
             sizes=np.array([packet.size for packet in packets], np.int64),
             numbers=numbers,
             keys=np.array([packet.is_keyframe for packet in packets]),
-            head=len(data),
+            head=0,
             full_range={1: False, 2: True}.get(int(context.color_range)),
             colorspace=None if context.colorspace == 2 else int(context.colorspace),
             description=b"",
