@@ -25,9 +25,9 @@ import av.logging
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.mp4 import DecodeError, PacketIndex, damage_named, read_index
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs
+from shards.mp4 import DecodeError, PacketIndex, damage_named, read_index
 
 av.logging.set_level(av.logging.FATAL)
 
@@ -49,17 +49,23 @@ FramesOf = Callable[[list[int]], Iterable[tuple[int, av.VideoFrame]]]
 """A source of frames: ascending frame numbers → (number, frame) of each."""
 
 
-def decode_views(video: bytes, params: ViewParams, size: int, modality: str = "rgb") -> NDArray[np.uint8]:
+def decode_views(
+    video: bytes,
+    params: ViewParams,
+    size: int,
+    modality: str = "rgb",
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
     video: an mp4 file. params: of one sample (frames (V, T), boxes (V, 4), flips (V,)). size: side of a view in
     pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1) for a difference; (u, v) for flow, whose
-    video holds u above v. In memory it is (V·T, P, size, size).
+    video holds u above v. In memory it is (V·T, P, size, size): `out`, where that is given.
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the parameters ask for.
     """
     index = read_index(video)
-    return crop_views(partial(_decode, index, video), params, size, modality)
+    return crop_views(partial(_decode, index, video), params, size, modality, out)
 
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -146,11 +152,16 @@ class Frames(Protocol):
 
 
 def crop_views(
-    frames_of: FramesOf, params: ViewParams, size: int, modality: str = "rgb"
+    frames_of: FramesOf,
+    params: ViewParams,
+    size: int,
+    modality: str = "rgb",
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """As decode_views, from any source of frames of one size."""
     format_, channels, stacked = _FORMATS[modality]
-    out = np.empty((params.frames.size, stacked * len(channels), size, size), np.uint8)
+    if out is None:
+        out = np.empty((params.frames.size, stacked * len(channels), size, size), np.uint8)
     graphs: dict[tuple, _CropResize] = {}
     with damage_named():
         for box, frames in _boxes_as_decoded(frames_of, _boxes(params)):

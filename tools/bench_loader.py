@@ -72,6 +72,8 @@ class Settings:
     """Of the model's arithmetic (autocast)."""
     threads: int = os.cpu_count() or 2
     """Decoding threads; SPDL's too."""
+    decode_with: Literal["threads", "processes"] = "threads"
+    """Where the CPU decodes: train.py's own choice depends on the cores."""
     nvdec_threads: int = 8
     """Threads that feed NVDEC, with --device gpu."""
     prefetch: int = 2

@@ -84,6 +84,9 @@ class Settings:
     cpu_share: float | Literal["auto"] = 0.0
     """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1; auto: as the rates that
     tools/bench_loader.py --autotune found for both."""
+    decode_with: Literal["auto", "processes", "threads"] = "auto"
+    """Where the CPU decodes: in processes, one for each of --threads, which do not wait for Python's lock, or in threads,
+    which need no start and no memory of their own. auto takes processes where there are four cores or more."""
     nvdec_threads: int = 8
     """Threads that feed NVDEC, with --device gpu; an H100 has seven decoders."""
 

@@ -20,6 +20,7 @@ from training.settings import Settings
 TOO_LONG = 0.05  # share of the time spent waiting from which a word is due
 PATIENCE = 50  # steps that it has to last
 _PREFETCH = 2
+_CORES_FOR_PROCESSES = 4
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,12 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         f"--prefetch {prefetch}": settings.prefetch is not None,
     }
     flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
+    in_processes = settings.decode_with == "processes" or (
+        settings.decode_with == "auto" and share(cores()) >= _CORES_FOR_PROCESSES
+    )
     backend = BackendSettings(
         name,
+        processes=threads if in_processes and (BACKENDS[name].decodes_on_cpu or cpu_share) else 0,
         threads=threads,
         nvdec_threads=settings.nvdec_threads,
         cpu_share=cpu_share,

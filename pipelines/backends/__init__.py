@@ -38,7 +38,8 @@ NVDEC_LEAST = {
 class BackendSettings:
     """Which backend makes the views, and with what.
 
-    name: of BACKENDS. threads: of DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
+    DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
     pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
     cpu_share: of the samples, decoded on the CPU beside NVDEC (gpu only). cache: keep decoded videos in host or GPU
     memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
@@ -47,6 +48,7 @@ class BackendSettings:
     name: str = "cpu"
     threads: int = 2
     nvdec_threads: int = 8
+    processes: int = 0
     pipelines: int = 2
     cpu_share: float = 0.0
     cache: Literal["host", "gpu"] | None = None
@@ -57,14 +59,20 @@ class BackendSettings:
 def _cpu(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.cpu import CpuBackend
 
-    return CpuBackend(spec, samples, clips)
+    return CpuBackend(spec, samples, clips, processes=settings.processes)
 
 
 def _hybrid(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
     from pipelines.backends.hybrid import HybridBackend
 
     return HybridBackend(
-        spec, samples, clips, threads=settings.threads, device=_gpu(settings), pipelines=settings.pipelines
+        spec,
+        samples,
+        clips,
+        threads=settings.threads,
+        device=_gpu(settings),
+        pipelines=settings.pipelines,
+        processes=settings.processes,
     )
 
 

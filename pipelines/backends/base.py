@@ -79,6 +79,10 @@ class Backend(ABC):
         """
         raise error
 
+    def processes(self) -> list[int]:
+        """Processes that work for this backend, beside this one."""
+        return []
+
     def describe(self) -> str:
         """A line for people about what the backend keeps; empty where it keeps nothing."""
         return ""
@@ -144,6 +148,9 @@ class Routed(Backend):
         if not found:
             raise error
         return found
+
+    def processes(self) -> list[int]:
+        return [process for route in self.routes for process in route.processes()]
 
     def close(self) -> None:
         for route in self.routes:

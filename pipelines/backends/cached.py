@@ -20,10 +20,10 @@ from torch import Tensor
 from pipelines.backends.base import Backend, Routed, Video
 from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import crop_views, decode_frames
-from pipelines.mp4 import DecodeError
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from shards import Dataset, InputError
+from shards.mp4 import DecodeError
 
 Where = Literal["host", "gpu"]
 _FORMATS = ("yuv420p", "yuvj420p")

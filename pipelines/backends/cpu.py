@@ -1,8 +1,8 @@
 """cpu: FFmpeg decodes, crops and resizes; NumPy does the rest, straight into the batch's memory. No DALI."""
 
 import weakref
-from abc import abstractmethod
 from collections import deque
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -11,45 +11,81 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.backends.base import Backend, Rendered, Video
-from pipelines.decode import decode_views, keep_freed_memory
+from pipelines.decode import keep_freed_memory
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
-from pipelines.transforms.numpy import NumpyTransform
 from pipelines.views import ViewSpec
+from pipelines.workers import Maker, Region, Worker
 
 
 class CpuDecodeBackend(Backend):
-    """A backend whose videos FFmpeg decodes, in the pool's threads."""
+    """A backend whose videos FFmpeg decodes: in the pool's threads, or in so many `processes`.
 
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
+    What a clip becomes is written into memory of the batch, `shape` and `dtype` a clip. pixels: of decoded frames.
+    """
+
+    def __init__(
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        *,
+        processes: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        pixels: bool,
+    ) -> None:
         super().__init__(spec, max_samples, max_clips)
         keep_freed_memory()
-
-    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
-        pixels = decode_views(video.read(), sample.params, self.spec.size, self.spec.modality)
-        return self.accept(pixels, sample.params, out)
-
-    @abstractmethod
-    def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> Any:
-        """As `prepare`, of the pixels that decode.decode_views gives: (F, size, size, P)."""
-
-
-class CpuBackend(CpuDecodeBackend):
-    """Everything on the CPU. The views lie in the computer's memory; pinned where there is a GPU."""
-
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
-        super().__init__(spec, max_samples, max_clips)
-        self._transform = NumpyTransform(spec)
-        frame = (spec.views * spec.frames, spec.size**2, spec.channels)
-        self._memory = _BatchMemory((max_samples * max_clips, *frame))
+        self._maker = Maker(spec, pixels=pixels)
+        self._memory = _BatchMemory((max_samples * max_clips, *shape), dtype, shared=processes > 0)
+        self._workers = [Worker(spec, pixels=pixels) for _ in range(processes)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
 
     def buffer(self, samples: list[Sample]) -> list[Tensor]:
         clips = [sample.clips for sample in samples]
         return list(self._memory.take(sum(clips)).split(clips))
 
-    def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Tensor) -> Tensor:
-        self._transform(pixels, params, out.numpy().reshape(-1, *out.shape[2:]))
+    def prepare(self, video: Video, sample: Sample, out: Tensor) -> Tensor:
+        data = video.read()
+        if not self._workers:
+            self._maker(data, sample.params, out.numpy())
+            return out
+        worker = self._idle.get()
+        try:
+            worker.make(data, sample.params, self._memory.region_of(out), out.numpy())
+        finally:
+            self._idle.put(worker)
         return out
+
+    def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Tensor) -> Tensor:
+        """As `prepare`, of the pixels that decode.decode_views gives: (F, size, size, P)."""
+        self._maker.finish(pixels, params, out.numpy())
+        return out
+
+    def processes(self) -> list[int]:
+        return [worker.process for worker in self._workers if worker.process is not None]
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.end()
+
+
+class CpuBackend(CpuDecodeBackend):
+    """Everything on the CPU. The views lie in the computer's memory; pinned where there is a GPU, and no process."""
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, *, processes: int = 0) -> None:
+        super().__init__(
+            spec,
+            max_samples,
+            max_clips,
+            processes=processes,
+            shape=(spec.views * spec.frames, spec.size**2, spec.channels),
+            dtype=np.float32,
+            pixels=False,
+        )
 
     def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
         spec = self.spec
@@ -61,21 +97,29 @@ class CpuBackend(CpuDecodeBackend):
 class _BatchMemory:
     """Batches of one shape. Memory that nobody holds any more is used again: fresh pages cost as much as colours."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._free: deque[NDArray[np.float32]] = deque(maxlen=8)
+    def __init__(self, shape: tuple[int, ...], dtype: Any, *, shared: bool) -> None:
+        self._shape, self._dtype, self._shared = shape, np.dtype(dtype), shared
+        self._free: deque[Region | NDArray[Any]] = deque(maxlen=8)
+        self._lent: dict[int, Region] = {}  # by where the memory begins
 
     def take(self, clips: int) -> Tensor:
-        """(clips, …) float32, not initialised; for a GPU pinned, which torch itself uses again after the copy."""
-        if torch.cuda.is_available():
+        """(clips, …), not initialised; pinned for a GPU, which torch itself uses again after the copy."""
+        if torch.cuda.is_available() and not self._shared and self._dtype == np.float32:
             return torch.empty(clips, *self._shape[1:], pin_memory=True)
         try:
             whole = self._free.pop()
         except IndexError:
-            whole = np.empty(self._shape, np.float32)
-        lent = whole[:clips]
+            whole = Region(self._shape, self._dtype) if self._shared else np.empty(self._shape, self._dtype)
+        lent = (whole.array if isinstance(whole, Region) else whole)[:clips]
         weakref.finalize(lent, self._free.append, whole).atexit = False
-        return torch.from_numpy(lent)
+        tensor = torch.from_numpy(lent)
+        if isinstance(whole, Region):
+            self._lent[tensor.data_ptr()] = whole
+        return tensor
+
+    def region_of(self, part: Tensor) -> Region:
+        """The region that a part of a batch's memory lies in."""
+        return self._lent[part.untyped_storage().data_ptr()]
 
 
 def _rejoined(parts: list[Tensor]) -> Tensor:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from torch import Tensor
 
@@ -123,17 +122,25 @@ class HybridBackend(CpuDecodeBackend):
         threads: int,
         device: int | None,
         pipelines: int = UNDER_WAY,
+        processes: int = 0,
     ) -> None:
-        super().__init__(spec, max_samples, max_clips)
+        super().__init__(
+            spec,
+            max_samples,
+            max_clips,
+            processes=processes,
+            shape=(spec.views * spec.decoded, spec.planes, spec.size, spec.size),
+            dtype=np.uint8,
+            pixels=True,
+        )
         self.concurrent = pipelines
         self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
 
-    def accept(self, pixels: NDArray[np.uint8], params: ViewParams, out: Any) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-    def render(self, samples: list[Sample], prepared: list[NDArray[np.uint8]]) -> Rendered:
-        whole = self.max_clips * self.spec.views * self.spec.decoded
-        filled = [
-            np.concatenate([p, p[-1:].repeat(whole - len(p), 0)]) if len(p) < whole else p for p in prepared
-        ]
+    def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
+        filled = []
+        for part in prepared:  # (clips, frames, P, size, size)
+            clips = part.numpy()
+            if len(clips) < self.max_clips:
+                clips = np.concatenate([clips, clips[-1:].repeat(self.max_clips - len(clips), 0)])
+            filled.append(clips.reshape(-1, *clips.shape[2:]))
         return self._graph.render(samples, {"pixels": filled})

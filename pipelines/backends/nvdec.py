@@ -15,11 +15,11 @@ from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_
 from pipelines.backends.cached import Resident
 from pipelines.backends.hybrid import UNDER_WAY, DaliGraph
 from pipelines.decode import check_frames
-from pipelines.mp4 import DecodeError, read_index
 from pipelines.sampler import Sample
 from pipelines.transforms import dali
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
+from shards.mp4 import DecodeError, read_index
 
 
 @dataclass(frozen=True)

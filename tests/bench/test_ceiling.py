@@ -3,9 +3,9 @@
 import pytest
 
 import objectives
-from pipelines.mp4 import read_index
 from pipelines.trim import trim
 from shards import Dataset
+from shards.mp4 import read_index
 from tests.pipelines.reference import numbered_video
 from tools.bench.ceiling import Packets, ceiling, decoded_per_used
 from tools.bench.source import Source

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pipelines.backends.cached import Cache, Decoded, Resident, chosen
 from pipelines.backends.nvdec import in_share
 from pipelines.decode import decode_views
-from pipelines.mp4 import DecodeError
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from shards.encode import Encoding
+from shards.mp4 import DecodeError
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES
 from tests.pipelines.reference import flow_video, loader, made, params_for, render, write_dataset

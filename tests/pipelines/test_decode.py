@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.decode import check_frames, decode_views
-from pipelines.mp4 import DecodeError
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.encode import Encoding
+from shards.mp4 import DecodeError
 from shards.transcode import transcode
 from tests.pipelines.conftest import FRAMES, NUMBERED
 from tests.pipelines.reference import REAL, decoded_views, numbered_video, params_for, read_numbers

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import objectives
-from pipelines.mp4 import DecodeError, PacketIndex, read_index
 from pipelines.sampling import sample_params
 from pipelines.trim import runs, trim
 from shards.encode import Encoding, write_mp4
+from shards.mp4 import DecodeError, PacketIndex, read_index
 from tests.pipelines.reference import REAL, flow_video
 
 TORTURE = REAL.parent / "torture"

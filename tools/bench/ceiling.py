@@ -6,8 +6,8 @@ import av
 import numpy as np
 import torch
 
-from pipelines.mp4 import PacketIndex, read_index
 from pipelines.trim import runs, trim
+from shards.mp4 import PacketIndex, read_index
 
 from .rounds import Figures, Part, rate
 from .source import Source

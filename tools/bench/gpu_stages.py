@@ -189,7 +189,9 @@ def hybrid(notes: Notes, day: Day) -> None:
     """What this machine's cores decode, alone and in the loader; cpu_share: for --cpu-share."""
     for name in day.looks:
         source = day.source(name, 32)
-        notes.measure(f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches)(0))
+        notes.measure(
+            f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches, ExitStack())(0)
+        )
         for backend in ("hybrid", "gpu"):
             way = replace(day.way, backend=backend)
             notes.measure(
@@ -226,7 +228,9 @@ def peers(notes: Notes, day: Day) -> None:
     for name in day.looks[:2]:
         source = day.source(name, 32)
         notes.measure(f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.way.threads, day.batches)(0))
-        notes.measure(f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches)(0))
+        notes.measure(
+            f"{name}, decode and crop", lambda s=source: decode_alone(s, day.way, day.batches, ExitStack())(0)
+        )
         others = {"SPDL": nvdec_peers.spdl_nvdec, "PyNvVideoCodec": nvdec_peers.pynvvideocodec}
         for title, peer in others.items() if not day.dry else ():
             for threads in (7, 14):

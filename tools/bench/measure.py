@@ -45,6 +45,7 @@ class Settings(Protocol):
     precision: str
     threads: int
     nvdec_threads: int
+    decode_with: str
     prefetch: int
     seed: int
     model: bool
@@ -65,7 +66,15 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     spec = objective.view_spec(config)
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
-    way = Way(backend, settings.threads, settings.prefetch, device, settings.nvdec_threads)
+    in_processes = settings.decode_with == "processes"
+    way = Way(
+        backend,
+        settings.threads,
+        settings.prefetch,
+        device,
+        settings.nvdec_threads,
+        processes=in_processes,
+    )
     with replace(way, prefetch=0).loader(
         source, 0
     ) as loader:  # complains at once about data that cannot be loaded
@@ -113,7 +122,7 @@ def _parts(
     batches = settings.batches
     parts: dict[str, Part] = {"loader": loader_alone(source, way, batches)}
     if way.kind.decodes_on_cpu or "spdl" in settings.against:
-        parts["decode"] = decode_alone(source, way, batches)
+        parts["decode"] = decode_alone(source, way, batches, stack)
     if way.kind.decodes_on_cpu:
         parts["augment"] = augment_alone(source, way, batches, stack)
     else:

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 
-from pipelines.mp4 import read_index
 from pipelines.sampler import Sample
 from pipelines.trim import trim
+from shards.mp4 import read_index
 
 from .parts import CACHED, WARM, Way
 from .rounds import Figures, Part, rate

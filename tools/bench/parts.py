@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import decode_views
 from pipelines.loader import Loader
 from pipelines.sampler import Sample
+from pipelines.workers import Region, Worker
 
 from .rounds import Figures, Part, rate
 from .source import Source
@@ -30,7 +32,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Way:
-    """How batches are made. backend: its name. device: where the views go. The last three: see BackendSettings."""
+    """How batches are made. backend: its name. device: where the views go. processes: as many as threads decode, where the CPU
+    does. The others: see BackendSettings."""
 
     backend: str
     threads: int
@@ -38,6 +41,7 @@ class Way:
     device: torch.device
     nvdec_threads: int = 8
     pipelines: int = 2
+    processes: bool = False
     on_cpu_dali: bool = False
 
     @property
@@ -51,6 +55,7 @@ class Way:
             threads=self.threads,
             nvdec_threads=self.nvdec_threads,
             pipelines=self.pipelines,
+            processes=self.threads if self.processes and self.kind.decodes_on_cpu else 0,
             on_cpu_dali=self.on_cpu_dali,
         )
 
@@ -79,14 +84,33 @@ def loader_alone(source: Source, way: Way, batches: int) -> Part:
         with way.loader(source, first) as loader:
             for _ in range(2 * (way.prefetch + 1)):  # those in the queue at the end lie in memory used before
                 next(loader)
-            return rate(lambda: next(loader), batches, source.batch_size, way.device, watched=True)
+            workers = loader.backend.processes()
+            return rate(lambda: next(loader), batches, source.batch_size, way.device, workers, watched=True)
 
     return part
 
 
-def decode_alone(source: Source, way: Way, batches: int) -> Part:
-    """decode_and_crop: read, decode, crop and resize to uint8 in so many threads, as a backend that decodes on the CPU."""
-    return _in_pool(partial(pixels, source), source, way, batches)
+def decode_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
+    """decode_and_crop: read, decode, crop and resize to uint8 in so many threads or processes, as a backend does."""
+    if not way.settings.processes:
+        return _in_pool(partial(pixels, source), source, way, batches)
+    spec, idle = source.spec, SimpleQueue[tuple[Worker, Region]]()
+    crew = [Worker(spec, pixels=True) for _ in range(way.threads)]
+    shape = (1, spec.views * spec.decoded, spec.planes, spec.size, spec.size)
+    for worker in crew:
+        stack.callback(worker.end)
+        idle.put((worker, Region(shape, np.uint8)))
+
+    def work(sample: Sample) -> None:
+        worker, region = idle.get()
+        worker.make(source.read(sample.row), sample.params, region, region.array)
+        idle.put((worker, region))
+
+    for sample in source.samples(0, 1)[: way.threads]:  # each is started, and not in the time that is taken
+        work(sample)
+    return _in_pool(
+        work, source, way, batches, lambda: [one.process for one in crew if one.process is not None]
+    )
 
 
 def trim_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
@@ -95,7 +119,15 @@ def trim_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part
     return _in_pool(partial(prepared, source, backend), source, way, batches)
 
 
-def _in_pool(work: Callable[[Sample], Any], source: Source, way: Way, batches: int) -> Part:
+def _in_pool(
+    work: Callable[[Sample], Any],
+    source: Source,
+    way: Way,
+    batches: int,
+    workers: Callable[[], list[int]] = list,
+) -> Part:
+    """workers: numbers of the processes that do the work beside this one, once they run."""
+
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
 
@@ -104,7 +136,7 @@ def _in_pool(work: Callable[[Sample], Any], source: Source, way: Way, batches: i
                 for _ in pool.map(work, samples):
                     pass
 
-        return rate(run, 1, len(samples), CPU)
+        return rate(run, 1, len(samples), CPU, workers())
 
     return part
 

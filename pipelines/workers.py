@@ -1,0 +1,188 @@
+"""Processes that make views in memory which they share with the loader's process.
+
+Threads of one process take turns at Python's lock: two of them make three quarters of what two processes make of Pace's
+clips (docs/fast-path.md). A process costs some 150 MB and a second to start. It ends with the one that started it. This
+module imports neither torch nor DALI.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections import OrderedDict
+from itertools import count
+from math import prod
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.decode import decode_views, keep_freed_memory
+from pipelines.sampling import ViewParams
+from pipelines.transforms.numpy import NumpyTransform
+from pipelines.views import ViewSpec
+from shards.mp4 import DecodeError
+
+_KNOWN = 16  # regions of memory that a process keeps in view
+_numbers = count()
+
+
+class Maker:
+    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to go on with; else views."""
+
+    def __init__(self, spec: ViewSpec, *, pixels: bool) -> None:
+        self._spec = spec
+        self._transform = None if pixels else NumpyTransform(spec)
+
+    def __call__(self, video: bytes, params: ViewParams, out: NDArray[Any]) -> None:
+        """out: of the sample's clips, (clips, …) as `CpuDecodeBackend.buffer` lends it. Raises DecodeError."""
+        spec, frames = self._spec, out.reshape(-1, *out.shape[2:])
+        if self._transform is None:
+            decode_views(video, params, spec.size, spec.modality, frames)
+        else:
+            self._transform(decode_views(video, params, spec.size, spec.modality), params, frames)
+
+    def finish(self, pixels: NDArray[np.uint8], params: ViewParams, out: NDArray[Any]) -> None:
+        """The same of pixels (F, size, size, P) that are decoded already."""
+        frames = out.reshape(-1, *out.shape[2:])
+        if self._transform is None:
+            frames[:] = pixels.transpose(0, 3, 1, 2)
+        else:
+            self._transform(pixels, params, frames)
+
+
+class Region:
+    """Memory that processes can share: an array of this shape."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.number, self.bytes = next(_numbers), prod(shape) * np.dtype(dtype).itemsize
+        self.descriptor = os.memfd_create("slipstream", os.MFD_CLOEXEC)
+        os.ftruncate(self.descriptor, self.bytes)
+        self.array = np.frombuffer(mmap.mmap(self.descriptor, self.bytes), dtype).reshape(shape)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class Worker:
+    """A process that works for one thread at a time."""
+
+    def __init__(self, spec: ViewSpec, *, pixels: bool) -> None:
+        self._spec, self._pixels = spec, pixels
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection
+        self._known: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def process(self) -> int | None:
+        """Its number; None before the first clip."""
+        return self._process.pid if self._process else None
+
+    def make(self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]) -> None:
+        """As Maker, of a part of a region. A video that kills two processes raises DecodeError."""
+        for attempt in range(2):
+            try:
+                problem = self._ask(video, params, region, out)
+                break
+            except (EOFError, OSError) as error:
+                code = self.end()
+                cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                if attempt:
+                    if cause == "SIGKILL":  # as a rule the system's, when memory runs out
+                        raise MemoryError("a decoding process was killed twice: memory ran out") from error
+                    raise DecodeError(f"the process that decodes it died twice: {cause}") from error
+        if problem is not None:
+            is_damage, said = problem
+            raise DecodeError(said) if is_damage else RuntimeError(said)
+
+    def _ask(
+        self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]
+    ) -> tuple[bool, str] | None:
+        if self._process is None:
+            self._start()
+        assert self._process is not None
+        is_new = region.number not in self._known
+        offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
+        place = (region.number, region.bytes if is_new else 0, offset, out.shape, out.dtype.str)
+        self._connection.send((params, place))
+        if is_new:
+            send_handle(self._connection, region.descriptor, self._process.pid)
+            _keep(self._known, region.number, None)
+        self._connection.send_bytes(video)
+        answer: tuple[bool, str] | None = self._connection.recv()
+        return answer
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        root = str(Path(__file__).parents[1])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        code = f"from pipelines.workers import serve; serve({theirs.fileno()})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._connection = Connection(ours.detach())
+        self._known.clear()
+        self._connection.send((self._spec, self._pixels))
+
+    def end(self) -> int:
+        """End the process; returns its exit status, negative for a signal."""
+        if self._process is None:
+            return 0
+        self._connection.close()
+        process, self._process = self._process, None
+        try:
+            return process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """What a worker process does: clips in, views out, until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loader's to handle
+    keep_freed_memory()
+    connection = Connection(descriptor)
+    maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+    try:
+        spec, pixels = connection.recv()
+        maker = Maker(spec, pixels=pixels)
+        while True:
+            params, (number, new_bytes, offset, shape, dtype) = connection.recv()
+            if new_bytes:
+                handle = recv_handle(connection)
+                _keep(maps, number, mmap.mmap(handle, new_bytes))
+                os.close(handle)
+            video = connection.recv_bytes()
+            out = np.frombuffer(maps[number], dtype, prod(shape), offset).reshape(shape)
+            connection.send(_attempt(maker, video, params, out))
+            del out
+    except (EOFError, OSError):
+        return
+
+
+def _attempt(maker: Maker, video: bytes, params: ViewParams, out: NDArray[Any]) -> tuple[bool, str] | None:
+    try:
+        maker(video, params, out)
+    except DecodeError as error:
+        return True, str(error)
+    except Exception:
+        return False, traceback.format_exc()
+    return None
+
+
+def _keep(known: "OrderedDict[int, Any]", number: int, value: Any) -> None:
+    """Both ends forget the oldest region alike."""
+    known[number] = value
+    if len(known) > _KNOWN:
+        known.popitem(last=False)
