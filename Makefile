@@ -1,5 +1,5 @@
 # make train   the demo: renders a small data set, trains a Video Deep InfoMax encoder, says where it lies
-# make test    every test, in two processes;   make check   formatting, lint, types
+# make test    every test, in two processes of one BLAS thread each;   make check   formatting, lint, types
 # Other flags: make train ARGS="--steps 50";   CUDA 12 machines: make train CUDA=cu12
 PYTHON ?= python3
 CUDA ?= cu13
@@ -10,7 +10,7 @@ train: .venv
 	.venv/bin/accelerate launch train.py --objective vdim $(ARGS)
 
 test: .venv
-	.venv/bin/pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv
 	.venv/bin/ruff format --check .

@@ -16,9 +16,9 @@ from tamper import ODD, cases_of_json, changed, line, places, watchdog
 
 import objectives
 from objectives import Objective, checkpoint
-from pipelines import tuned
 from shards import InputError
 from tests.training.harness import TOY, train
+from training import autotune
 from training.log import Log, read_metrics
 from training.run import refuse_changes
 from training.state import State, read_rows
@@ -293,22 +293,22 @@ def test_any_value_anywhere_in_the_config(
 def test_flags_that_were_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: int) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
     spec = objectives.get("dpc").view_spec(objectives.get("dpc").Config())
-    path = tuned.record("dpc", spec, tuned.Tuned(device="cpu", threads=3, prefetch=4))
+    path = autotune.record("dpc", spec, autotune.Tuned(device="cpu", threads=3, prefetch=4))
     cases = list(cases_of_json(json.loads(path.read_text())))
     for content in cases[case::40]:
         path.write_text(json.dumps(content))
         with watchdog():
             try:
-                tuned.lookup("dpc", spec)
+                autotune.lookup("dpc", spec)
             except InputError as error:
                 assert "tuned.json" in line(error) and "remove it" in line(error)
 
 
 def test_tuned_flags_are_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
-    os.mkfifo(tmp_path / tuned.FILE)
+    os.mkfifo(tmp_path / autotune.FILE)
     with watchdog(), pytest.raises(InputError, match=r"tuned.json: is not a regular file.*remove it"):
-        tuned.lookup("dpc", objectives.get("dpc").view_spec(objectives.get("dpc").Config()))
+        autotune.lookup("dpc", objectives.get("dpc").view_spec(objectives.get("dpc").Config()))
 
 
 @pytest.mark.parametrize("file", ["config.json", "state.json", "rows.txt", "optimizer.safetensors"])
