@@ -30,6 +30,7 @@ from pipelines.views import ViewSpec
 from shards.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view
+_INPUT = 2**20  # bytes of a video that there is room for, at first
 _numbers = count()
 
 
@@ -79,6 +80,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection
         self._known: OrderedDict[int, None] = OrderedDict()
+        self._input = Region((_INPUT,), np.uint8)  # where the process finds the video
 
     @property
     def process(self) -> int | None:
@@ -108,14 +110,16 @@ class Worker:
         if self._process is None:
             self._start()
         assert self._process is not None
-        is_new = region.number not in self._known
+        if len(self._input.array) < len(video):
+            self._input = Region((2 * len(video),), np.uint8)
+        self._input.array[: len(video)] = np.frombuffer(video, np.uint8)
         offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
-        place = (region.number, region.bytes if is_new else 0, offset, out.shape, out.dtype.str)
-        self._connection.send((params, place))
-        if is_new:
-            send_handle(self._connection, region.descriptor, self._process.pid)
-            _keep(self._known, region.number, None)
-        self._connection.send_bytes(video)
+        new = [one for one in (self._input, region) if one.number not in self._known]
+        source, place = (self._input.number, len(video)), (region.number, offset, out.shape, out.dtype.str)
+        self._connection.send((params, [(one.number, one.bytes) for one in new], source, place))
+        for one in new:
+            send_handle(self._connection, one.descriptor, self._process.pid)
+            _keep(self._known, one.number, None)
         answer: tuple[bool, str] | None = self._connection.recv()
         return answer
 
@@ -158,12 +162,12 @@ def serve(descriptor: int) -> None:
         spec, pixels = connection.recv()
         maker = Maker(spec, pixels=pixels)
         while True:
-            params, (number, new_bytes, offset, shape, dtype) = connection.recv()
-            if new_bytes:
+            params, new, (source, length), (number, offset, shape, dtype) = connection.recv()
+            for one, size in new:
                 handle = recv_handle(connection)
-                _keep(maps, number, mmap.mmap(handle, new_bytes))
+                _keep(maps, one, mmap.mmap(handle, size))
                 os.close(handle)
-            video = connection.recv_bytes()
+            video = maps[source][:length]
             out = np.frombuffer(maps[number], dtype, prod(shape), offset).reshape(shape)
             connection.send(_attempt(maker, video, params, out))
             del out
@@ -182,7 +186,7 @@ def _attempt(maker: Maker, video: bytes, params: ViewParams, out: NDArray[Any]) 
 
 
 def _keep(known: "OrderedDict[int, Any]", number: int, value: Any) -> None:
-    """Both ends forget the oldest region alike."""
+    """Both ends forget the oldest region alike; one that was used again is told of again."""
     known[number] = value
     if len(known) > _KNOWN:
         known.popitem(last=False)
