@@ -65,7 +65,7 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
     def unreadable(*_: object) -> None:
         raise DecodeError("no more")
 
-    monkeypatch.setattr("pipelines.backends.cpu.decode_views", unreadable)
+    monkeypatch.setattr("pipelines.workers.decode_views", unreadable)
     again = ask("nonlinear", "--hidden", 8, "--seeds", 1, "--no-baselines")
     assert again["scores"] == first["scores"]
     with pytest.raises(InputError, match="decoded"):
