@@ -1,7 +1,7 @@
 """Colour as algebra: every change of colour is one affine map of a pixel, so a chain of them is one 3×4 matrix.
 
 The maps take RGB in 0–255 and never clamp in between. This differs from torchvision, which clamps after each
-operation, scales contrast about the image's own mean, rotates hue in HSV and batch_params the order at random.
+operation, scales contrast about the image's own mean, rotates hue in HSV and draws the order at random.
 All functions broadcast over leading axes and return homogeneous matrices of shape (…, 4, 4), float64.
 """
 

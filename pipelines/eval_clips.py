@@ -77,7 +77,7 @@ class EvalClips:
 
 
 def eval_params(spec: ViewSpec, dataset: Dataset, clips: EvalClips) -> ViewParams:
-    """The spec of N clips: frames from their start, boxes of their crop. The spec is used without augmentation.
+    """The parameters of N clips: frames from their start, boxes of their crop. The spec is used without augmentation.
 
     A clip that runs over its video's end repeats the last frame, one that starts before it (start < 0) the first; with
     the policy "wrap" videos start over. Raises

@@ -47,7 +47,6 @@ class Loader:
     ViewParams as a list; and pace (B, V) int64 where the spec has paces.
     Another sample takes the place of a video that cannot be read or decoded, or none, as the sampler says. Whether it
     can is asked again each time, so the batches depend on the videos' bytes alone, not on what this process met before.
-    failed: row → reason, of those that could not.
     Raises InputError if a row lacks the flow that the spec asks for, if settings do not go together, or if nothing can
     be read.
     """
@@ -71,7 +70,8 @@ class Loader:
             backend = open_backend(
                 backend, spec, sampler.max_samples, sampler.max_clips, dataset, sampler.rows
             )
-        self.dataset, self.sampler, self.backend, self.failed = dataset, sampler, backend, dict[int, str]()
+        self.dataset, self.sampler, self.backend = dataset, sampler, backend
+        self._failed: dict[int, str] = {}
         self._prefetch, self._device, self._quarantine = prefetch, device, quarantine
         self._bad: set[tuple[int, int]] = set()  # epoch and row that need not be tried again
         self._noted = set(dataset.quarantined().tolist())  # rows in quarantine
@@ -90,6 +90,12 @@ class Loader:
     def position(self) -> int:
         """The sampler's position after the batches handed out so far."""
         return self._position
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Row → reason, of the videos that could not be read or decoded so far."""
+        with self._lock:
+            return dict(self._failed)
 
     def state_dict(self) -> dict[str, int]:
         return {"samples": self._position}
@@ -112,6 +118,8 @@ class Loader:
             self._ahead.append((planned, self._finisher.submit(self._finish, planned, started)))
         try:
             finished = self._ahead[0][1].result()
+        except StopIteration as error:  # DALI's: it would end the caller's loop without a word
+            raise RuntimeError("a backend ran out of batches") from error
         except Exception:
             self.load_state_dict(self.state_dict())  # the next call tries the same batch again
             self._bad.clear()
@@ -283,9 +291,9 @@ class Loader:
         with self._lock:
             self._bad.add((epoch, row))
             self._last = f"{key}: {reason}"
-            known = row in self._noted or row in self.failed
+            known = row in self._noted or row in self._failed
             self._noted.add(row)
-            self.failed[row] = reason
+            self._failed[row] = reason
         if not known:
             fate = "replaced" if self.sampler.replaces else "left out"
             log.warning("%s cannot be decoded and is %s: %s", key, fate, reason)

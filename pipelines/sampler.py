@@ -117,7 +117,7 @@ class ShuffledOrder:
         return _windows(generator(ORDER, self.seed, epoch, 1).permutation(len(sizes)), sizes, self.window)
 
     def replacement(self, epoch: int, slot: int, attempt: int, batch: NDArray[np.int64]) -> int:
-        """What stands in for a row that cannot be read: the attempt-th of a list params for this slot.
+        """What stands in for a row that cannot be read: the attempt-th of a list drawn for this slot.
 
         It avoids the rows of its own global batch, where the set is larger than the batch: there it would be
         a negative of itself. For the same reason the slots of a batch divide the rows outside it among them, and

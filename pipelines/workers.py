@@ -88,27 +88,27 @@ class Worker:
         return self._process.pid if self._process else None
 
     def make(self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]) -> None:
-        """As Maker, of a part of a region. A video that kills two processes raises DecodeError."""
-        for attempt in range(2):
-            try:
-                problem = self._ask(video, params, region, out)
-                break
-            except (EOFError, OSError) as error:
-                code = self.end()
-                cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                if attempt:
-                    if cause == "SIGKILL":  # as a rule the system's, when memory runs out
-                        raise MemoryError("a decoding process was killed twice: memory ran out") from error
-                    raise DecodeError(f"the process that decodes it died twice: {cause}") from error
-        if problem is not None:
-            is_damage, said = problem
-            raise DecodeError(said) if is_damage else RuntimeError(said)
+        """As Maker, of a part of a region.
 
-    def _ask(
-        self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]
-    ) -> tuple[bool, str] | None:
-        if self._process is None:
-            self._start()
+        Raises DecodeError too for a video on which two processes crash; MemoryError where memory runs out, which is not
+        the video's fault, and RuntimeError for any other end of the processes.
+        """
+        kind, said = "", ""
+        for _ in range(2):
+            if self._process is None:
+                self._start()
+            try:
+                kind, said = self._ask(video, params, region, out)
+                break
+            except (EOFError, ConnectionError):
+                code = self.end()
+                kind = _of_the_end(code)
+                cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                said = f"the process that decodes it ended twice: {cause}"
+        if kind:
+            raise _ERRORS[kind](said)
+
+    def _ask(self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]) -> tuple[str, str]:
         assert self._process is not None
         if len(self._input.array) < len(video):
             self._input = Region((2 * len(video),), np.uint8)
@@ -119,8 +119,8 @@ class Worker:
         self._connection.send((params, [(one.number, one.bytes) for one in new], source, place))
         for one in new:
             send_handle(self._connection, one.descriptor, self._process.pid)
-            _keep(self._known, one.number, None)
-        answer: tuple[bool, str] | None = self._connection.recv()
+        _keep(self._known, {one.number: None for one in (self._input, region)})
+        answer: tuple[str, str] = self._connection.recv()
         return answer
 
     def _start(self) -> None:
@@ -165,8 +165,9 @@ def serve(descriptor: int) -> None:
             params, new, (source, length), (number, offset, shape, dtype) = connection.recv()
             for one, size in new:
                 handle = recv_handle(connection)
-                _keep(maps, one, mmap.mmap(handle, size))
+                maps[one] = mmap.mmap(handle, size)
                 os.close(handle)
+            _keep(maps, {one: maps[one] for one in (source, number)})
             video = maps[source][:length]
             out = np.frombuffer(maps[number], dtype, prod(shape), offset).reshape(shape)
             connection.send(_attempt(maker, video, params, out))
@@ -175,18 +176,34 @@ def serve(descriptor: int) -> None:
         return
 
 
-def _attempt(maker: Maker, video: bytes, params: ViewParams, out: NDArray[Any]) -> tuple[bool, str] | None:
+_ERRORS: dict[str, type[Exception]] = {"damage": DecodeError, "memory": MemoryError, "other": RuntimeError}
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+
+
+def _attempt(maker: Maker, video: bytes, params: ViewParams, out: NDArray[Any]) -> tuple[str, str]:
+    """A key of _ERRORS and what there is to say; both empty where it went well."""
     try:
         maker(video, params, out)
     except DecodeError as error:
-        return True, str(error)
+        return "damage", str(error)
+    except MemoryError as error:
+        return "memory", f"a decoding process: {error or 'out of memory'}"
     except Exception:
-        return False, traceback.format_exc()
-    return None
+        return "other", traceback.format_exc()
+    return "", ""
 
 
-def _keep(known: "OrderedDict[int, Any]", number: int, value: Any) -> None:
-    """Both ends forget the oldest region alike; one that was used again is told of again."""
-    known[number] = value
-    if len(known) > _KNOWN:
+def _of_the_end(code: int) -> str:
+    """Whose fault a process's end is, a key of _ERRORS. SIGKILL is as a rule the system's, when memory runs out."""
+    if code == -signal.SIGKILL:
+        return "memory"
+    return "damage" if -code in _CRASHES else "other"
+
+
+def _keep(known: "OrderedDict[int, Any]", used: dict[int, Any]) -> None:
+    """Both ends forget alike the regions that were not used for longest."""
+    for number, value in used.items():
+        known[number] = value
+        known.move_to_end(number)
+    while len(known) > _KNOWN:
         known.popitem(last=False)

@@ -28,6 +28,8 @@ def damage_named() -> Iterator[None]:
     """What FFmpeg and PyAV raise for a damaged video, as DecodeError."""
     try:
         yield
+    except MemoryError:  # FFmpeg's too: it is not the video's fault
+        raise
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 

@@ -50,7 +50,8 @@ class Settings:
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     device: Device = "auto"
     """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU.
-    auto is what tools/bench_loader.py --autotune found for this machine and method, else the first that it has."""
+    auto is what tools/bench_loader.py --autotune found for this machine and method; else, with a GPU, hybrid where there
+    are eight cores or more for it, and gpu where there are fewer."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Precision of the model's arithmetic; accelerate launch's by default."""
     channels_last: bool = True

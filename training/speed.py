@@ -50,7 +50,8 @@ class Speed:
         return Loader(
             dataset,
             sampler,
-            self.backend if cached else replace(self.backend, cache=None),
+            # what runs now and then keeps no videos, and no processes that would lie idle
+            self.backend if cached else replace(self.backend, cache=None, processes=0),
             threads=self.threads,
             prefetch=self.prefetch if most_ahead is None else min(self.prefetch, most_ahead),
             device=device,
@@ -74,7 +75,8 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     threads = settings.threads or share(found["threads"] if found else cores())
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
-        cpu_share = found.get("cpu_share", 0.0) if found else 0.0
+        known = found.get("cpu_share", 0.0) if found else 0.0
+        cpu_share = 0.0 if BACKENDS[name].decodes_on_cpu else known
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",

@@ -3,6 +3,8 @@
 import copy
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
 import torch
@@ -97,19 +99,16 @@ class Trainer:
         with bar, logging_redirect_tqdm():
             self.validate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
-                try:
+                with self.memory_named():
                     self.train_step(meter)
-                except (RuntimeError, MemoryError) as error:
-                    if is_out_of_memory(error):
-                        self.refuse_for_memory(error)
-                    raise
                 bar.update()
                 signum = self.stop.agreed()
                 done = self.step == settings.steps
                 if not signum:
-                    self.validate()
-                    if self.knn.due(self.step):
-                        self.found |= self.knn.run(self.step)
+                    with self.memory_named():
+                        self.validate()
+                        if self.knn.due(self.step):
+                            self.found |= self.knn.run(self.step)
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     if self.waiting.judge(line["wait_share"], meter.steps):
@@ -222,15 +221,21 @@ class Trainer:
             + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")
         )
 
-    def refuse_for_memory(self, error: BaseException) -> NoReturn:
-        """One line for an error that nobody can go on after, in this process alone."""
-        release_memory()
-        said = " ".join(str(error).split())[:200]
-        raise OwnError(
-            f"out of memory in step {self.step + 1} ({said}): lower --batch-size (--accumulate keeps the clips a step), "
-            "or try --gradient-checkpointing, --mixed-precision bf16, a smaller --prefetch or --cache-gib; then go on "
-            "with --resume"
-        ) from error
+    @contextmanager
+    def memory_named(self) -> Iterator[None]:
+        """One line for memory that runs out, in this process alone, with what would help."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release_memory()
+            said = " ".join(str(error).split())[:200]
+            raise OwnError(
+                f"out of memory after step {self.step} ({said}): lower --batch-size (--accumulate keeps the clips a "
+                "step), or try --gradient-checkpointing, --mixed-precision bf16, a smaller --prefetch or --cache-gib; "
+                "then go on with --resume"
+            ) from error
 
     def close(self) -> None:
         self.loader.close()

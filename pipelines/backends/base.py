@@ -1,7 +1,8 @@
 """The seam between a loader and what decodes and augments for it: a backend is one class in one file.
 
-A loader calls `prepare` once for each video, from the threads of a pool, and `render` once for each batch, in order.
-Nobody else asks which backend it is.
+A loader calls `prepare` for each video, from the threads of a pool, and `render` for each batch. Where a batch could not
+be rendered it calls `render` again, with other videos, perhaps while another batch is begun. Nobody else asks which
+backend it is.
 """
 
 import re

@@ -111,11 +111,15 @@ class _BatchMemory:
         except IndexError:
             whole = Region(self._shape, self._dtype) if self._shared else np.empty(self._shape, self._dtype)
         lent = (whole.array if isinstance(whole, Region) else whole)[:clips]
-        weakref.finalize(lent, self._free.append, whole).atexit = False
         tensor = torch.from_numpy(lent)
         if isinstance(whole, Region):
             self._lent[tensor.data_ptr()] = whole
+        weakref.finalize(lent, self._back, tensor.data_ptr(), whole).atexit = False
         return tensor
+
+    def _back(self, address: int, whole: Region | NDArray[Any]) -> None:
+        self._lent.pop(address, None)
+        self._free.append(whole)
 
     def region_of(self, part: Tensor) -> Region:
         """The region that a part of a batch's memory lies in."""

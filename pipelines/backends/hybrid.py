@@ -39,6 +39,7 @@ class DaliGraph:
         self._spec, self._source, self._clips, self._device = spec, source, clips, device
         self._max_samples, self._threads = max_samples, threads
         self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
+        self._smaller: dict[int, DaliGraph] = {}
         self._noise: Any = None
 
     def render(
@@ -68,6 +69,28 @@ class DaliGraph:
 
         return views
 
+    def fit(self, samples: list[Sample]) -> "DaliGraph":
+        """This graph, or one for fewer clips a sample, where no sample has as many: a power of two, at least."""
+        most = max(sample.clips for sample in samples)
+        clips = min(1 << (most - 1).bit_length(), self._clips)
+        if clips == self._clips:
+            return self
+        if clips not in self._smaller:
+            self._smaller[clips] = DaliGraph(
+                self._spec,
+                self._source,
+                self._max_samples,
+                clips,
+                threads=self._threads,
+                device=self._device,
+            )
+        return self._smaller[clips]
+
+    @property
+    def clips(self) -> int:
+        """Clips of a sample."""
+        return self._clips
+
     def filled(self, params: ViewParams, clips: int) -> ViewParams:
         """The parameters of a sample, its last clip repeated up to the number that the graph is built for."""
         if clips == self._clips:
@@ -87,7 +110,8 @@ class DaliGraph:
     def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
         """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, ready on torch's current stream.
 
-        The host waits for none of it: DALI's stream makes torch's wait.
+        The host waits for none of it: DALI's stream makes torch's wait. On a GPU it is a copy, in memory of torch's own,
+        which torch keeps until every stream has read it; DALI's may be written again once it is let go.
         """
         stream = None if self._device is None else torch.cuda.current_stream(self._device)
         (output,) = pipeline.outputs(stream)
@@ -98,6 +122,8 @@ class DaliGraph:
         if any(count < self._clips for count in clips):
             parts = zip(batch.split(self._clips), clips, strict=True)
             batch = torch.cat([part[:count] for part, count in parts])
+        elif stream is not None:
+            batch = batch.clone()
         return batch.permute(0, 1, 5, 2, 3, 4)
 
     def _bank(self) -> Any:
@@ -134,13 +160,13 @@ class HybridBackend(CpuDecodeBackend):
             pixels=True,
         )
         self.concurrent = pipelines
-        self._graph = DaliGraph(spec, "pixels", max_samples, max_clips, threads=threads, device=device)
+        # each clip is a sample of its own there: nothing has to be filled up
+        self._graph = DaliGraph(spec, "pixels", max_samples * max_clips, 1, threads=threads, device=device)
 
     def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
-        filled = []
-        for part in prepared:  # (clips, frames, P, size, size)
-            clips = part.numpy()
-            if len(clips) < self.max_clips:
-                clips = np.concatenate([clips, clips[-1:].repeat(self.max_clips - len(clips), 0)])
-            filled.append(clips.reshape(-1, *clips.shape[2:]))
-        return self._graph.render(samples, {"pixels": filled})
+        clips = [
+            Sample(sample.index[place : place + 1], sample.row, params, 1, sample.slot)
+            for sample in samples
+            for place, params in enumerate(sample.params.clips(sample.clips))
+        ]
+        return self._graph.render(clips, {"pixels": [clip for part in prepared for clip in part.numpy()]})

@@ -53,9 +53,10 @@ class NvdecBackend(Backend):
         return _Trimmed(np.frombuffer(file, np.uint8), numbers)
 
     def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
-        params = [self._graph.filled(sample.params, sample.clips) for sample in samples]
-        _, inputs = dali.frame_inputs(self.spec, params, self.max_clips)
-        return self._graph.render(
+        graph = self._graph.fit(samples)
+        params = [graph.filled(sample.params, sample.clips) for sample in samples]
+        _, inputs = dali.frame_inputs(self.spec, params, graph.clips)
+        return graph.render(
             samples,
             {
                 **inputs,
@@ -130,11 +131,12 @@ class MemoryBackend(Backend):
         raise NotImplementedError("the cache before this backend keeps the video")
 
     def render(self, samples: list[Sample], prepared: list[Resident]) -> Rendered:
-        params = [self._graph.filled(sample.params, sample.clips) for sample in samples]
-        numbers, inputs = dali.frame_inputs(self.spec, params, self.max_clips)
+        graph = self._graph.fit(samples)
+        params = [graph.filled(sample.params, sample.clips) for sample in samples]
+        numbers, inputs = dali.frame_inputs(self.spec, params, graph.clips)
         with torch.cuda.stream(prepared[0].stream):
             planes = [video.take(wanted) for video, wanted in zip(prepared, numbers, strict=True)]
-        return self._graph.render(
+        return graph.render(
             samples,
             {
                 **inputs,

@@ -72,10 +72,13 @@ def clip(dataset: Dataset):
 def test_parts_of_many_regions_are_written_where_they_lie(clip) -> None:
     worker, video, params, _, expected = clip
     regions = [Region((2, *expected.shape[1:]), np.float32) for _ in range(_KNOWN + 3)]
+    worker.make(video, params, regions[0], regions[0].array[1:])
+    process = worker.process
     for region in [*regions, regions[0]]:
         region.array[:] = -9
         worker.make(video, params, region, region.array[1:])
         assert (region.array[0] == -9).all() and (region.array[1:] == expected).all()
+    assert worker.process == process
 
 
 def test_what_one_process_dies_of_the_next_one_makes(clip) -> None:
@@ -88,7 +91,9 @@ def test_what_one_process_dies_of_the_next_one_makes(clip) -> None:
 
 
 @pytest.mark.parametrize(
-    "number, error", [(signal.SIGSEGV, DecodeError), (signal.SIGKILL, MemoryError)], ids=["crash", "memory"]
+    "number, error",
+    [(signal.SIGSEGV, DecodeError), (signal.SIGKILL, MemoryError), (signal.SIGTERM, RuntimeError)],
+    ids=["crash", "memory", "told to end"],
 )
 def test_what_kills_two_processes_is_told(clip, monkeypatch, number: signal.Signals, error: type) -> None:
     """A decoder that crashes is the video's fault; a process that is killed is not."""
@@ -101,6 +106,16 @@ def test_what_kills_two_processes_is_told(clip, monkeypatch, number: signal.Sign
 
     monkeypatch.setattr(worker, "_start", start_and_die)
     with pytest.raises(error, match="twice"):
+        worker.make(video, params, region, region.array[:1])
+
+
+def test_a_process_that_cannot_start_is_no_videos_fault(clip, monkeypatch) -> None:
+    worker, video, params, region, _ = clip
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        worker.make(video, params, region, region.array[:1])
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(OSError, match="No such file"):
         worker.make(video, params, region, region.array[:1])
 
 
