@@ -97,7 +97,7 @@ def test_a_dead_process_is_noted_and_the_rest_goes_on(call: Callable[..., dict])
 
 
 def test_what_was_measured_before_a_stage_was_cut_off_is_kept(call: Callable[..., dict]) -> None:
-    entry = call(limit=2, a=lambda: {"x": 1.0}, b=forever)
+    entry = call(limit=8, a=lambda: {"x": 1.0}, b=forever)
     assert (entry["state"], entry["found"]) == ("cut off", {"a": {"x": 1.0}})
     entry = call(a=raises, b=lambda: {"x": 2.0})  # a is not measured again
     assert (entry["state"], entry["found"]) == ("done", {"a": {"x": 1.0}, "b": {"x": 2.0}})
