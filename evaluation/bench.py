@@ -20,6 +20,7 @@ from objectives.downstream import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout
 from shards import Dataset, InputError, demo
+from training.speed import cores, decode_processes, share
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ def open_bench(settings: Settings) -> Bench:
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
         dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
+    name = choose_backend(settings.device, dataset, share(cores()))
     machine = Machine(
         Accelerator(mixed_precision=settings.mixed_precision),
-        BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads),
+        BackendSettings(name, threads=settings.threads, processes=decode_processes(name, settings.threads)),
         settings.threads,
         settings.batch_size,
         settings.cache,

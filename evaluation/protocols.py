@@ -77,7 +77,7 @@ def run_probes(
     name: str,
     share: float | None = None,
 ) -> list[Outcome]:
-    """A probe for each split and seed; share: of the labels, drawn anew with each seed."""
+    """A probe for each split and seed; share: of the labels, chosen again with each seed."""
     device, first = bench.machine.accelerator.device, bench.settings.seed
     seeds = range(first, first + bench.settings.seeds)
     outcomes = []

@@ -173,9 +173,9 @@ class EvalSampler:
 
 
 class ClipSampler:
-    """Endless shuffled batches of given clips, augmented as the spec says, each drawn anew in each epoch.
+    """Endless shuffled batches of given clips, augmented as the spec says, each with other parameters in each epoch.
 
-    rows, labels: of the clips, (N,) each. One that occurs k times is shown k times an epoch, each time drawn anew.
+    rows, labels: of the clips, (N,) each. One that occurs k times is shown k times an epoch, each time with other parameters.
     Another clip takes the place of one that cannot be decoded. A position counts clips, those of all processes.
     """
 

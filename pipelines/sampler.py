@@ -149,7 +149,7 @@ def _windows(order: NDArray[np.int64], sizes: NDArray[np.int64], limit: int) -> 
 
 
 class TrainSampler:
-    """Endless shuffled batches of a data set's rows, each sample drawn anew in each epoch.
+    """Endless shuffled batches of a data set's rows, each sample with other parameters in each epoch.
 
     batch_size: clips a process and batch. clips: of one video, which stand side by side in the batch. window: bytes of
     shards whose rows are shuffled together, see ShuffledOrder; by default dataset.window. As the order enters a window,

@@ -61,12 +61,12 @@ class ViewParams:
         return [self._map(lambda values: np.split(values, count)[clip]) for clip in range(count)]  # noqa: B023
 
     @staticmethod
-    def concatenated(parts: "list[ViewParams]") -> "ViewParams":
-        """The parameters of one sample from those of its clips, or of samples (…, V, …), along their first axis."""
+    def concatenated(parts: "list[ViewParams]", axis: int = 0) -> "ViewParams":
+        """Several of them side by side along an axis, such as the clips (V, …) of one sample."""
         found: dict[str, Any] = {}
         for field in fields(ViewParams):
             values = [getattr(part, field.name) for part in parts]
-            found[field.name] = None if values[0] is None else np.concatenate(values)
+            found[field.name] = None if values[0] is None else np.concatenate(values, axis)
         return ViewParams(**found)
 
     def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "ViewParams":
@@ -95,11 +95,7 @@ def sample_clip_params(
         sample_params(spec, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
         for clip in range(clips)
     ]
-    params: dict[str, Any] = {}
-    for field in fields(ViewParams):
-        parts = [getattr(one, field.name) for one in passes]
-        params[field.name] = None if parts[0] is None else np.concatenate(parts, axis=1)
-    return ViewParams(**params)
+    return ViewParams.concatenated(passes, axis=1)
 
 
 def sample_params(

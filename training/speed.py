@@ -84,12 +84,9 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         f"--prefetch {prefetch}": settings.prefetch is not None,
     }
     flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
-    in_processes = settings.decode_with == "processes" or (
-        settings.decode_with == "auto" and share(cores()) >= _CORES_FOR_PROCESSES
-    )
     backend = BackendSettings(
         name,
-        processes=threads if in_processes and (BACKENDS[name].decodes_on_cpu or cpu_share) else 0,
+        processes=decode_processes(name, threads, settings.decode_with, beside_nvdec=cpu_share > 0),
         threads=threads,
         nvdec_threads=settings.nvdec_threads,
         cpu_share=cpu_share,
@@ -97,6 +94,14 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         cache_gib=settings.cache_gib,
     )
     return Speed(backend, threads, prefetch, f"loader: {flags}")
+
+
+def decode_processes(name: str, threads: int, asked: str = "auto", *, beside_nvdec: bool = False) -> int:
+    """How many processes decode for the backend of this name; 0 where threads do. asked: see --decode-with."""
+    if not (BACKENDS[name].decodes_on_cpu or beside_nvdec):
+        return 0
+    many = share(cores()) >= _CORES_FOR_PROCESSES
+    return threads if asked == "processes" or (asked == "auto" and many) else 0
 
 
 class Waiting:

@@ -21,7 +21,7 @@ from training.speed import Speed
 
 
 class Decay:
-    """A Plateau rule and where it stands. factor: on the learning rate, now. The rule starts anew with each stage."""
+    """A Plateau rule and where it stands. factor: on the learning rate, now. The rule starts again with each stage."""
 
     def __init__(self, rule: Plateau | None) -> None:
         self.rule, self.stage = rule, 0
