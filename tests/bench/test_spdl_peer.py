@@ -24,10 +24,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("tuned", [True, False], ids=["tuned", "window"])
 @pytest.mark.parametrize(
     ("name", "changes"), CASES, ids=lambda case: case if isinstance(case, str) else "-".join(case)
 )
-def test_it_shows_what_ours_shows(rendered: Dataset, name: str, changes: dict[str, Any]) -> None:
+def test_it_shows_what_ours_shows(rendered: Dataset, name: str, changes: dict[str, Any], tuned: bool) -> None:
     cls = objectives.get(name)
     source = Source(rendered, rendered.select(), cls.view_spec(cls.Config(**changes)), 2, seed=3)
     # the flow that the tests make has 25 frames/s
@@ -35,7 +36,7 @@ def test_it_shows_what_ours_shows(rendered: Dataset, name: str, changes: dict[st
     read = UncheckedReads(source)
     for one in source.samples(0, 2):
         ours = pixels(source, one).astype(float)
-        theirs = crops(read(one.row), one.params, source.spec.size, fps, 16, source.spec.modality)
+        theirs = crops(read(one.row), one.params, source.spec.size, fps, 16, source.spec.modality, tuned)
         assert theirs.shape == ours.shape
         off = np.abs(ours - theirs).mean((1, 2))  # of each frame and channel: none shows another frame or box
         assert off.max() < LIMIT

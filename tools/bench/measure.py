@@ -25,7 +25,7 @@ from .parts import (
     loader_alone,
     trim_alone,
 )
-from .peers import Peer, dali_peer, dataloader_peers, spdl_peer
+from .peers import Peer, dali_peer, dataloader_peers, spdl_peers
 from .rounds import Figures, Part, in_turns, medians, ratio
 from .source import Source
 from .sweep import autotune, parse_axes, sweep
@@ -147,7 +147,7 @@ def _peers(
     if "dataloader" in settings.against:
         found |= dataloader_peers(source, way, batch["views"], settings.batches, settings.workers, stack)
     if "spdl" in settings.against:
-        found |= spdl_peer(source, way, settings.batches)
+        found |= spdl_peers(source, way, settings.batches)
     if "dali-readers" in settings.against:
         found |= dali_peer(source, way, settings.batches, tqdm.write)
     return found

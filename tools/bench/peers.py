@@ -79,7 +79,14 @@ def dali_peer(source: Source, way: Way, batches: int, say: Callable[[str], None]
         return {"dali-readers": Peer(title, {"left_out": str(error)})}
 
 
-def spdl_peer(source: Source, way: Way, batches: int) -> dict[str, Peer]:
-    """SPDL in as many threads as our loader has. Raises InputError where it cannot be had."""
-    title = f"SPDL, uint8 crops, workers: {way.threads}"
-    return {"spdl": Peer(title, {"workers": way.threads}, spdl(source, way.threads, batches))}
+def spdl_peers(source: Source, way: Way, batches: int) -> dict[str, Peer]:
+    """SPDL in as many threads as our loader has, in both variants. Raises InputError where it is missing."""
+    known = {"workers": way.threads}
+    return {
+        "spdl": Peer(
+            f"SPDL tuned, uint8 crops, workers: {way.threads}", known, spdl(source, way.threads, batches)
+        ),
+        "spdl-window": Peer(
+            "SPDL, one window a clip", known, spdl(source, way.threads, batches, tuned=False)
+        ),
+    }

@@ -1,7 +1,12 @@
-"""The peer SPDL (Meta's): our samples, as its own functions decode, crop and resize them, uint8, in so many threads.
+"""The peer SPDL (Meta's): our samples, as its own functions decode, crop and resize them, uint8, in a pool of threads.
 
-Per clip: demux the packets from the key frame before a stretch of wanted frames to its end, decode them, and let one filter graph pick
-the frames, crop and scale each box. No colour arithmetic, no float: compare it with our decode-and-crop.
+Per clip: demux the packets of a window of time, decode them, and let one filter graph crop and scale each box.
+No colour arithmetic, no float: compare it with our decode-and-crop. There are two variants:
+
+- `spdl-window`, as SPDL's documentation does it: one window from the first wanted frame to the last, every frame of it
+  is cropped and scaled, and the wanted ones are picked from the array.
+- `spdl`, tuned by us: a window for each stretch of wanted frames, and a `select` filter that drops the other frames
+  before they are scaled.
 """
 
 import importlib.util
@@ -24,8 +29,8 @@ from .source import Source, UncheckedReads
 _PIXELS = {"rgb": ("rgb24", 3), "difference": ("gray", 1), "flow": ("gray", 1)}
 
 
-def spdl(source: Source, workers: int, batches: int) -> Part:
-    """As parts.decode_alone. Raises InputError where SPDL cannot be loaded."""
+def spdl(source: Source, workers: int, batches: int, tuned: bool = True) -> Part:
+    """As parts.decode_alone, by either variant. Raises InputError where SPDL cannot be loaded."""
     check_spdl()
     read = UncheckedReads(source)
     gop = int(source.dataset.info["settings"].get("gop") or 16)
@@ -33,7 +38,9 @@ def spdl(source: Source, workers: int, batches: int) -> Part:
 
     def work(sample: Sample) -> NDArray[np.uint8]:
         spec = source.spec
-        return crops(read(sample.row), sample.params, spec.size, float(fps[sample.row]), gop, spec.modality)
+        return crops(
+            read(sample.row), sample.params, spec.size, float(fps[sample.row]), gop, spec.modality, tuned
+        )
 
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
@@ -49,7 +56,13 @@ def spdl(source: Source, workers: int, batches: int) -> Part:
 
 
 def crops(
-    video: bytes, params: ViewParams, size: int, fps: float, gop: int, modality: str = "rgb"
+    video: bytes,
+    params: ViewParams,
+    size: int,
+    fps: float,
+    gop: int,
+    modality: str = "rgb",
+    tuned: bool = True,
 ) -> NDArray[np.uint8]:
     """As pipelines.decode.decode_views, from a video of a constant frame rate, for its V·T frames."""
     import spdl.io
@@ -58,12 +71,16 @@ def crops(
     halves = 2 if modality == "flow" else 1
     boxes = _boxes(params, halves)
     out = np.empty((params.frames.size, size, size, halves * channels), np.uint8)
-    for numbers in stretches(np.unique(params.frames), gop):
+    used = np.unique(params.frames)
+    for numbers in stretches(used, gop) if tuned else [list(range(used[0], used[-1] + 1))]:
         window = ((numbers[0] - 0.5) / fps, (numbers[-1] + 0.5) / fps)
         packets = spdl.io.demux_video(video, timestamp=window)
-        wanted = [_at(box.shown, numbers) for box in boxes]
-        chains = [_chain(box, shown, fps, size, format_) for box, shown in zip(boxes, wanted, strict=True)]
-        for box, shown, frames in zip(boxes, wanted, _filtered(packets, chains), strict=True):
+        scaled = [_at(box.shown, numbers) if tuned else np.array(numbers) for box in boxes]
+        chains = [
+            (_select(shown, fps) if tuned else "") + _crop(box, size, format_)
+            for box, shown in zip(boxes, scaled, strict=True)
+        ]
+        for box, shown, frames in zip(boxes, scaled, _filtered(packets, chains), strict=True):
             if len(shown):
                 pixels = np.asarray(spdl.io.to_numpy(spdl.io.convert_frames(frames)))
                 here = np.isin(box.shown, shown)
@@ -128,11 +145,14 @@ def _at(shown: NDArray[np.int32], numbers: list[int]) -> NDArray[np.int32]:
     return shown[(shown >= numbers[0]) & (shown <= numbers[-1])]
 
 
-def _chain(box: Box, numbers: NDArray[np.int32], fps: float, size: int, format_: str) -> str:
-    """Pick the frames, crop them and scale them."""
+def _select(numbers: NDArray[np.int32], fps: float) -> str:
     equal = "+".join(f"eq(ld(0),{number})" for number in numbers.tolist()) or "0"
+    return f"select='st(0,round(t*{fps}))*0+{equal}',"
+
+
+def _crop(box: Box, size: int, format_: str) -> str:
     return (
-        f"select='st(0,round(t*{fps}))*0+{equal}',crop={box.width}:{box.height}:{box.left}:{box.top}+{box.half}*in_h/2,"
+        f"crop={box.width}:{box.height}:{box.left}:{box.top}+{box.half}*in_h/2,"
         f"scale={size}:{size}:flags=bilinear,format={format_}" + (",hflip" if box.flip else "")
     )
 
