@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bench import render
-from bench.chart import draw_chart
-from bench.measure import measure
-from bench.report import table
-from machine import describe
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
+from benchmarks import render
+from benchmarks.loader.chart import draw_chart
+from benchmarks.loader.measure import measure
+from benchmarks.loader.report import table
+from benchmarks.machine import describe
 from objectives.base import Recipe
 from objectives.command import parse
 from shards import Dataset, InputError, at_least, demo, one_line

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
 from shards.attempt import Processing
 from shards.build import MEMORY, Limits, Progress, build, prepare

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse

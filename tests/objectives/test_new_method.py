@@ -115,7 +115,7 @@ def test_a_method_without_top1_trains_validates_resumes_and_is_recorded(data: Pa
     assert last["loss"] == pytest.approx(total, rel=1e-5)
     assert f"loss {last['loss']:.3f}\n" in said and "top-1" not in said
     for tool in (
-        ("tools/record_run.py", "run", "--command", "train.py", "--out", "kept/vicreg"),
+        ("benchmarks/record_run.py", "run", "--command", "train.py", "--out", "kept/vicreg"),
         ("tools/show_batch.py", "--objective", "vicreg", "--small", "--data", data, "--device", "cpu"),
     ):
         done = command(folder, *tool)

@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Keep what a training run measured: its settings and curves as one JSON file, and a picture of them.
 
-    tools/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/2026-11-21-vdim-demo
+    benchmarks/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/2026-11-21-vdim-demo
 
 writes benchmarks/2026-11-21-vdim-demo.json and .png. Run it on the machine that trained.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import tyro
-from machine import describe
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
+from benchmarks.machine import describe
 from objectives import checkpoint
 from shards import InputError, one_line
 from training.log import read_metrics

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from tools.bench.parts import allowed
-from tools.bench.rounds import Figures, in_turns, medians, ratio
-from tools.bench.utilisation import Seen, Watch
+from benchmarks.loader.parts import allowed
+from benchmarks.loader.rounds import Figures, in_turns, medians, ratio
+from benchmarks.loader.utilisation import Seen, Watch
 
 
 def test_parts_take_turns_and_all_see_a_rounds_samples() -> None:

@@ -1,4 +1,4 @@
-"""tools/record_run.py, as a user runs it."""
+"""benchmarks/record_run.py, as a user runs it."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def record(run: Path, out: Path) -> subprocess.CompletedProcess:
     command = [
         sys.executable,
-        ROOT / "tools" / "record_run.py",
+        ROOT / "benchmarks" / "record_run.py",
         run,
         "--command",
         "train.py --steps 2",

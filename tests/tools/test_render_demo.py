@@ -10,7 +10,7 @@ import pytest
 from shards import Dataset
 from shards.demo import render
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import objectives
+from benchmarks.loader import sweep
+from benchmarks.loader.parts import Way
+from benchmarks.loader.rounds import Figures, Part
+from benchmarks.loader.source import Source
 from shards import Dataset, InputError
-from tools.bench import sweep
-from tools.bench.parts import Way
-from tools.bench.rounds import Figures, Part
-from tools.bench.source import Source
 
 WAY = Way("cpu", 2, 2, torch.device("cpu"))
 

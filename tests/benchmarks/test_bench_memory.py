@@ -1,4 +1,4 @@
-"""tools/bench_memory.py as a user types it: a few hundred batches leave memory, threads and files as they were."""
+"""benchmarks/bench_memory.py as a user types it: a few hundred batches leave memory, threads and files as they were."""
 
 import json
 import os
@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(*flags: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "tools/bench_memory.py", *map(str, flags)],
+        [sys.executable, "benchmarks/bench_memory.py", *map(str, flags)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

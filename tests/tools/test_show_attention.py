@@ -15,7 +15,7 @@ from objectives.pace import Pace, PaceConfig
 from shards import Dataset, demo
 from tools import show_attention
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*argv: object) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The set `--data rendered`: videos of ten seconds, 336×256, 30 frames/s, as Kinetics' come out of make_shards.
 
-tools/bench/render.py OUT [--b-frames 0] [--width 340] …
+benchmarks/render.py OUT [--b-frames 0] [--width 340] …
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards.cache import cache_folder, made_once
 from shards.encode import Encoding, house_frame, write_mp4
 from shards.motion import CLASSES, FPS, draw_clip
@@ -61,7 +62,7 @@ def ensure() -> Path:
 
 def render_in_a_process(out: Path, *flags: str) -> None:
     """The pool's processes import the main module of the one that starts them: let it be this small one."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, __file__, str(out), *flags], check=True, env=environment)
 
 

@@ -9,15 +9,15 @@ import torch
 from nvidia.dali import Pipeline
 
 import objectives
+from benchmarks.loader.dali_readers_peer import dali_readers, define
+from benchmarks.loader.nvdec import nvdec_alone
+from benchmarks.loader.parts import Way
+from benchmarks.loader.source import Source
 from shards import Dataset, InputError
 from shards.encode import Encoding
 from shards.table import publish
 from shards.transcode import transcode
 from shards.writer import Sample, write_shard
-from tools.bench.dali_readers_peer import dali_readers, define
-from tools.bench.nvdec import nvdec_alone
-from tools.bench.parts import Way
-from tools.bench.source import Source
 
 WAY = Way("cpu", 1, 1, torch.device("cpu"))
 SPECS: list[tuple[str, dict[str, Any]]] = [

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import render
 from shards import Dataset
 from tests.pipelines.reference import flow_video, write_dataset
-from tools.bench import render
 
 FRAMES = 130
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu_day
+from benchmarks.loader.gpu_stages import STAGES, Day, Notes, Stage
 from shards import InputError
-from tools.bench.gpu_stages import STAGES, Day, Notes, Stage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 from shards import Dataset, demo
 from shards.encode import Encoding, house_frame, write_mp4
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*argv: object) -> subprocess.CompletedProcess[str]:

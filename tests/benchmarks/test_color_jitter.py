@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.loader.color_jitter import color_jitter, jittered
 from pipelines import colour
 from pipelines.views import Jitter, ViewSpec
-from tools.bench.color_jitter import color_jitter, jittered
 
 STILL = Jitter(0.0, 0.0, 0.0, 0.0, probability=1.0, grey=0.0)
 STRONG = Jitter(0.9, 0.9, 0.9, 0.4, probability=1.0, grey=0.0)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each encoding costs on your videos: bytes, encoding time, and the speed of reading it back.
 
-    tools/bench_encoding.py ~/kinetics400 --videos 24 --json benchmarks/encoding.json
+    benchmarks/bench_encoding.py ~/kinetics400 --videos 24 --json benchmarks/encoding.json
 
 Varies one setting at a time from the default; prints a Markdown table. One thread throughout, timed in its CPU seconds,
 the median of five rounds in which the settings take turns. `frames/s` decodes every frame; `clips/s` decodes 16
@@ -24,10 +24,12 @@ from typing import Any
 import av
 import numpy as np
 import tyro
-from machine import describe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.machine import describe
 from pipelines.decode import decode_frames
 from shards import InputError, one_line
 from shards.encode import Encoding

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""How fast videos become shards, against FFmpeg's command line. (What each setting costs: tools/bench_encoding.py.)
+"""How fast videos become shards, against FFmpeg's command line. (What each setting costs: benchmarks/bench_encoding.py.)
 
-    tools/bench_shards.py ucf101/ --json benchmarks/DATE-MACHINE-shards.json
+    benchmarks/bench_shards.py ucf101/ --json benchmarks/DATE-MACHINE-shards.json
 
 tools/make_shards.py and `ffmpeg`, one process a video and one thread a process, make the same videos with the same
 encoder settings; they take turns, `--repeats` times, and the medians are compared. (make_shards also counts frames,
@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from machine import describe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
+from benchmarks.machine import describe
 from shards import InputError, at_least, one_line
 from shards.encode import Encoding
 from shards.layouts import find
 
-TOOLS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 BASE = Encoding()
 
 
@@ -54,7 +56,7 @@ def main(settings: Settings) -> None:
     paths = [source.path for source in find(settings.src).sources]
     result: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["tools/bench_shards.py", *sys.argv[1:]]),
+        "command": " ".join(["benchmarks/bench_shards.py", *sys.argv[1:]]),
         "machine": describe("av", "numpy", "pyarrow"),
         "data": {"name": settings.src.resolve().name, "files": len(paths)},
     }
@@ -99,7 +101,7 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
 
 
 def timed_shards(settings: Settings, out: Path) -> float:
-    command = [sys.executable, str(TOOLS / "make_shards.py"), str(settings.src), "--out", str(out)]
+    command = [sys.executable, str(ROOT / "tools" / "make_shards.py"), str(settings.src), "--out", str(out)]
     began = time.perf_counter()
     done = subprocess.run([*command, "--workers", str(settings.workers)], capture_output=True, text=True)
     if done.returncode:

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import objectives
+from benchmarks.loader.dataloader_peer import DataLoaderPeer, best_peer, check_torchcodec, worker_counts
+from benchmarks.loader.source import Source
+from benchmarks.loader.transforms import levels, mean_difference
 from pipelines.loader import Loader
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from tools.bench.dataloader_peer import DataLoaderPeer, best_peer, check_torchcodec, worker_counts
-from tools.bench.source import Source
-from tools.bench.transforms import levels, mean_difference
 
 try:
     check_torchcodec()

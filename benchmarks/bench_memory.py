@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Does the loader's memory stay flat? Thousands of batches on the CPU: memory, threads, open files, and a new epoch's price.
 
-    tools/bench_memory.py --json benchmarks/DATE-MACHINE-memory.json       10,000 batches, rendered videos
-    tools/bench_memory.py --batches 300 --settled 100                      a first look
+    benchmarks/bench_memory.py --json benchmarks/DATE-MACHINE-memory.json       10,000 batches, rendered videos
+    benchmarks/bench_memory.py --batches 300 --settled 100                      a first look
 
 Resident memory (RSS) is noted every hundredth part of the run. From batch --settled on, when pools and caches are
 filled, it has to stay within 5 %, and threads and file descriptors have to stay the same; else the exit status is 1.
@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import tyro
-from machine import describe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
+from benchmarks.machine import describe
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import Jitter, ViewSpec
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> int:
         stack.callback(dataset.close)
         result = {
             "date": time.strftime("%Y-%m-%d"),
-            "command": " ".join(["tools/bench_memory.py", *argv]),
+            "command": " ".join(["benchmarks/bench_memory.py", *argv]),
             "machine": describe("torch", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "av", "numpy"),
             "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(arguments).items()},
             **run(dataset, arguments),

@@ -19,18 +19,19 @@ import numpy as np
 import torch
 
 import objectives
+from benchmarks import render
+from benchmarks.loader import nvdec_peers
+from benchmarks.loader.nvdec import nvdec_alone
+from benchmarks.loader.parts import Way, decode_alone, graph_alone, loader_alone, trim_alone
+from benchmarks.loader.rounds import Figures, Part
+from benchmarks.loader.source import Source
+from benchmarks.loader.spdl_peer import spdl
+from benchmarks.loader.training import model_alone, random_batch, together, training_step
+from benchmarks.machine import describe
 from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.cache import made_once
 from shards.table import write_json
-from tools.bench import nvdec_peers, render
-from tools.bench.nvdec import nvdec_alone
-from tools.bench.parts import Way, decode_alone, graph_alone, loader_alone, trim_alone
-from tools.bench.rounds import Figures, Part
-from tools.bench.source import Source
-from tools.bench.spdl_peer import spdl
-from tools.bench.training import model_alone, random_batch, together, training_step
-from tools.machine import describe
 
 ROOT = Path(__file__).parents[2]
 EVEN, UNEVEN = 336, 340  # pixels of width; the second makes NVDEC open a decoder for every video

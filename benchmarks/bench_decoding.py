@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the options for when decoding is the limit save, here: the loader alone, the options taking turns.
 
-    tools/bench_decoding.py --objective dpc --data data/ut --others data/ut-dpc --json benchmarks/DATE-MACHINE-decoding.json
+    benchmarks/bench_decoding.py --objective dpc --data data/ut --others data/ut-dpc --json benchmarks/DATE-MACHINE-decoding.json
 
 The plain loader on --data is compared with itself under each option, and with the plain loader on the other data sets,
 which were made of the same videos (make_shards --for). A figure is the median over rounds of the plain one's time
@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bench.rounds import Figures, Part, in_turns, medians, rate
-from machine import describe
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
+from benchmarks.loader.rounds import Figures, Part, in_turns, medians, rate
+from benchmarks.machine import describe
 from objectives.base import Recipe
 from objectives.command import parse, suited
 from pipelines.backends import BACKENDS, BackendSettings, choose_backend
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> None:
     print(table(settings.objective, figures, time))
     if settings.json:
         result = {
-            "command": "tools/bench_decoding.py " + " ".join(argv),
+            "command": "benchmarks/bench_decoding.py " + " ".join(argv),
             "machine": describe("torch", "av", "numpy")
             | {"gpu": torch.cuda.get_device_name() if device.type == "cuda" else None},
             "objective": settings.objective,

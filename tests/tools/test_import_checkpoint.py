@@ -21,7 +21,7 @@ from objectives.dpc import DPC, DPCConfig
 from objectives.imports import family
 from shards import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 D, K = 16, 12  # channels of the last stage at width 1/16; memories
 STAGES = ((1, 4, 4), (2, 4, 8), (3, 8, 16), (4, 16, 16))  # number, channels in and out
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What storage and network have to give when training on so many GPUs: arithmetic on a data set and a rate.
 
-    tools/scaling.py --data data/k400 --objective dpc --bench benchmarks/DATE-MACHINE.json    # measured clips/s
-    tools/scaling.py --data data/k400 --objective dpc --clips-per-s 400                       # assumed clips/s
+    benchmarks/bench_scaling.py --data data/k400 --objective dpc --bench benchmarks/DATE-MACHINE.json    # measured clips/s
+    benchmarks/bench_scaling.py --data data/k400 --objective dpc --clips-per-s 400                       # assumed clips/s
 
 reading = clips/s × the mean bytes of a video, which is read whole for its clips. gradients = steps/s × 2 (n − 1)/n × 4
 bytes a parameter: what a ring all-reduce sends out of each GPU, and over the network where there are several nodes.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse

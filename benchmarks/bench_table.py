@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How long a very large table and its order take to open, and how much memory: rows are simulated, no video is.
 
-    tools/bench_table.py --json benchmarks/DATE-MACHINE-table.json            ten million rows in ten thousand tars
-    tools/bench_table.py --rows 1000000
+    benchmarks/bench_table.py --json benchmarks/DATE-MACHINE-table.json            ten million rows in ten thousand tars
+    benchmarks/bench_table.py --rows 1000000
 
 Writes a table of that many rows and sparse tars of the length it states into a temporary folder, then opens it in a
 process of its own: Dataset, a split selected, an epoch's order. Takes about a minute and 2 GB of
@@ -25,9 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from machine import describe
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
+from benchmarks.machine import describe
 from shards import one_line
 from shards.table import DESCRIPTION, TABLE, stamp, write_json
 
@@ -59,7 +61,7 @@ def main(settings: Settings) -> None:
         size = (Path(folder) / TABLE).stat().st_size
     result = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["tools/bench_table.py", *sys.argv[1:]]),
+        "command": " ".join(["benchmarks/bench_table.py", *sys.argv[1:]]),
         "machine": machine,
         "rows": settings.rows,
         "table_bytes": size,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import objectives
+from benchmarks.loader.parts import pixels
+from benchmarks.loader.source import Source, UncheckedReads
+from benchmarks.loader.spdl_peer import check_spdl, crops, spdl, stretches
 from shards import Dataset, InputError
-from tools.bench.parts import pixels
-from tools.bench.source import Source, UncheckedReads
-from tools.bench.spdl_peer import check_spdl, crops, spdl, stretches
 
 try:
     check_spdl()

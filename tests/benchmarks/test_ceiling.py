@@ -3,12 +3,12 @@
 import pytest
 
 import objectives
+from benchmarks.loader.ceiling import Packets, ceiling, decoded_per_used
+from benchmarks.loader.source import Source
 from pipelines.trim import trim
 from shards import Dataset
 from shards.mp4 import read_index
 from tests.pipelines.reference import numbered_video
-from tools.bench.ceiling import Packets, ceiling, decoded_per_used
-from tools.bench.source import Source
 
 GOP = 16
 
