@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the options for when decoding is the limit save, here: the loader alone, the options taking turns.
 
-    benchmarks/bench_decoding.py --objective dpc --data data/ut --others data/ut-dpc --json benchmarks/DATE-MACHINE-decoding.json
+    benchmarks/bench_decoding.py --objective dpc --data data/ut --others data/ut-dpc --json benchmarks/results/DATE-MACHINE-decoding.json
 
 The plain loader on --data is compared with itself under each option, and with the plain loader on the other data sets,
 which were made of the same videos (make_shards --for). A figure is the median over rounds of the plain one's time

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does the loader's memory stay flat? Thousands of batches on the CPU: memory, threads, open files, and a new epoch's price.
 
-    benchmarks/bench_memory.py --json benchmarks/DATE-MACHINE-memory.json       10,000 batches, rendered videos
+    benchmarks/bench_memory.py --json benchmarks/results/DATE-MACHINE-memory.json       10,000 batches, rendered videos
     benchmarks/bench_memory.py --batches 300 --settled 100                      a first look
 
 Resident memory (RSS) is noted every hundredth part of the run. From batch --settled on, when pools and caches are

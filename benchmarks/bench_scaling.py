@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What storage and network have to give when training on so many GPUs: arithmetic on a data set and a rate.
 
-    benchmarks/bench_scaling.py --data data/k400 --objective dpc --bench benchmarks/DATE-MACHINE.json    # measured clips/s
+    benchmarks/bench_scaling.py --data data/k400 --objective dpc --bench benchmarks/results/DATE-MACHINE.json    # measured clips/s
     benchmarks/bench_scaling.py --data data/k400 --objective dpc --clips-per-s 400                       # assumed clips/s
 
 reading = clips/s × the mean bytes of a video, which is read whole for its clips. gradients = steps/s × 2 (n − 1)/n × 4

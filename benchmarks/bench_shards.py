@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast videos become shards, against FFmpeg's command line. (What each setting costs: benchmarks/bench_encoding.py.)
 
-    benchmarks/bench_shards.py ucf101/ --json benchmarks/DATE-MACHINE-shards.json
+    benchmarks/bench_shards.py ucf101/ --json benchmarks/results/DATE-MACHINE-shards.json
 
 tools/make_shards.py and `ffmpeg`, one process a video and one thread a process, make the same videos with the same
 encoder settings; they take turns, `--repeats` times, and the medians are compared. (make_shards also counts frames,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a very large table and its order take to open, and how much memory: rows are simulated, no video is.
 
-    benchmarks/bench_table.py --json benchmarks/DATE-MACHINE-table.json            ten million rows in ten thousand tars
+    benchmarks/bench_table.py --json benchmarks/results/DATE-MACHINE-table.json            ten million rows in ten thousand tars
     benchmarks/bench_table.py --rows 1000000
 
 Writes a table of that many rows and sparse tars of the length it states into a temporary folder, then opens it in a

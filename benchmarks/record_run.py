@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Keep what a training run measured: its settings and curves as one JSON file, and a picture of them.
 
-    benchmarks/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/2026-11-21-vdim-demo
+    benchmarks/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/results/2026-11-21-vdim-demo
 
-writes benchmarks/2026-11-21-vdim-demo.json and .png. Run it on the machine that trained.
+writes benchmarks/results/2026-11-21-vdim-demo.json and .png. Run it on the machine that trained.
 """
 
 import json
