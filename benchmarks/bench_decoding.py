@@ -6,7 +6,7 @@
 The plain loader on --data is compared with itself under each option, and with the plain loader on the other data sets,
 which were made of the same videos (make_shards --for). A figure is the median over rounds of the plain one's time
 divided by the option's: above 1 is faster. On a CPU the time is that of its cores, which other work disturbs little; with a
-GPU it is the clock's. Caches are filled before; docs/speed.md says what each option changes.
+GPU it is the clock's. Caches are filled before; docs/guides/speed.md says what each option changes.
 """
 
 import json

@@ -6,7 +6,7 @@
 
 reading = clips/s × the mean bytes of a video, which is read whole for its clips. gradients = steps/s × 2 (n − 1)/n × 4
 bytes a parameter: what a ring all-reduce sends out of each GPU, and over the network where there are several nodes.
-docs/scaling.md says what to do with the figures.
+docs/guides/scale.md says what to do with the figures.
 """
 
 import json

@@ -5,7 +5,7 @@
     benchmarks/gpu_day.py --out dry.json --dry-run               every stage on a CPU, tiny, to test the command
 
 Stages come in order of worth, each in a process of its own with a time limit. The file is written after each; what a
-stage that is cut off has measured is kept. docs/gpu.md says how to read it.
+stage that is cut off has measured is kept. docs/guides/gpu.md says how to read it.
 """
 
 import json

@@ -10,7 +10,7 @@
 loader: batches taken as fast as they come; decode and augmentation: its parts alone; libavcodec: the ceiling of any
 CPU decoder on these frames. model: training steps on one cached batch (no loader can make training faster).
 training: steps on fresh batches, and the share of the time they wait. All take turns in one run on one machine:
-compare them with each other. docs/loader-benchmark.md says what each means and what is not fair to whom.
+compare them with each other. docs/notes/loader-benchmark.md says what each means and what is not fair to whom.
 """
 
 import json

@@ -155,7 +155,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if not kind.decodes_on_cpu and not speed.backend.cpu_share:
         found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")
     if settings.clips_per_decode == 1:
-        found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
+        found.append("--clips-per-decode 2 (it changes the negatives: docs/guides/speed.md)")
     return found
 
 

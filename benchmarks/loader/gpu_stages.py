@@ -1,4 +1,4 @@
-"""What benchmarks/gpu_day.py measures, stage by stage, in order of worth. docs/gpu.md says how to read it."""
+"""What benchmarks/gpu_day.py measures, stage by stage, in order of worth. docs/guides/gpu.md says how to read it."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""A method is one file: docs/extend.md's SimCLR, and a VICReg without top-1, in a copy of the checkout.
+"""A method is one file: docs/guides/extend.md's SimCLR, and a VICReg without top-1, in a copy of the checkout.
 
 No other file of the copy is touched. What is run there are the commands and tests that a user has.
 """
@@ -21,8 +21,8 @@ FILES = ("train.py", "evaluate.py", "pyproject.toml")
 
 
 def simclr() -> str:
-    """The code block of docs/extend.md."""
-    page = (ROOT / "docs" / "extend.md").read_text()
+    """The code block of docs/guides/extend.md."""
+    page = (ROOT / "docs" / "guides" / "extend.md").read_text()
     (block,) = re.findall(r"```python\n(# objectives/simclr\.py\n.*?)```", page, re.DOTALL)
     return block
 
