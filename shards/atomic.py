@@ -9,7 +9,7 @@ SUFFIX = ".partial"
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, flush it to the disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}{SUFFIX}")
     temporary.unlink(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.atomic import SUFFIX, written_aside
+from shards.atomic import SUFFIX, atomic_write
 from shards.errors import InputError
 from shards.storage import Descriptor
 
@@ -47,7 +47,7 @@ class Cache:
                 pass  # removed just now
             with locked(_lock_of(path)):
                 if not _is_whole(path, size):
-                    with written_aside(path) as temporary:
+                    with atomic_write(path) as temporary:
                         self._reserve(temporary, size)
                         fetch(temporary)
 

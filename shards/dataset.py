@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from shards import quarantine as notes
-from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, url_of
-from shards.schema import REPAIR, read_description
+from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
 from shards.storage import LocalShards, read_part
-from shards.table import DESCRIPTION, TABLE
+from shards.table import HEAD, Table
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Dataset:
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        self._columns = Columns(self.path / TABLE, len(self.classes))
+        self._columns = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
             raise InputError(f"{self.path / TABLE}: {found}; {REPAIR}")

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from shards import quarantine
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.cache import Cache, cache_folder, locked, not_through_a_link
 from shards.errors import InputError
-from shards.keys import safe_name
-from shards.schema import parse_description
+from shards.schema import DESCRIPTION, QUARANTINE, TABLE, parse_description, safe_name
 from shards.storage import Descriptor
-from shards.table import DESCRIPTION, QUARANTINE, TABLE
 
 DEFAULT_GB = 100.0
 ATTEMPTS = 4
@@ -169,7 +167,7 @@ class RemoteShards:
                         f"{self.place}/{TABLE}: not the one that {DESCRIPTION} describes; upload both"
                     )
                 for name, content in ((TABLE, rows), (DESCRIPTION, described)):
-                    with written_aside(folder / name) as temporary:
+                    with atomic_write(folder / name) as temporary:
                         temporary.write_bytes(content)
             self._merge_quarantine(folder)
         return folder, info["tars"]
@@ -180,7 +178,7 @@ class RemoteShards:
             lines = self._files.cat_file(f"{self._base}/{QUARANTINE}").decode().splitlines()
         except Exception:  # it need not be there
             return
-        with written_aside(folder / f"there-{QUARANTINE}") as temporary:
+        with atomic_write(folder / f"there-{QUARANTINE}") as temporary:
             temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
         known = quarantine.noted(folder)
         for key, reason in quarantine.entries(folder / f"there-{QUARANTINE}"):
