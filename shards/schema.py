@@ -133,6 +133,7 @@ _SIZES = (0, 2**34)  # a video is decoded from memory
 _PATTERNS = {
     "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
     "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    "flow.mp4_sha256": (r"^[0-9a-f]{64}$", SHA256.says),
     **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
 }
 KEY = Is(
@@ -145,7 +146,7 @@ def _fact(field: pa.Field) -> Any:
     if field.name in BOUNDS:
         low, high = BOUNDS[field.name]
         return whole(int(low), int(high)) if pa.types.is_integer(field.type) else number(low, high)
-    return SHA256 if field.name == "sha256" else TEXT if field.name in _PATTERNS else str
+    return SHA256 if field.name.endswith("sha256") else TEXT if field.name in _PATTERNS else str
 
 
 # A sample's json in its tar: its row of the table but for where it lies.

@@ -5,7 +5,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,12 @@ from shards.schema import (
 from shards.storage import open_regular
 
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
-OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
+OF_EACH_ROW = (
+    "key",
+    "source",
+    "sha256",
+    "flow.mp4_sha256",
+)  # texts that hardly repeat; any other is stored as a number a row
 
 
 class Codes(NamedTuple):
@@ -64,6 +68,7 @@ class Table:
         self._arrow: dict[str, pa.ChunkedArray] = {}
         self._values: dict[str, np.ndarray] = {}
         self._codes: dict[str, Codes] = {}
+        self._heads: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -107,13 +112,17 @@ class Table:
             return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
         return list(self._read(name).take(pa.array(rows)).to_pylist())
 
-    @cached_property
-    def heads(self) -> np.ndarray:
-        """(rows,) bytes: the first HEAD digits of each row's sha256."""
-        whole = self._read("sha256").cast(pa.binary())
-        self._arrow.pop("sha256", None)
-        fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
-        return np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
+    def heads(self, component: str) -> np.ndarray | None:
+        """(rows,) bytes: the first HEAD digits of each row's sha256, of a video or its flow; None for any other."""
+        name = {"mp4": "sha256"}.get(component, f"{component}_sha256")
+        if name not in self._heads:
+            if name not in self.names:
+                return None
+            whole = self._read(name).cast(pa.binary()).fill_null(bytes(HEAD))
+            self._arrow.pop(name, None)
+            fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
+            self._heads[name] = np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
+        return self._heads[name]
 
     def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
         """(rows,) bool: whether a row's text is one of these."""

@@ -15,8 +15,9 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from shards.atomic import made_once
 from shards.build.pool import Crashed, in_order
-from shards.cache import cache_folder, made_once
+from shards.cache import cache_folder
 from shards.demo.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.table import publish
 from shards.tar import Sample, write_shard
