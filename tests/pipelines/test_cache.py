@@ -241,8 +241,8 @@ def test_a_cache_that_cannot_be(dataset: Dataset, gib: float) -> None:
 
 def test_a_cache_makes_no_more_than_it_needs(dataset: Dataset) -> None:
     """One backend where it decodes on the CPU anyway; no memory is lent to a batch that NVDEC decodes or the GPU keeps."""
-    with loader(dataset, SPEC, cache="host", cache_gib=1, processes=2) as made:
-        next(made)
+    with loader(dataset, SPEC, cache="host", cache_gib=2 * VIDEO / GIB, processes=2) as made:
+        list(islice(made, 3))
         assert len(made.backend.processes()) == len(set(made.backend.processes())) == 2
     for name, lent in (("gpu", False), ("hybrid", True)):
         with loader(dataset, SPEC, cache="gpu", cache_gib=1, backend=name) as made:
