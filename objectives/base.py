@@ -1,4 +1,4 @@
-"""The contract of an objective, and how objectives are found: docs/extend.md has a worked example.
+"""The contract of an objective, and how objectives are found: docs/guides/extend.md has a worked example.
 
 An objective is one file of this package with one subclass of Objective. Nothing else has to be registered.
 """

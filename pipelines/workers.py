@@ -1,7 +1,7 @@
 """Processes that make views in memory which they share with the loader's process.
 
 Threads of one process take turns at Python's lock: two of them make three quarters of what two processes make of Pace's
-clips (docs/fast-path.md). A process costs some 150 MB and a second to start. It ends with the one that started it. This
+clips (docs/notes/cpu-loader.md). A process costs some 150 MB and a second to start. It ends with the one that started it. This
 module imports neither torch nor DALI.
 """
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line, quarantine
 from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
 from shards.histograms import counts, draw

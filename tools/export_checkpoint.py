@@ -6,11 +6,13 @@
 The authors' --pretrain takes it. What it leaves out: the optimizer, the step, and Slipstream's config.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.imports import family, listed
 from objectives.imports.files import write

@@ -10,7 +10,7 @@
 
 Every video is decoded whole, its frames are counted, and it is encoded anew: constant rate, short closed
 GOPs, BT.601. What cannot be used is listed in rejected.jsonl with the reason. Stop it at any
-time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/shards.md.
+time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/guides/shards.md.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
 from shards.attempt import Processing
 from shards.build import MEMORY, Limits, Progress, build, prepare

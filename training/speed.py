@@ -147,7 +147,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
             f"and {enough} is enough"
         )
     if settings.clips_per_decode == 1:
-        found.append("--clips-per-decode 2 (it changes the negatives: docs/speed.md)")
+        found.append("--clips-per-decode 2 (it changes the negatives: docs/guides/speed.md)")
     return found
 
 

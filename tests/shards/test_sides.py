@@ -15,13 +15,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from independent import ENVIRONMENT, ROOT, SHARED, decode, make_shards, render, said
 
+from benchmarks import render as rendered
 from pipelines.backends import BackendSettings
 from shards import Dataset, demo, motion
 from shards.encode import Encoding
 from shards.pictures import cropped, fitted, upright
 from shards.sides import nvdec_remark, sides_remark, uneven
 from shards.transcode import transcode
-from tools.bench import render as rendered
 from training.run import Run
 from training.speed import Speed, uneven_sides
 
