@@ -18,7 +18,13 @@ from shards.files import open_regular
 from shards.schema import REPAIR, check_columns, checked, type_of
 
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
-OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row
+OF_EACH_ROW = (
+    "key",
+    "source",
+    "sha256",
+    "mp4_gops",
+    "flow.mp4_gops",
+)  # texts that hardly repeat; any other is stored as a number a row
 
 
 class Codes(NamedTuple):

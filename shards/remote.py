@@ -1,5 +1,6 @@
 """Data sets behind a URL: the table is read first, then each tar is fetched whole when it is needed, and cached.
 
+Without a cache (--cache-gb 0) nothing is fetched but what is asked for: a range of a tar's bytes for each read.
 The cache is $SLIPSTREAM_CACHE/remote (~/.cache/slipstream/remote); all remote data sets share its size. A tar
 counts as fetched only when its length and sha256 are those that dataset.json states. Credentials and endpoints are
 those of each protocol's own library (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, …), and
@@ -13,6 +14,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from shards import quarantine
 from shards.aside import written_aside
 from shards.cache import Cache, cache_folder, locked, not_through_a_link
 from shards.errors import InputError
-from shards.files import Descriptor
+from shards.files import Descriptor, read_part
 from shards.keys import safe_name
 from shards.schema import parse_description
 from shards.table import DESCRIPTION, QUARANTINE, TABLE
@@ -44,11 +46,16 @@ class RemoteShards:
     """The tars of a remote data set. Threads may share one object."""
 
     def __init__(self, url: str, cache_gb: float | None = None) -> None:
-        self.place, self.capacity = url, _capacity(cache_gb)
+        limit = _capacity(cache_gb)
+        self.place, self.capacity = url, limit or None
         self._files, self._base = _filesystem(url)
         self._root = cache_folder() / "remote"
-        self._cache = Cache(self._root, self.capacity)
+        self._cache = Cache(self._root, limit)
         self.folder, self._tars = self._fetch_table()
+        if not limit and len(self._range(DESCRIPTION, 0, 1)) != 1:
+            raise InputError(
+                f"--cache-gb 0: {self.place} answers no requests for a part of a file; give a cache"
+            )
         self._open: dict[str, tuple[Descriptor, float]] = {}  # and when its use was last noted
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._ahead: ThreadPoolExecutor | None = None
@@ -62,7 +69,7 @@ class RemoteShards:
                     f"{self.place}/{DESCRIPTION}: {shard} is missing or shorter than the table says; upload all again"
                 )
         least = 2 * max(self._tars[shard]["bytes"] for shard in ends) if ends else 0
-        if self.capacity < least:
+        if self.capacity is not None and self.capacity < least:
             raise InputError(
                 f"--cache-gb {self.capacity / 1e9:g}: two tars of {self.place} do not fit; "
                 f"give {least / 1e9:.3g} or more (or SLIPSTREAM_CACHE_GB)"
@@ -87,6 +94,23 @@ class RemoteShards:
             self._cache.touch(self.folder / shard)
         return descriptor
 
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """That many bytes of a tar. Raises OSError where it ends before, InputError when it cannot be fetched."""
+        if self.capacity is not None:
+            return read_part(self.descriptor(shard), offset, size)
+        found = b""
+
+        def attempt() -> str:
+            nonlocal found
+            found = self._range(shard, offset, size)
+            return "" if len(found) == size else f"{len(found)} bytes came instead of {size}"
+
+        self._retried(shard, attempt)
+        return found
+
+    def _range(self, name: str, offset: int, size: int) -> bytes:
+        return bytes(self._files.cat_file(f"{self._base}/{name}", start=offset, end=offset + size))
+
     def forget(self, shard: str) -> None:
         """Open the tar anew when it is next asked for."""
         with self._lock:
@@ -94,6 +118,8 @@ class RemoteShards:
 
     def prefetch(self, shards: list[str]) -> None:
         """Begin to fetch these tars, in this order, and return. Trouble shows when a row is read."""
+        if self.capacity is None:
+            return
         with self._lock:
             self._ahead = self._ahead or ThreadPoolExecutor(_AT_ONCE, "slipstream-fetch")
             self._coming = {name: one for name, one in self._coming.items() if not one.done()}
@@ -117,20 +143,30 @@ class RemoteShards:
         )
 
     def _fetch(self, shard: str, to: Path) -> None:
-        expected, problem = self._tars[shard], ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._ended.wait(2.0**attempt / 2)
+        expected = self._tars[shard]
+
+        def attempt() -> str:
+            size, digest = self._download(shard, to)
+            if (size, digest) == (expected["bytes"], expected["sha256"]):
+                return ""
+            return f"{size} bytes came that are not the {expected['bytes']} of {DESCRIPTION}"
+
+        self._retried(shard, attempt)
+
+    def _retried(self, shard: str, attempt: Callable[[], str]) -> None:
+        """Try until an attempt has no problem, ATTEMPTS times; raises InputError with the last problem."""
+        problem = ""
+        for number in range(ATTEMPTS):
+            if number:
+                self._ended.wait(2.0**number / 2)
             try:
-                size, digest = self._download(shard, to)
+                problem = attempt()
             except _Ended:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 problem = _line(error)
-                continue
-            if (size, digest) == (expected["bytes"], expected["sha256"]):
+            if not problem:
                 return
-            problem = f"{size} bytes came that are not the {expected['bytes']} of {DESCRIPTION}"
         raise InputError(
             f"{self.place}/{shard}: cannot be fetched, {ATTEMPTS} times tried ({problem}); "
             "check the network and that the upload is whole, then go on with --resume"
@@ -221,9 +257,9 @@ def _capacity(cache_gb: float | None) -> int:
     try:
         capacity = float(text) * 1e9
     except ValueError:
-        capacity = 0.0
-    if not capacity > 0:
-        raise InputError(f"{flag} {text}: give the size of the local cache in GB, more than 0")
+        capacity = -1.0
+    if not 0 <= capacity < float("inf"):
+        raise InputError(f"{flag} {text}: give the size of the local cache in GB, or 0 for none")
     return int(capacity)
 
 

@@ -82,12 +82,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "fps": (1e-6, 1e6),
     "failure_time": (0, 1e9),
     "decoded_fraction": (0, 1e9),
+    **dict.fromkeys(("mp4_head", "flow.mp4_head"), (8, 2**28)),
 }
 _OFFSETS = (0, 2**53)  # exact in float64, which a column with nulls becomes
 _SIZES = (0, 2**34)  # a video is decoded from memory
 _PATTERNS = {
     "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
     "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    **dict.fromkeys(("mp4_gops", "flow.mp4_gops"), (r"^([0-9a-f]{8}){2,}$", "checksums of 8 digits each")),
     **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
 }
 KEY = Is(
@@ -107,7 +109,7 @@ def _fact(field: pa.Field) -> Any:
 FACTS = {
     field.name + ("" if field.name in WITHOUT_NULLS else "?"): _fact(field)
     for field in COLUMNS
-    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size"))
+    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size", "_head", "_gops"))
 }
 
 

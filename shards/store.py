@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ import numpy as np
 from shards import quarantine as notes
 from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
-from shards.files import LocalShards, read_part
+from shards.excerpt import Excerpt, Parts
+from shards.files import LocalShards
+from shards.mp4 import DecodeError, PacketIndex
 from shards.remote import RemoteShards, url_of
 from shards.schema import REPAIR, read_description
 from shards.table import DESCRIPTION, TABLE
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
+_MOST_PARTS = 2**26  # bytes of memory: the indexes of some 4,000 videos of 300 frames
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
 
 
@@ -28,7 +33,7 @@ class Dataset:
 
     path: a folder, or s3://…, gs://…, https://… (the extra `remote`). Of a remote set the table is read first, and
     each tar is fetched whole when a row of it is asked for, into a cache on the local disk. cache_gb: size of that
-    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; see `shards.remote`.
+    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; 0 for none: then each read is a request; see `shards.remote`.
 
     Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
     for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
@@ -53,6 +58,8 @@ class Dataset:
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        self._known: OrderedDict[tuple[int, str], Parts] = OrderedDict()
+        self._known_bytes, self._lock = 0, threading.Lock()
         self._columns = Columns(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
@@ -136,31 +143,88 @@ class Dataset:
         Raises InputError when the row has no such component or its tar cannot be fetched; DamagedError when the
         tar is gone, ends before the component, or holds other bytes than were written (told for `mp4`, by sha256).
         """
-        offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
-        if not 0 <= row < len(self):
-            raise IndexError(f"{self.source}: row {row} of {len(self)}")
-        if np.isnan(offsets[row]) or np.isnan(sizes[row]):
-            raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
-        shard = self.shards[self.shard_numbers[row]]
-        try:
-            data = self._bytes(shard, int(offsets[row]), int(sizes[row]))
-        except OSError as error:
-            if error.errno in _OWN_LACK:
-                raise
-            raise DamagedError(f"{self.path / shard}: {error.strerror or error}") from error
+        data = self._bytes(row, component, 0, self._size(row, component))
         if (
             component == "mp4"
             and hashlib.sha256(data).hexdigest()[:HEAD].encode() != self._columns.heads[row]
         ):
-            raise DamagedError(f"{self.path / shard}: not the bytes that were written (sha256)")
+            raise DamagedError(f"{self._tar(row)}: not the bytes that were written (sha256)")
         return data
 
-    def _bytes(self, shard: str, offset: int, size: int) -> bytes:
+    def packet_index(self, row: int, component: str = "mp4") -> PacketIndex | None:
+        """The index of a row's file, of which only the head is read; None where the file can only be checked whole.
+
+        Raises as `read` does; DamagedError where the head is not the one that was written.
+        """
+        parts = self._parts(row, component)
+        return parts.index if parts else None
+
+    def read_packets(self, row: int, first: int, last: int, component: str = "mp4") -> Excerpt:
+        """These packets of a row's file, for which there is a `packet_index`, and the rest of their GOPs: no other bytes.
+
+        Raises as `read` does; DamagedError where one of the GOPs is not the one that was written. Others are not looked
+        at.
+        """
+        parts = self._parts(row, component)
+        assert parts is not None
+        begin, end = parts.range(first, last)
         try:
-            return read_part(self._shards.descriptor(shard), offset, size)
-        except OSError:
-            self._shards.forget(shard)  # it may have been put back, or the network have lost sight of it
-            return read_part(self._shards.descriptor(shard), offset, size)
+            return parts.excerpt(begin, self._bytes(row, component, begin, end - begin))
+        except DecodeError as error:
+            raise DamagedError(f"{self._tar(row)}: {error}") from error
+
+    def _parts(self, row: int, component: str) -> Parts | None:
+        """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
+        if known := self._known.get((row, component)):
+            return known
+        if f"{component}_gops" not in self._columns.names:
+            return None
+        head = self.column(f"{component}_head")[row]
+        (sums,) = self._columns.take(f"{component}_gops", np.array([row]))
+        if sums is None or np.isnan(head):
+            return None
+        try:
+            parts = Parts.of(self._bytes(row, component, 0, int(head)), sums)
+        except DecodeError as error:
+            raise DamagedError(f"{self._tar(row)}: {error}") from error
+        with self._lock:
+            if (row, component) not in self._known:
+                self._known[row, component] = parts
+                self._known_bytes += parts.nbytes
+            while self._known_bytes > _MOST_PARTS:
+                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
+        return parts
+
+    def _size(self, row: int, component: str) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self.source}: row {row} of {len(self)}")
+        size = self.column(f"{component}_size")[row]
+        if np.isnan(size) or np.isnan(self.column(f"{component}_offset")[row]):
+            raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
+        return int(size)
+
+    def _tar(self, row: int) -> Path:
+        return self.path / self.shards[self.shard_numbers[row]]
+
+    def _bytes(self, row: int, component: str, begin: int, size: int) -> bytes:
+        """So many bytes of a row's component from `begin` on."""
+        if begin + size > self._size(row, component):
+            raise DamagedError(
+                f"{self._tar(row)}: the video ends before byte {begin + size}, as the table says"
+            )
+        place = self._tar(row).name, int(self.column(f"{component}_offset")[row]) + begin, size
+        try:
+            try:
+                return self._shards.read(*place)
+            except OSError:
+                self._shards.forget(
+                    place[0]
+                )  # it may have been put back, or the network have lost sight of it
+                return self._shards.read(*place)
+        except OSError as error:
+            if error.errno in _OWN_LACK:
+                raise
+            raise DamagedError(f"{self._tar(row)}: {error.strerror or error}") from error
 
     def quarantine(self, row: int, reason: str) -> None:
         """Note in quarantine.jsonl that a row cannot be used; new selections leave it out.

@@ -19,6 +19,8 @@ DESCRIPTION = "dataset.json"
 REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
+# Of a component whose parts can be read and checked alone: see shards.excerpt.
+PARTS = {"head": pa.int64(), "gops": pa.string()}
 # A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
 # seconds, decoded_fraction the share of the frames that the source's container announced.
 COLUMNS = pa.schema(
@@ -48,11 +50,13 @@ COLUMNS = pa.schema(
         ("flow.mp4_offset", pa.int64()),
         ("flow.mp4_size", pa.int64()),
         ("flow.mp4_sha256", pa.string()),
+        *[(f"{name}_{what}", kind) for name in ("mp4", "flow.mp4") for what, kind in PARTS.items()],
     ]
 )
 ONLY_WHEN_USED = (
     *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
     *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
+    *(f"{name}_{what}" for name in ("mp4", "flow.mp4") for what in PARTS),
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shards.aside import written_aside
+from shards.excerpt import noted
 from shards.members import Extent, index_text
 
 
@@ -64,6 +65,8 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
             for component, data in members.items():
                 extents[component] = Extent(tar.add(f"{sample.key}.{component}", data), len(data))
                 row[f"{component}_offset"], row[f"{component}_size"] = extents[component]
+                if component.endswith("mp4"):
+                    row |= noted(component, data)
             rows.append(row)
             index.append((sample.key, extents))
         tar.end()

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.sampler import Sample
+from pipelines.trim import span
 from pipelines.views import ViewSpec
 from shards import Dataset
+from shards.excerpt import Excerpt
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
 _OF_THE_DEVICE = re.compile(
@@ -36,7 +39,7 @@ where the batch could not be rendered."""
 
 
 class Video:
-    """The encoded video of a row, read when it is asked for. Raises as Dataset.read does."""
+    """The encoded video of a row, read when it is asked for. Raises as Dataset.read does, DecodeError if it lacks a frame."""
 
     def __init__(self, dataset: Dataset, row: int, component: str) -> None:
         self.row = row
@@ -45,6 +48,14 @@ class Video:
     def read(self) -> bytes:
         """The whole file."""
         return self._dataset.read(self.row, self._component)
+
+    def read_frames(self, numbers: NDArray[np.integer]) -> bytes | Excerpt:
+        """What these frames are decoded from: the part of the file that holds them, if it can be read alone."""
+        index = self._dataset.packet_index(self.row, self._component)
+        if index is None:
+            return self.read()
+        first, last = span(index, np.unique(numbers))
+        return self._dataset.read_packets(self.row, first, last, self._component)
 
 
 class Backend(ABC):

@@ -19,7 +19,8 @@ from pipelines.sampler import Sample
 from pipelines.transforms import dali
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.mp4 import DecodeError, read_index
+from shards.excerpt import indexed
+from shards.mp4 import DecodeError
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class NvdecBackend(Backend):
         self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=device)
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
-        data = video.read()
-        file, numbers = trim(read_index(data), data, np.unique(sample.params.frames))
+        wanted = np.unique(sample.params.frames)
+        found = indexed(video.read_frames(wanted))
+        file, numbers = trim(found.index, found.data, wanted)
         return _Trimmed(np.frombuffer(file, np.uint8), numbers)
 
     def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
