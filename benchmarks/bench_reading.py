@@ -31,14 +31,14 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
-import shards.excerpt
+import shards.video.excerpt
 from benchmarks.machine import describe
 from pipelines.backends.base import Video
 from pipelines.sampling import sample_params
 from shards import Dataset, at_least, one_line
-from shards.encode import Encoding, write_mp4
-from shards.excerpt import indexed
 from shards.table import publish
+from shards.video.encode import Encoding, write_mp4
+from shards.video.excerpt import indexed
 from shards.writer import Sample, write_shard
 
 FRAMES, WIDTH, HEIGHT = 300, 320, 240
@@ -63,7 +63,7 @@ class Settings:
 
 def main(argv: list[str]) -> None:
     settings = tyro.cli(Settings, args=argv, description=__doc__)
-    shards.excerpt.WHOLE = 0
+    shards.video.excerpt.WHOLE = 0
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.environ["SLIPSTREAM_CACHE"] = str(folder / "cache")

@@ -11,15 +11,15 @@ import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.aside import written_aside
-from shards.files import open_regular
+from shards.atomic import written_aside
+from shards.storage import open_regular
 
 TABLE = "samples.parquet"
 DESCRIPTION = "dataset.json"
 REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
-# Of a component whose parts can be read and checked alone: see shards.excerpt.
+# Of a component whose parts can be read and checked alone: see shards.video.excerpt.
 PARTS = {"head": pa.int64(), "gops": pa.string()}
 # A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
 # seconds, decoded_fraction the share of the frames that the source's container announced.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.aside import written_aside
-from shards.excerpt import noted
+from shards.atomic import written_aside
 from shards.members import Extent, index_text
+from shards.video.excerpt import noted
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipelines.sampler import Sample
 from pipelines.trim import span
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.excerpt import Excerpt
+from shards.video.excerpt import Excerpt
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
 _OF_THE_DEVICE = re.compile(

@@ -19,8 +19,8 @@ from pipelines.sampler import Sample
 from pipelines.transforms import dali
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.excerpt import indexed
-from shards.mp4 import DecodeError
+from shards.video.excerpt import indexed
+from shards.video.mp4 import DecodeError
 
 
 @dataclass(frozen=True)

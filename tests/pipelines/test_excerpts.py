@@ -13,18 +13,18 @@ import torch
 from loopback import Server
 
 import objectives
-import shards.excerpt
-import shards.repair
+import shards.check.repair
+import shards.video.excerpt
 from pipelines.backends.base import Video
 from pipelines.decode import decode_views
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset, InputError
-from shards.excerpt import Excerpt, indexed, noted
-from shards.mp4 import read_index
+from shards.check.repair import repair
 from shards.quarantine import entries
-from shards.repair import repair
 from shards.table import PARTS, QUARANTINE, TABLE
+from shards.video.excerpt import Excerpt, indexed, noted
+from shards.video.mp4 import read_index
 from tests.pipelines.reference import flow_video, loader, params_for, write_dataset
 from tests.pipelines.test_trim import FOREIGN, OURS, foreign, ours
 
@@ -35,8 +35,8 @@ SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, box_scope="view")
 @pytest.fixture(autouse=True)
 def small_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' videos have fewer bytes than files that are read in parts."""
-    monkeypatch.setattr(shards.excerpt, "WHOLE", 0)
-    monkeypatch.setattr(shards.repair, "WHOLE", 0)
+    monkeypatch.setattr(shards.video.excerpt, "WHOLE", 0)
+    monkeypatch.setattr(shards.check.repair, "WHOLE", 0)
 
 
 @cache
@@ -172,7 +172,7 @@ def test_which_files_can_be_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert columns["mp4_head"] == index.head and len(columns["mp4_gops"]) == 8 * (1 + len(index.gops))
     late = whole[: whole.index(b"moov") - 4]  # the index behind the media
     assert noted("mp4", late) == {} and noted("mp4", b"no mp4" * 99) == {}
-    monkeypatch.setattr(shards.excerpt, "WHOLE", len(whole) + 1)
+    monkeypatch.setattr(shards.video.excerpt, "WHOLE", len(whole) + 1)
     assert noted("mp4", whole) == {}
 
 
@@ -226,7 +226,7 @@ def test_indexes_are_kept_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Monk
     assert dataset.packet_index(0) is dataset.packet_index(0)
     one = dataset._parts(0, "mp4")
     assert one is not None
-    monkeypatch.setattr("shards.store._MOST_PARTS", 2 * one.nbytes)
+    monkeypatch.setattr("shards.dataset._MOST_PARTS", 2 * one.nbytes)
     first = dataset.packet_index(0)
     for row in range(5):
         dataset.packet_index(row)

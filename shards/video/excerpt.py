@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.mp4 import DecodeError, PacketIndex, read_index
+from shards.video.mp4 import DecodeError, PacketIndex, read_index
 
 WHOLE = 2**19
 """Files of fewer bytes are read whole: a second read costs more than the bytes that it saves (docs/guides/speed.md)."""

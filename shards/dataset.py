@@ -15,12 +15,12 @@ import numpy as np
 from shards import quarantine as notes
 from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
-from shards.excerpt import Excerpt, Parts
-from shards.files import LocalShards
-from shards.mp4 import DecodeError, PacketIndex
 from shards.remote import RemoteShards, url_of
 from shards.schema import REPAIR, read_description
+from shards.storage import LocalShards
 from shards.table import DESCRIPTION, TABLE
+from shards.video.excerpt import Excerpt, Parts
+from shards.video.mp4 import DecodeError, PacketIndex
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
