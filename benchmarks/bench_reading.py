@@ -48,7 +48,7 @@ FRAMES, WIDTH, HEIGHT = 300, 320, 240
 class Settings:
     """What is timed."""
 
-    crf: tuple[int, ...] = (45, 40, 35, 31, 27, 22)
+    crf: tuple[int, ...] = (45, 31, 29, 27, 25, 22)
     """x264's qualities of the videos: the lower, the larger the file."""
     rows: int = 24
     """Videos of each size."""
