@@ -4,8 +4,8 @@
     benchmarks/bench_reading.py --json benchmarks/results/DATE-MACHINE-reading.json
 
 Videos of 300 frames, 320×240, in several sizes of file, and DPC's clips. Reading and checking are timed, and finding the
-packets, which a decoder needs in any case; no decoding. Files lie in the page cache (milliseconds of a core), or behind HTTP on
-loopback (milliseconds that pass). One thread.
+packets, which a decoder needs in any case; no decoding. Files lie in the page cache, or behind HTTP on loopback. Times are
+milliseconds of this process's cores: what is waited for a server is not in them.
 """
 
 import json
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         url = stack.enter_context(served(folder))
         found = [measured(folder, url, crf, settings) for crf in settings.crf]
     print(
-        "KiB a file  KiB read   page cache: whole, part, index known    HTTP: whole, part, index known   (ms)"
+        "KiB a file  KiB read   core's ms a clip, page cache: whole, part, index known    HTTP: whole, part, index known"
     )
     for one in found:
         times = (f"{one[f'{where}_{how}_ms']:8.2f}" for where, how in product(("local", "http"), HOW))
@@ -100,7 +100,6 @@ def measured(folder: Path, url: str, crf: int, settings: Settings) -> dict[str, 
     places = {"local": str(folder / name), "http": f"{url}/{name}"}
     found: dict[str, float] = {"kib": len(video) / 1024}
     for where, place in places.items():
-        clock = time.process_time if where == "local" else time.perf_counter
         timed: dict[str, list[float]] = {how: [] for how in HOW}
         for _ in range(settings.rounds):
             dataset = Dataset(place, cache_gb=0)
@@ -113,9 +112,9 @@ def measured(folder: Path, url: str, crf: int, settings: Settings) -> dict[str, 
             }
             work["known"] = work["part"]
             for how, read in work.items():
-                began = clock()
+                began = time.process_time()
                 read_all = [len(read(row).data) for row in rows.tolist()]
-                timed[how].append(1000 * (clock() - began) / settings.rows)
+                timed[how].append(1000 * (time.process_time() - began) / settings.rows)
             found["kib_read"] = statistics.fmean(read_all) / 1024
             dataset.close()
         found |= {f"{where}_{how}_ms": statistics.median(times) for how, times in timed.items()}
