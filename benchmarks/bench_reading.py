@@ -37,9 +37,9 @@ from pipelines.backends.base import Video
 from pipelines.sampling import sample_params
 from shards import Dataset, at_least, one_line
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, write_mp4
 from shards.video.excerpt import indexed
-from shards.writer import Sample, write_shard
 
 FRAMES, WIDTH, HEIGHT = 300, 320, 240
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipelines.backends.base import Backend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.sides import nvdec_remark
+from shards.video.pictures import sides_remark
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
@@ -149,7 +149,7 @@ class NvdecKind(Kind):
         return [] if settings.cpu_share else ["--cpu-share 0.3, so that the CPU decodes as well"]
 
     def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
-        return nvdec_remark(dataset, rows)
+        return sides_remark(dataset.column("width")[rows], dataset.column("height")[rows])
 
 
 BACKENDS: dict[str, Kind] = {

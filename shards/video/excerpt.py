@@ -1,6 +1,6 @@
 """Parts of an mp4 file that are read and checked without the rest: what precedes its media, and its GOPs.
 
-A GOP is what lies between two key frames. shards.writer notes checksums of both for files of WHOLE bytes and more, in the
+A GOP is what lies between two key frames. shards.tar notes checksums of both for files of WHOLE bytes and more, in the
 columns mp4_head and mp4_gops. A clip needs the GOPs of its frames; shards.Dataset reads these, and nothing else.
 """
 

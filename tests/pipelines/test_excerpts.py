@@ -28,7 +28,7 @@ from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset, InputError
 from shards.check.repair import repair
 from shards.quarantine import entries
-from shards.table import PARTS, QUARANTINE, TABLE
+from shards.schema import PARTS, QUARANTINE, TABLE
 from shards.video.excerpt import Excerpt, indexed, noted
 from shards.video.mp4 import read_index
 from tests.pipelines.reference import flow_video, loader, params_for, write_dataset

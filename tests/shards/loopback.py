@@ -1,23 +1,29 @@
-"""An HTTP server on loopback that counts what is asked for, answers ranges, and can cut its answers short."""
+"""An HTTP server on loopback that counts what is asked for, answers ranges, and can be made to misbehave."""
 
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
 class Served(SimpleHTTPRequestHandler):
-    """Serves a folder and counts what is asked for; `cut` names get half of their bytes, once each."""
+    """Serves a folder and counts what is asked for; `cut` names get half of their bytes, once each.
+
+    trouble: name → what answers instead; it gives False to have the file served after all.
+    """
 
     def __init__(self, *arguments, server: "Server", **options) -> None:
-        self.counts, self.asked, self.cut = server, server.asked, server.cut
+        self.counts, self.asked, self.cut, self.trouble = server, server.asked, server.cut, server.trouble
         super().__init__(*arguments, **options)
 
     def do_GET(self) -> None:
         name = self.path.rpartition("/")[2]
         self.asked[name] += 1
+        if name in self.trouble and self.trouble[name](self) is not False:
+            return None
         path = Path(self.translate_path(self.path))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         ranged = wanted is not None and self.counts.ranges
@@ -51,6 +57,7 @@ class Server:
         self.sent: Counter = Counter()
         self.ranges = True
         self.cut: set[str] = set()
+        self.trouble: dict[str, Callable[[Served], bool | None]] = {}
         handler = partial(Served, server=self, directory=str(folder))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
