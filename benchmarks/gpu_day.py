@@ -5,7 +5,7 @@
     benchmarks/gpu_day.py --out dry.json --dry-run               every stage on a CPU, tiny, to test the command
 
 Stages come in order of worth, each in a process of its own with a time limit. The file is written after each; what a
-stage that is cut off has measured is kept. docs/gpu.md says how to read it.
+stage that is cut off has measured is kept. docs/guides/gpu.md says how to read it.
 """
 
 import json
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 import tyro
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
+from benchmarks.loader.gpu_stages import STAGES, Day, Notes, Stage
 from shards import InputError, at_least, one_line
 from shards.cache import cache_folder
-from shards.table import write_json
-from tools.bench.gpu_stages import STAGES, Day, Notes, Stage
+from shards.documents import write_json
 
 UNDER_WAY = "under way"
 

@@ -7,7 +7,7 @@ threads. No container is opened: pipelines.trim knows where the packets lie.
 All frames that are looked at through one box go through one filter graph in one call, which crops them and resizes them
 in YUV; only the views' own pixels become RGB. Channels lie in planes: swscale has vector code for planar RGB, and scalar
 code for packed. Each call and each copy takes the GIL: with one a frame, threads waited for each other
-(docs/fast-path.md).
+(docs/notes/cpu-loader.md).
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs
-from shards.mp4 import DecodeError, PacketIndex, damage_named, read_index
+from shards.video.mp4 import DecodeError, PacketIndex, damage_named, read_index
 
 av.logging.set_level(av.logging.FATAL)
 

@@ -1,7 +1,7 @@
 """Processes that make views in memory which they share with the loader's process.
 
 Threads of one process take turns at Python's lock: two of them make three quarters of what two processes make of Pace's
-clips (docs/fast-path.md). A process costs some 150 MB and a second to start. It ends with the one that started it. This
+clips (docs/notes/cpu-loader.md). A process costs some 150 MB and a second to start. It ends with the one that started it. This
 module imports neither torch nor DALI.
 """
 
@@ -27,7 +27,7 @@ from pipelines.decode import decode_views, keep_freed_memory
 from pipelines.sampling import ViewParams
 from pipelines.transforms.numpy import NumpyTransform
 from pipelines.views import ViewSpec
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view
 _INPUT = 2**20  # bytes of a video that there is room for, at first

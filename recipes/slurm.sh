@@ -1,5 +1,5 @@
 #!/bin/bash
-# Train on several nodes of 8 GPUs: a task a GPU, started by srun itself.   docs/scaling.md
+# Train on several nodes of 8 GPUs: a task a GPU, started by srun itself.   docs/guides/scale.md
 #   sbatch recipes/slurm.sh --objective dpc --data /shared/k400 --split train --output /shared/runs/dpc
 # The same job goes on after its time limit: 3 minutes before it every task gets SIGTERM, train.py saves a checkpoint
 # and ends with 143, and the job is queued again; --resume begins anew where there is no run yet. Not run on a cluster by this

@@ -1,4 +1,4 @@
-"""train.py and tools/bench_options.py as a user types them, on a small rendered data set."""
+"""train.py as a user types it, on a small rendered data set."""
 
 import json
 import os
@@ -81,13 +81,3 @@ def test_bad_input_ends_in_one_line(data, tmp_path):
     done = command("train.py", "--data", "/nonexistent", *out, *TINY, "--steps", "1")
     assert done.returncode == 2
     assert done.stderr.startswith("error: /nonexistent") and len(done.stderr.splitlines()) == 1, done.stderr
-
-
-def test_bench_options(tmp_path):
-    out = tmp_path / "options.json"
-    flags = ["--options", "ema", "bf16", "--rounds", "1", "--batch-size", "2", "--json", str(out)]
-    done = command("tools/bench_options.py", *flags, "--width", "0.03", "--no-temporal-difference")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    assert result["ratio"].keys() == {"plain", "ema", "bf16"} and result["ratio"]["plain"] == 1
-    assert all(milliseconds > 0 for milliseconds in result["step_ms"].values())

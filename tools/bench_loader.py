@@ -10,7 +10,7 @@
 loader: batches taken as fast as they come; decode and augmentation: its parts alone; libavcodec: the ceiling of any
 CPU decoder on these frames. model: training steps on one cached batch (no loader can make training faster).
 training: steps on fresh batches, and the share of the time they wait. All take turns in one run on one machine:
-compare them with each other. docs/loader-benchmark.md says what each means and what is not fair to whom.
+compare them with each other. docs/notes/loader-benchmark.md says what each means and what is not fair to whom.
 """
 
 import json
@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bench import render
-from bench.chart import draw_chart
-from bench.measure import measure
-from bench.report import table
-from machine import describe
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
+from benchmarks import render
+from benchmarks.loader.chart import draw_chart
+from benchmarks.loader.measure import measure
+from benchmarks.loader.report import table
+from benchmarks.machine import describe
 from objectives.base import Recipe
 from objectives.command import parse
 from shards import Dataset, InputError, at_least, demo, one_line

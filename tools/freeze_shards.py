@@ -13,6 +13,7 @@ if it does not, it reads something else. The same run on the moving videos is it
 import io
 import json
 import os
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,12 +26,13 @@ import tyro
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import Dataset, InputError, demo, one_line
-from shards.encode import BEFORE, Encoding, house_frame, write_mp4
 from shards.errors import new_or_empty
-from shards.keys import safe_name
+from shards.schema import safe_name
 from shards.table import publish
-from shards.writer import Sample, write_shard
+from shards.tar import Sample, write_shard
+from shards.video.encode import BEFORE, Encoding, house_frame, write_mp4
 
 
 @dataclass(frozen=True)

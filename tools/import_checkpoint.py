@@ -10,11 +10,13 @@ memory size, no running statistics of batch norm, …) is recorded in DIR/config
 """
 
 import hashlib
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from objectives import checkpoint
 from objectives.imports import family, listed
 from objectives.imports.files import read

@@ -7,13 +7,15 @@
 The result is byte for byte what one process would have made. Stopped at any time, the same command goes on.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import one_line
-from shards.merge import merge
+from shards.build.merge import merge
 
 
 @dataclass(frozen=True)

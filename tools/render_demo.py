@@ -8,11 +8,13 @@ An interval of accuracy narrows with the root of the number of videos: of 240 it
 """
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import Dataset, InputError, demo, one_line
 from shards.errors import at_least, new_or_empty
 

@@ -13,6 +13,7 @@ import base64
 import html
 import io
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.pace import Pace, PaceConfig, pace_name
 from pipelines.backends import BackendSettings, Device, choose_backend

@@ -4,9 +4,8 @@
     tools/show_batch.py --objective dpc --data data/k400          writes batch-dpc.png and batch-dpc.html
     tools/show_batch.py --objective tcp --modality flow --data data/k400 --device cpu --batch 3
 
-The views come from the loader that training uses, with the given backend, as its first batch (or --batch N) under
-the same --seed and --batch-size would see them; their colours are undone only as far as eyes need it. The page needs
-nothing beside itself.
+The views come from the loader that training uses: its first batch (or --batch N) under the same --seed and --batch-size,
+made by the same backend. Normalisation is undone, augmentation is not. The page is one file.
 """
 
 import base64
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.base import Recipe
 from objectives.command import parse
@@ -30,12 +31,13 @@ from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError, at_least, demo, one_line
-from training.visualize import save_views, visible
+from training.visualize import visible
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
-h2 { font-size: 1rem; margin: 2rem 0 .5rem } .views { display: flex; flex-wrap: wrap; gap: 12px }
-figure { margin: 0; width: 180px } figure img { width: 180px; image-rendering: pixelated; background: #ddd }
+h2 { font-size: 1rem; margin: 2rem 0 .5rem }
+.views { display: grid; grid-template-columns: repeat(auto-fill, 180px); gap: 12px; align-items: start }
+figure { margin: 0 } figure img { width: 180px; image-rendering: pixelated; background: #ddd }
 figcaption, table { font-size: 12px } td { padding: 0 1em 0 0; vertical-align: top }
 pre { font-size: 10px; margin: 4px 0; white-space: pre-wrap }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
@@ -94,7 +96,7 @@ def main(argv: list[str]) -> None:
     title = f"{settings.objective} on {dataset.name}, seed {settings.seed}, batch {settings.batch}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_views(batch, spec, picture, samples=settings.batch_size)
+        save_picture(title, batch, spec, dataset, picture)
         page.write_text(make_page(title, batch, spec, dataset, settings.fps), encoding="utf-8")
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}; choose a place that can be written to") from error
@@ -107,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 
 def describe(params: ViewParams, view: int) -> dict[str, str]:
-    """What was drawn for one view, in words."""
+    """What was sampled for one view, in words."""
     left, top, width, height = params.boxes[view].tolist()
     said = {"frames": ranges(params.frames[view]), "box": f"{width}×{height} at {left},{top}"}
     if params.flips[view]:
@@ -116,6 +118,8 @@ def describe(params: ViewParams, view: int) -> dict[str, str]:
         said["turn"] = f"{params.angles[view]:.1f}°"
     if params.pace is not None:
         said["pace"] = f"label {params.pace[view]}"
+    if padded := int((np.diff(params.frames[view]) == 0).sum()) if params.pace is None else 0:
+        said["padding"] = f"{padded} repeated frames"
     return said
 
 
@@ -127,17 +131,47 @@ def ranges(numbers: np.ndarray) -> str:
     return " ".join(map(str, numbers.tolist()))
 
 
+def save_picture(
+    title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Dataset, path: Path, columns: int = 8
+) -> None:
+    """A PNG: a row a view, frames from left to right with their numbers, and beside it what was drawn for the view."""
+    pixels_BVTHW3 = visible(batch["views"], spec).numpy()
+    chosen = np.linspace(0, spec.frames - 1, min(columns, spec.frames)).round().astype(int)
+    height = 1.25 * len(pixels_BVTHW3) * spec.views + 0.4
+    figure = Figure(figsize=(1.25 * len(chosen) + 2.1, height), dpi=100)
+    figure.suptitle(title, x=0.01, ha="left", va="top", y=1 - 0.06 / height, fontsize=9)
+    grid = figure.add_gridspec(
+        len(pixels_BVTHW3) * spec.views, 1, left=2.1 / (1.25 * len(chosen) + 2.1), right=1, bottom=0,
+        top=1 - 0.4 / height, hspace=0.16,
+    )  # fmt: skip
+    for video, (clips, params) in enumerate(zip(pixels_BVTHW3, batch["params"], strict=True)):
+        name = batch["key"][video] + name_of(int(batch["label"][video]), dataset)
+        for view, clip in enumerate(clips):
+            axes = figure.add_subplot(grid[video * spec.views + view])
+            axes.imshow(np.concatenate(list(clip[chosen]), axis=1), aspect="auto")
+            numbers = params.frames[view][chosen].tolist()
+            axes.set_xticks((np.arange(len(chosen)) + 0.5) * clip.shape[2], numbers, fontsize=6)
+            axes.tick_params(length=0, pad=1)
+            axes.set_yticks([])
+            said = "\n".join(f"{key}: {value}" for key, value in describe(params, view).items())
+            label = (f"{name}\n" if view == 0 else "") + f"view {view}\n{said}"
+            axes.set_ylabel(label, rotation=0, ha="left", va="center", fontsize=7, labelpad=150)
+            for side in axes.spines.values():
+                side.set_visible(False)
+    figure.savefig(path)
+
+
 def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Dataset, fps: float) -> str:
     """The page's HTML. batch: as the loader gives it."""
     pixels_BVTHW3 = visible(batch["views"], spec).numpy()
-    told = "".join(
+    settings = "".join(
         f"<tr><td>{f.name}<td>{html.escape(str(getattr(spec, f.name)))}"
         for f in fields(spec)
         if f.name != "offsets"
     )
     offsets = "".join(f"<tr><td>view {v}<td>{ranges(np.array(view))}" for v, view in enumerate(spec.offsets))
     videos = "".join(
-        f"<h2>{html.escape(key)}{name_of(label, dataset)}</h2><div class=views>"
+        f"<h2>{html.escape(key + name_of(label, dataset))}</h2><div class=views>"
         + "".join(figure(clip, params, view, fps) for view, clip in enumerate(clips))
         + "</div>"
         for key, label, params, clips in zip(
@@ -146,14 +180,14 @@ def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Datase
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>{videos}"
+        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<h2>The spec: {spec.views} views of {spec.frames} frames, {spec.channels} × {spec.size}², "
-        f"{spec.span} frames from first to last</h2><table>{offsets}{told}</table></html>\n"
+        f"{spec.span} frames from first to last</h2><table>{offsets}{settings}</table>{videos}</html>\n"
     )
 
 
 def name_of(label: int, dataset: Dataset) -> str:
-    return f" ({html.escape(dataset.classes[label])})" if 0 <= label < len(dataset.classes) else ""
+    return f" ({dataset.classes[label]})" if 0 <= label < len(dataset.classes) else ""
 
 
 def figure(clip_THW3: np.ndarray, params: ViewParams, view: int, fps: float) -> str:

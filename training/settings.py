@@ -81,7 +81,7 @@ class Settings:
     cache_gib: float = 16.0
     """Most memory that --cache takes, GiB a process. (--cache-gb is the disk that keeps a remote data set's files.)"""
     clips_per_decode: int = 1
-    """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/speed.md."""
+    """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/guides/speed.md."""
     cpu_share: float | Literal["auto"] = 0.0
     """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1; auto: as the rates that
     tools/bench_loader.py --autotune found for both."""

@@ -1,7 +1,7 @@
 """Augmentation in NumPy, for views that are made on the CPU: decoded pixels → views, sample by sample.
 
 The arithmetic is that of transforms.dali, which runs on a GPU. DALI's own operators for the CPU are scalar code: a
-colour map of a 128² frame takes its coord_transform 0.24 ms of a core, and a product of matrices 0.04 (docs/fast-path.md).
+colour map of a 128² frame takes its coord_transform 0.24 ms of a core, and a product of matrices 0.04 (docs/notes/cpu-loader.md).
 Letters: F frames of a sample (clips · V · T), n pixels a frame, P planes decoded, C channels of a view, K terms that a
 channel is the sum of: planes, noise, and a constant.
 """

@@ -1,4 +1,4 @@
-"""A method is one file: docs/extend.md's SimCLR, and a VICReg without top-1, in a copy of the checkout.
+"""A method is one file: docs/guides/extend.md's SimCLR, and a VICReg without top-1, in a copy of the checkout.
 
 No other file of the copy is touched. What is run there are the commands and tests that a user has.
 """
@@ -21,8 +21,8 @@ FILES = ("train.py", "evaluate.py", "pyproject.toml")
 
 
 def simclr() -> str:
-    """The code block of docs/extend.md."""
-    page = (ROOT / "docs" / "extend.md").read_text()
+    """The code block of docs/guides/extend.md."""
+    page = (ROOT / "docs" / "guides" / "extend.md").read_text()
     (block,) = re.findall(r"```python\n(# objectives/simclr\.py\n.*?)```", page, re.DOTALL)
     return block
 
@@ -81,7 +81,7 @@ def test_every_test_of_a_method_knows_the_worked_simclr(tmp_path: Path) -> None:
     few = "test_it_embeds or test_its_recipes or test_its_gpu or test_no_fixed or fine_tuning_sees"
     files = (
         "tests/training/test_every_objective.py",
-        "tests/shards/test_made_for.py",
+        "tests/shards/build/test_made_for.py",
         "tests/evaluation/test_finetune.py",
     )
     done = command(
@@ -115,7 +115,7 @@ def test_a_method_without_top1_trains_validates_resumes_and_is_recorded(data: Pa
     assert last["loss"] == pytest.approx(total, rel=1e-5)
     assert f"loss {last['loss']:.3f}\n" in said and "top-1" not in said
     for tool in (
-        ("tools/record_run.py", "run", "--command", "train.py", "--out", "kept/vicreg"),
+        ("benchmarks/record_run.py", "run", "--command", "train.py", "--out", "kept/vicreg"),
         ("tools/show_batch.py", "--objective", "vicreg", "--small", "--data", data, "--device", "cpu"),
     ):
         done = command(folder, *tool)

@@ -1,0 +1,57 @@
+"""The decode ceiling decodes what is needed, run-up included, and no more; and the count is of packets handed over."""
+
+import pytest
+
+import objectives
+from benchmarks.loader.ceiling import Packets, ceiling, decoded_per_used
+from benchmarks.loader.source import Source
+from pipelines.trim import trim
+from shards import Dataset
+from shards.video.mp4 import read_index
+from tests.pipelines.reference import numbered_video
+
+GOP = 16
+
+
+@pytest.fixture(scope="module", params=[0, 2])
+def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, bytes]:
+    """With how many B-frames, and the video: with two, frames 0, 3, 6, 9, 12, 15 of each 16 are referred to."""
+    path = tmp_path_factory.mktemp("numbered") / "video.mp4"
+    return request.param, numbered_video(path, 100, gop=GOP, b_frames=request.param)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "decoded"),
+    [
+        ([0], {0: 1, 2: 1}),
+        ([20], {0: 5, 2: 4}),  # from the key frame 16; 19, 22, 20
+        ([9, 15], {0: 16, 2: 6}),
+        ([15, 16], {0: 16 + 1, 2: 6 + 1}),
+        ([13, 16], {0: 14 + 1, 2: 7 + 1}),  # 12, 15, 13: nothing is saved by seeking to 16
+        ([3, 19], {0: 4 + 4, 2: 2 + 2}),
+        ([3, 20], {0: 4 + 5, 2: 2 + 4}),
+        ([0, 40, 99], {0: 1 + 9 + 4, 2: 1 + 5 + 2}),  # key frames 0, 32 and 96; 35, 38, 41, 40; 99
+        (list(range(100)), {0: 100, 2: 100}),
+    ],
+)
+def test_frames_decoded(video: tuple[int, bytes], numbers: list[int], decoded: dict[int, int]) -> None:
+    b_frames, data = video
+    packets = Packets(data, numbers)
+    assert packets.decode() == len(packets) == decoded[b_frames]
+
+
+def test_frames_decoded_per_frame_used(rendered: Dataset) -> None:
+    cls = objectives.get("dpc")
+    source = Source(rendered, rendered.select(), cls.view_spec(cls.Config()), 2, seed=0)
+    assert ceiling(source, 2, 1)(0)["clips_per_s"] > 0
+    used = handed = in_files = 0
+    for batch in source.batches(0, 3):
+        for one in batch:
+            numbers = sorted(set(one.params.frames.ravel().tolist()))
+            video = source.read(one.row)
+            used, handed = used + len(numbers), handed + len(Packets(video, numbers))
+            file, _ = trim(read_index(video), video, one.params.frames.ravel())
+            in_files += read_index(file).num_frames
+    assert decoded_per_used(source, 3, as_file=False) == pytest.approx(handed / used)
+    assert decoded_per_used(source, 3, as_file=True) == pytest.approx(in_files / used)
+    assert 1 < handed / used < 3  # every third frame is used, and two thirds of the others are left out

@@ -1,0 +1,47 @@
+"""benchmarks/record_run.py, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def record(run: Path, out: Path) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "record_run.py",
+        run,
+        "--command",
+        "train.py --steps 2",
+        "--out",
+        out,
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = {"objective": "vdim", "config": {"width": 0.125}, "settings": {"data": "demo 0123"}}
+    (run / "config.json").write_text(json.dumps(config))
+    lines = [{"step": step, "loss": 3.14159265 / step, "top1": 0.25, "chance": 0.125} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = record(run, tmp_path / "kept" / "vdim.v1")
+    assert done.returncode == 0, done.stderr
+    kept = json.loads((tmp_path / "kept" / "vdim.v1.json").read_text())
+    assert kept["config"] == config["config"] and kept["command"] == "train.py --steps 2"
+    assert [line["loss"] for line in kept["metrics"]] == [3.142, 1.571]
+    assert kept["machine"]["cores"] == os.cpu_count() and "torch" in kept["machine"]["versions"]
+    assert Image.open(tmp_path / "kept" / "vdim.v1.png").size == (900, 300)
+
+
+def test_what_is_no_run_is_said_in_a_line(tmp_path: Path) -> None:
+    done = record(tmp_path, tmp_path / "kept")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert str(tmp_path) in done.stderr and not (tmp_path / "kept.json").exists()

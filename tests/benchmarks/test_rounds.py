@@ -1,0 +1,60 @@
+"""Rounds take turns, and their figures are medians."""
+
+import threading
+
+import pytest
+
+from benchmarks.loader.parts import allowed
+from benchmarks.loader.rounds import Figures, in_turns, medians, ratio
+from benchmarks.loader.utilisation import Seen, Watch
+
+
+def test_parts_take_turns_and_all_see_a_rounds_samples() -> None:
+    calls: list[tuple[str, int]] = []
+
+    def part(name: str):
+        def run(first: int) -> Figures:
+            calls.append((name, first))
+            return {"clips_per_s": float(len(calls))}
+
+        return run
+
+    found = in_turns({"a": part("a"), "b": part("b")}, rounds=3, samples=10, title="test")
+    assert calls == [("a", 0), ("b", 0), ("a", 10), ("b", 10), ("a", 20), ("b", 20)]
+    assert [figures["clips_per_s"] for figures in found["b"]] == [2, 4, 6]
+
+
+def test_medians_and_ratios_over_rounds() -> None:
+    ours = [
+        {"clips_per_s": 10.0, "gpu": None},
+        {"clips_per_s": 1.0, "gpu": None},
+        {"clips_per_s": 8.0, "gpu": None},
+    ]
+    theirs = [{"clips_per_s": 5.0}, {"clips_per_s": 1.0}, {"clips_per_s": 2.0}]
+    assert medians(ours) == {"clips_per_s": 8.0, "gpu": None}
+    assert ratio(ours, theirs) == 2.0  # of 2, 1 and 4: a slow round weighs on both
+
+
+def test_what_the_parts_allow() -> None:
+    assert allowed(30.0, 60.0) == pytest.approx(20.0)
+
+
+def test_what_is_seen_of_a_gpu_is_the_timed_span() -> None:
+    looks: list[int] = []
+    three = threading.Event()
+
+    def look() -> Seen:
+        looks.append(len(looks) % 2)
+        if len(looks) == 3:
+            three.set()
+        return Seen(looks[-1], 0.25, 10.0, 4.0)
+
+    watch = Watch(look)
+    assert watch.least > 0 and not looks  # nothing is looked at before
+    with watch:
+        three.wait()
+    seen = len(looks)
+    figures = watch.figures()
+    assert figures["gpu_use"] == pytest.approx(sum(looks) / len(looks)) and figures["nvdec_use"] == 0.25
+    assert (figures["device_gib"], figures["beside_torch_gib"]) == (10, 6)
+    assert len(looks) == seen  # nor afterwards

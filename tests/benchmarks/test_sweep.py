@@ -1,0 +1,97 @@
+"""Sweeps and autotune: what is tried, what is left out and why, and which flags win."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import objectives
+from benchmarks.loader import sweep
+from benchmarks.loader.parts import Way
+from benchmarks.loader.rounds import Figures, Part
+from benchmarks.loader.source import Source
+from shards import Dataset, InputError
+
+WAY = Way("cpu", 2, 2, torch.device("cpu"))
+
+
+@pytest.fixture
+def source(rendered: Dataset) -> Source:
+    cls = objectives.get("pace")
+    return Source(rendered, rendered.select(), replace(cls.view_spec(cls.small()), size=32), 2, seed=0)
+
+
+def test_axes() -> None:
+    words = ("threads=1,2", "prefetch=0", "batch-size=4", "device=cpu,gpu")
+    assert sweep.parse_axes(words) == {
+        "threads": [1, 2],
+        "prefetch": [0],
+        "batch_size": [4],
+        "device": ["cpu", "gpu"],
+    }
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "threads",
+        "threads=",
+        "threads=0",
+        "threads=two",
+        "device=tpu",
+        "device=cpu,",
+        "views=2",
+        "prefetch=-1",
+    ],
+)
+def test_a_senseless_axis_is_named(word: str) -> None:
+    with pytest.raises(InputError, match=f"--sweep {word}: give threads="):
+        sweep.parse_axes((word,))
+
+
+def test_a_sweep_tries_all_combinations_and_says_what_it_leaves_out(source: Source) -> None:
+    axes = sweep.parse_axes(("threads=1,2", "batch_size=1,4", "device=cpu,gpu"))
+    found = sweep.sweep(source, WAY, axes, rounds=1, batches=1)
+    assert len(found) == 8 and {(f["threads"], f["batch_size"], f["device"]) for f in found} == {
+        (threads, size, device) for threads in (1, 2) for size in (1, 4) for device in ("cpu", "gpu")
+    }
+    for figures in found:
+        if figures["device"] == "cpu" or torch.cuda.is_available():
+            assert figures["clips_per_s"] > 0
+        else:
+            assert "--device gpu" in figures["left_out"]
+
+
+def test_autotune_takes_the_least_that_is_as_good_as_the_best(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pretended(_source: Source, way: Way, _batches: int) -> Part:
+        def part(_: int) -> Figures:
+            rate = 100 * min(way.threads, 4) if way.threads < 8 else 405  # 8 threads: 1 % faster than 4
+            return {"clips_per_s": rate - (50.0 if way.prefetch < 2 else 0.0)}
+
+        return part
+
+    monkeypatch.setattr(sweep, "loader_alone", pretended)
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(sweep, "backends", lambda source, say: ["cpu"])
+    best, tried = sweep.autotune(source, WAY, None, rounds=1, batches=1, say=print)
+    assert best == {"device": "cpu", "threads": 4, "prefetch": 2}
+    assert {one["threads"] for one in tried} == {2, 4, 8, 16} and {one["prefetch"] for one in tried} == {
+        1,
+        2,
+        4,
+    }
+
+
+def test_cpu_share_is_by_what_each_kind_does_alone() -> None:
+    ways = [replace(WAY, backend=name, threads=t) for name in ("cpu", "hybrid", "gpu") for t in (1, 4)]
+    timed: list[list[Way]] = []
+
+    def rates(those: list[Way]) -> list[Figures]:
+        timed.append(those)
+        return [{"clips_per_s": {"hybrid": 100.0, "gpu": 300.0}[one.backend]} for one in those]
+
+    assert sweep.cpu_share(ways, rates) == 0.25
+    assert [(one.backend, one.threads) for one in timed[0]] == [("hybrid", 4), ("gpu", 4)]
+    assert sweep.cpu_share(ways[:4], rates) is None and len(timed) == 1
