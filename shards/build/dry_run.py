@@ -11,6 +11,7 @@ from shards.build.job import Job, Part
 from shards.build.pool import Crashed, in_order
 from shards.build.process_video import Reject, Task, process_video
 from shards.build.run import Limits
+from shards.tar import size_of
 from shards.video.transcode import Clip
 
 TRIED = 8
@@ -63,7 +64,7 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
         if isinstance(outcome[1], Reject):
             rejected[outcome[1].reason] += 1
         else:
-            made += len(outcome[1].data) + len(outcome[1].flow or b"")
+            made += size_of(outcome[1].data) + (size_of(outcome[1].flow) if outcome[1].flow else 0)
     share = sum(sizes) / max(1, sum(sizes[:tried]))
     return DryRun(
         layout=job.found.layout,

@@ -32,7 +32,9 @@ def already_made(job: Job) -> Summary | None:
         return None
     info = read_description(out)
     check_same(out, info["settings"], job.settings)
-    shutil.rmtree(job.notes.folder, ignore_errors=True)  # a kill may have come between the two
+    if job.unread:
+        return None
+    _forget(job.notes, len(job.batches))  # a kill may have come between the two
     return _summary(info, len(job.found.unlisted), already=True)
 
 
@@ -68,8 +70,14 @@ def finish(notes: Notes) -> Summary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
     info = publish(notes.out, outline["classes"], shards, outline["settings"], rejected + missing, name=name)
-    shutil.rmtree(notes.folder)
+    _forget(notes, outline["shards"])
     return _summary(info, len(outline["unlisted"]))
+
+
+def _forget(notes: Notes, shards: int) -> None:
+    """Remove the notes, unless a later call is to try again what the disk did not give."""
+    if not any(notes.unread(shard) for shard in range(shards)):
+        shutil.rmtree(notes.folder, ignore_errors=True)
 
 
 def _missing(name: str, layout: str) -> dict[str, str]:

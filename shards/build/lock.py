@@ -11,7 +11,7 @@ from typing import Any
 from shards.atomic import sweep
 from shards.build.job import Job, Notes, Part, check_same
 from shards.errors import InputError
-from shards.schema import REJECTED
+from shards.schema import DESCRIPTION, REJECTED
 
 # Byte n of the lock file stands for shard n, the one far behind them for the outline. POSIX locks, not flock:
 # NFS passes them on to other machines.
@@ -33,6 +33,8 @@ def locked_job(job: Job, part: Part | None) -> Iterator[None]:
         begin(notes, job.outline)
         if part is not None:
             fcntl.lockf(lock, fcntl.LOCK_UN, 1, OUTLINE_BYTE)
+        if job.unread:  # the tars change: until they have, this is no complete data set
+            (notes.out / DESCRIPTION).unlink(missing_ok=True)
         for shard in job.shards(part or Part()):
             if notes.scratch(shard).is_dir():
                 shutil.rmtree(notes.scratch(shard))
