@@ -64,7 +64,7 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
         if isinstance(outcome[1], Reject):
             rejected[outcome[1].reason] += 1
         else:
-            made += size_of(outcome[1].data) + (size_of(outcome[1].flow) if outcome[1].flow else 0)
+            made += outcome[1]
     share = sum(sizes) / max(1, sum(sizes[:tried]))
     return DryRun(
         layout=job.found.layout,
@@ -84,7 +84,15 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
     )
 
 
-def _timed(task: Task) -> tuple[float, Clip | Reject]:
+def _timed(task: Task) -> tuple[float, int | Reject]:
+    """Seconds that a video takes, and the bytes of its clip."""
     start = time.perf_counter()
     result = process_video(task)
-    return time.perf_counter() - start, result
+    seconds = time.perf_counter() - start
+    if isinstance(result, Reject):
+        return seconds, result
+    files = [file for file in (result.data, result.flow) if file]
+    size = sum(map(size_of, files))
+    for file in files:
+        file.unlink()
+    return seconds, size
