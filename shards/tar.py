@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import mmap
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from shards.atomic import atomic_write
 from shards.documents import short
 from shards.schema import is_tar
+from shards.video.excerpt import WHOLE, noted
 
 
 class Extent(NamedTuple):
@@ -118,6 +120,7 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
                 row = facts | {"shard": name}
                 for component, extent in extents.items():
                     row[f"{component}_offset"], row[f"{component}_size"] = extent
+                row |= _noted("mp4", sample.mp4) | _noted("flow.mp4", sample.flow or b"")
                 rows.append(row)
                 index.append((sample.key, extents))
     with atomic_write(folder / f"{stem}.idx") as temporary:
@@ -147,6 +150,13 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes | Path) -> Extent:
     with _opened(content) as handle:
         tar.addfile(info, handle)
     return Extent(offset, info.size)
+
+
+def _noted(component: str, content: bytes | Path) -> dict[str, Any]:
+    if isinstance(content, bytes) or size_of(content) < WHOLE:
+        return noted(component, content if isinstance(content, bytes) else b"")
+    with content.open("rb") as handle:  # mapped: the system pages it in and out
+        return noted(component, memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def size_of(content: bytes | Path) -> int:

@@ -27,15 +27,16 @@ class Summary:
 
 def already_made(job: Job) -> Summary | None:
     """The summary of a data set that is complete; None when it is not. Raises InputError when it is another."""
-    out = job.notes.out
-    if not (out / DESCRIPTION).is_file():
+    if not (job.notes.out / DESCRIPTION).is_file():
         return None
-    info = read_description(out)
-    check_same(out, info["settings"], job.settings)
-    if job.unread:
-        return None
-    _forget(job.notes, len(job.batches))  # a kill may have come between the two
-    return _summary(info, len(job.found.unlisted), already=True)
+    check_same(job.notes.out, read_description(job.notes.out)["settings"], job.settings)
+    return None if job.unread else summary_of(job.notes, len(job.found.unlisted))
+
+
+def summary_of(notes: Notes, unlisted: int = 0) -> Summary:
+    """The summary of a complete data set; notes that a kill left in it go."""
+    _forget(notes)
+    return _summary(read_description(notes.out), unlisted, already=True)
 
 
 def finish(notes: Notes) -> Summary:
@@ -70,13 +71,14 @@ def finish(notes: Notes) -> Summary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
     info = publish(notes.out, outline["classes"], shards, outline["settings"], rejected + missing, name=name)
-    _forget(notes, outline["shards"])
+    _forget(notes)
     return _summary(info, len(outline["unlisted"]))
 
 
-def _forget(notes: Notes, shards: int) -> None:
-    """Remove the notes, unless a later call is to try again what the disk did not give."""
-    if not any(notes.unread(shard) for shard in range(shards)):
+def _forget(notes: Notes) -> None:
+    """Remove the notes, unless the next call is to try again what the disk did not give."""
+    outline = notes.outline
+    if not any(notes.unread(shard) for shard in range(outline["shards"] if outline else 0)):
         shutil.rmtree(notes.folder, ignore_errors=True)
 
 

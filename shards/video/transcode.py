@@ -46,7 +46,7 @@ class Clip:
     width: int
     height: int
     seen: dict[str, Any] = field(default_factory=dict)
-    flow: bytes | Path | None = field(default=None, repr=False)
+    flow: Any = field(default=None, repr=False)
 
 
 def transcode(
