@@ -24,7 +24,8 @@ class Processing:
 
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
     flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
-    keep_stills: take pictures and drawn text as well. made_for, stride: the method that the data set is to suit, and every which of its frames that one then takes.
+    keep_stills: take pictures and drawn text as well. made_for: the method that
+    the data set is to suit. stride: that method then takes every `stride`-th frame.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
