@@ -92,6 +92,13 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if settings.small:
         changed = differences(objective.config)
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+    if spec.padding == "error":
+        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+        short = len(every) - len(run.rows)
+        if short:
+            lines += [
+                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
+            ]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
     if remark := uneven_sides(trainer.speed, run):
