@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import objectives
 from objectives import Objective, checkpoint
+from objectives.command import config_of
 from shards import InputError
 
 SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
@@ -40,8 +42,8 @@ class Model:
 
 
 def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
-    """spec: a run's or checkpoint's folder; random:NAME or random:FOLDER, fresh weights in that objective's network or
-    in that checkpoint's; torchvision:NAME, supervised weights that lie in torch's hub folder.
+    """spec: a run's or checkpoint's folder; random:NAME or random:FOLDER, fresh weights in that objective's network, which
+    may be followed by flags of its config ("random:memdpc --modality flow"), or in that checkpoint's; torchvision:NAME, supervised weights that lie in torch's hub folder.
 
     small: random:NAME has the objective's CPU-sized config instead of the paper's. Raises InputError.
     """
@@ -63,13 +65,14 @@ def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
     return Model(objective, name, origin)
 
 
-def _random(what: str, small: bool, seed: int) -> Model:
+def _random(spec: str, small: bool, seed: int) -> Model:
+    what, *flags = shlex.split(spec) if not Path(spec).exists() else [spec]
     if Path(what).exists():
         trained = objectives.load(what)
         cls, config = type(trained), trained.config
     elif what in objectives.available():
         cls = objectives.get(what)
-        config = cls.small() if small else cls.Config()
+        config = config_of(cls, cls.small() if small else cls.Config(), flags, f"--checkpoint {RANDOM}")
     else:
         names = ", ".join(objectives.available())
         raise InputError(
@@ -77,7 +80,7 @@ def _random(what: str, small: bool, seed: int) -> Model:
         )
     with _seeded(seed):
         objective = cls(config).eval()
-    return Model(objective, f"random-{cls.name}", f"random weights (seed {seed}) in the network of {what}")
+    return Model(objective, f"random-{cls.name}", f"random weights (seed {seed}) in the network of {spec}")
 
 
 @contextmanager
