@@ -10,8 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recompute import recompute
-from models.stages import scaled
+from models.stages import run_checkpointed, scaled
 
 Norm = Literal["batch", "batch-statistics", "instance"]
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -138,7 +137,7 @@ class ResNet2d3d(nn.Module):
         x = F.relu(self.bn1(self.conv1(x_BCTHW)), inplace=True)
         x = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = recompute(stage, x) if self.checkpointed and self.training else stage(x)
+            x = run_checkpointed(stage, x) if self.checkpointed and self.training else stage(x)
         return x
 
     @staticmethod

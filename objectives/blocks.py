@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.resnet2d3d import DEPTHS, ResNet2d3d
 from models.stages import Stages
-from objectives.base import Objective, Plateau, ShardSettings
-from objectives.choices import check_backbone, check_choices
+from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError
 

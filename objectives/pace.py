@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.stages import Stages
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, ShardSettings
-from objectives.choices import check_backbone, check_choices
+from objectives.base import Objective, Output, Published, Recipe, ShardSettings, check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import Jitter, ViewSpec, eval_view, single_start
 from shards import InputError, at_least

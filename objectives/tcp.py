@@ -21,13 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import backbones
-from models.lstm import ConvLSTM, PooledLSTM
-from models.masked_conv3d import masked_conv2plus1d, masked_conv3d
 from models.resnet2d import StackedResNet18
 from models.stages import Stages
+from models.tcp_context import ConvLSTM, PooledLSTM, masked_conv2plus1d, masked_conv3d
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe
-from objectives.choices import check_backbone, check_choices
+from objectives.base import Objective, Output, Published, Recipe, check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, ShardSettings
-from objectives.choices import check_choices
+from objectives.base import Objective, Output, Published, Recipe, ShardSettings, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
