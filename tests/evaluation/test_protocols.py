@@ -51,8 +51,15 @@ def test_linear_probe_counts_every_test_video_and_permuted_labels_are_chance(ask
     assert result["evaluated"] == {"videos": 9, "of": 9, "unreadable": {}}
     assert "9 of 9 test videos evaluated" in capsys.readouterr().out
     assert result["scores"]["top1"]["value"] == 1.0  # colours, even for random weights
-    assert set(result["baselines"]) == {"random", "trivial", "most_frequent"}
-    assert result["baselines"]["trivial"]["top1"]["value"] < 0.7  # lengths of test and training videos differ
+    assert set(result["baselines"]) == {"random", "handmade", "size_length", "most_frequent"}
+    assert len(result["baselines"]["random"]["chosen"][0]) == 5 * 2  # draws and seeds
+    assert result["baselines"]["size_length"]["delta"]["value"] == pytest.approx(
+        1 - result["baselines"]["size_length"]["top1"]["value"]
+    )
+    assert result["made"]["command"] and result["made"]["machine"]
+    assert (
+        result["baselines"]["size_length"]["top1"]["value"] < 0.7
+    )  # lengths of test and training videos differ
     assert np.sum(result["scores"]["confusion"]) == 2 * 9
     again = ask("linear", "--seeds", 2, "--permute-labels", "--no-baselines")
     assert again["scores"]["top1"]["value"] < 0.8
@@ -87,7 +94,8 @@ def test_retrieval_and_fractions(ask) -> None:
     permuted = ask("fraction", "--fractions", 1, "--seeds", 1, "--no-baselines", "--permute-labels")
     assert permuted["curves"]["model"]["1"]["top1"]["value"] < 0.8
     assert parts["evaluated"]["videos"] == result["evaluated"]["videos"] == 9
-    assert set(curves) == {"model", "random weights", "size and length"} and set(curves["model"]) == {
+    assert set(curves) == {"model", "random weights", "hand-made features", "size and length"}
+    assert set(curves["model"]) == {
         "0.25",
         "1",
     }
