@@ -24,7 +24,6 @@ from pipelines.views import ViewSpec
 
 cv2: Any = import_module("cv2") if find_spec("cv2") else None  # OpenCV is an extra
 SIZE, CELLS = 64, 2
-DRAWS = 5
 
 
 def features(context: Context, splits: list[Split]) -> dict[str, list[tuple[Features, Features]]]:
@@ -36,7 +35,9 @@ def features(context: Context, splits: list[Split]) -> dict[str, list[tuple[Feat
         return {}
     found = {}
     if not context.settings.checkpoint.startswith(RANDOM):
-        found["random"] = [context.with_random(draw).features(splits) for draw in range(DRAWS)]
+        found["random"] = [
+            context.with_random(draw).features(splits) for draw in range(context.settings.random_draws)
+        ]
     found["handmade"] = [handmade(context, splits)]
     sizes = size_length(context, union([rows for s in splits for rows in (s.train, s.test)]))
     if sizes:
@@ -76,8 +77,8 @@ def measure(views_BVCTHW: Tensor) -> Tensor:
     of flow (dense inverse search) directions in eight bins weighted by speed, and mean, deviation, median and 95th
     percentile of speed. Flow's mean and deviation over time are given.
     """
-    std, weights = torch.tensor(colour.IMAGENET_STD), torch.tensor((0.299, 0.587, 0.114))
-    mean = torch.tensor(colour.IMAGENET_MEAN)
+    std, mean = (torch.tensor(of).float() for of in (colour.IMAGENET_STD, colour.IMAGENET_MEAN))
+    weights = torch.tensor((0.299, 0.587, 0.114))
     rgb = views_BVCTHW.float().cpu().movedim(2, -1) * std + mean
     grey_BVTHW = (rgb @ weights).clamp(0, 1).numpy()
     return torch.from_numpy(np.stack([_of_clip(clip) for clip in grey_BVTHW]).astype(np.float32))

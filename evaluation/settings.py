@@ -31,6 +31,8 @@ class Settings:
     """Repetitions of what is random in the protocol; the encoder's weights stay."""
     baselines: bool = True
     """Evaluate random weights of the same network, hand-made features, and the videos' size and length too."""
+    random_draws: int = 5
+    """Networks of random weights that are evaluated as one baseline."""
     layer: str = ""
     """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature: its mean
     over space and time; with :change (encoder:change) how much it changes in time."""
@@ -59,7 +61,7 @@ class Settings:
 
     def check(self) -> None:
         """Raises InputError for what cannot be. Not in __post_init__, whose errors tyro answers in its own way."""
-        at_least(self, 1, "seeds", "batch_size", "threads")
+        at_least(self, 1, "seeds", "batch_size", "threads", "random_draws")
         at_least(self, 0, "folds", "windows", "subsequences", "seed")
         if self.folds and self.split:
             raise InputError("--folds and --split: give one of the two")

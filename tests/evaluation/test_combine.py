@@ -14,7 +14,23 @@ from shards import InputError
 @pytest.fixture
 def common(data, tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    return list(map(str, ("--data", data, "--cache", tmp_path / "cache", "--device", "cpu", "--seeds", 1)))
+    return list(
+        map(
+            str,
+            (
+                "--data",
+                data,
+                "--cache",
+                tmp_path / "cache",
+                "--device",
+                "cpu",
+                "--seeds",
+                1,
+                "--random-draws",
+                1,
+            ),
+        )
+    )
 
 
 def test_two_streams_are_the_mean_of_their_probabilities(common, run, tmp_path) -> None:

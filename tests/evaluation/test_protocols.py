@@ -80,7 +80,7 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
 
 
 def test_retrieval_and_fractions(ask) -> None:
-    result = ask("retrieval", "--k", 1, 4)
+    result = ask("retrieval", "--k", 1, 4, "--random-draws", 2)
     assert result["recall"]["video"]["1"]["value"] == result["recall"]["clip"]["4"]["value"] == 1.0
     assert result["baselines"]["chance"]["1"] == pytest.approx(1 / 3)
     names = Dataset(result["settings"]["data"]).column("label_name")
@@ -89,7 +89,7 @@ def test_retrieval_and_fractions(ask) -> None:
     assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
     permuted = ask("retrieval", "--permute-labels", "--no-baselines")
     assert permuted["recall"]["video"]["1"]["value"] < 0.8
-    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)
+    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2, "--random-draws", 1)
     curves = parts["curves"]
     permuted = ask("fraction", "--fractions", 1, "--seeds", 1, "--no-baselines", "--permute-labels")
     assert permuted["curves"]["model"]["1"]["top1"]["value"] < 0.8

@@ -29,7 +29,9 @@ def page(run, memory_run, data, tmp_path_factory) -> Iterator[Path]:
     for checkpoint, protocol, flags in asked:
         out = tmp_path / "results" / f"{protocol}-{checkpoint.name}"
         common = ["--checkpoint", checkpoint, "--data", data, "--cache", tmp_path / "cache", "--output", out]
-        evaluate.main([protocol, *map(str, [*common, "--device", "cpu", "--seeds", 1, *flags])])
+        evaluate.main(
+            [protocol, *map(str, [*common, "--device", "cpu", "--seeds", 1, "--random-draws", 1, *flags])]
+        )
     shown = ["--results", tmp_path / "results", "--data", data, "--html", tmp_path / "report.html"]
     evaluate.main(["report", *map(str, shown)])
     yield tmp_path / "report.html"

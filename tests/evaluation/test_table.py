@@ -68,6 +68,7 @@ def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
 
 def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:
     flags = ["--data", data, "--cache", tmp_path / "cache", "--device", "cpu", "--folds", 2, "--seeds", 1]
+    flags += ["--random-draws", 1]
     done = subprocess.run(
         ["bash", ROOT / "recipes/evaluate.sh", tmp_path / "tables/mine", run, "--", *map(str, flags)],
         cwd=tmp_path,
