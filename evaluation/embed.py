@@ -11,7 +11,7 @@ from evaluation.context import Context, open_context
 from evaluation.features import Features
 from evaluation.settings import Embed
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 
 
 def embed(settings: Embed) -> None:
@@ -38,10 +38,10 @@ def embed(settings: Embed) -> None:
 def _write(context: Context, features: Features, to: Path) -> None:
     keys = context.dataset.keys(features.row)
     if to.suffix == ".npy":
-        with written_aside(to) as aside, aside.open("wb") as handle:
+        with atomic_write(to) as temporary, temporary.open("wb") as handle:
             np.save(handle, features.x)
-        with written_aside(to.with_suffix(".txt")) as aside:
-            aside.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
+        with atomic_write(to.with_suffix(".txt")) as temporary:
+            temporary.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
         return
     D = features.x.shape[1]
     columns = {
@@ -50,5 +50,5 @@ def _write(context: Context, features: Features, to: Path) -> None:
         "start": pa.array(features.start),
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.x.ravel()), D),
     }
-    with written_aside(to) as aside:
-        pq.write_table(pa.table(columns), aside)
+    with atomic_write(to) as temporary:
+        pq.write_table(pa.table(columns), temporary)

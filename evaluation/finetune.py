@@ -30,7 +30,7 @@ from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 from shards.documents import Each, number, parse, read_json, read_json_lines, whole
 from training.processes import StopSignals, on_main
 from training.run import Run, clear_leftovers
@@ -154,7 +154,7 @@ class HeldOut:
         return {"held_out_top1": self.found[-1]["top1"]}
 
     def _write(self) -> None:
-        with written_aside(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.found))
 
 
@@ -230,7 +230,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     if not path.exists():
         for old in folder.glob("**/*-seed*"):
             shutil.rmtree(old)
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(asked, indent=1) + "\n")
     elif not resume:
         raise InputError(
@@ -333,7 +333,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _write(path: Path, found: Features, chosen: dict[str, Any]) -> None:
-    with written_aside(path) as temporary, temporary.open("wb") as handle:
+    with atomic_write(path) as temporary, temporary.open("wb") as handle:
         np.savez(
             handle,
             x=found.x,

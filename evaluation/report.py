@@ -20,7 +20,7 @@ from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import Dataset, InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 from shards.documents import short
 from training.log import read_metrics
 
@@ -58,7 +58,7 @@ def report(settings: Report) -> None:
     )
     try:
         settings.html.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(settings.html) as temporary:
+        with atomic_write(settings.html) as temporary:
             temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(

@@ -25,7 +25,7 @@ from evaluation.data import Labelled, Split
 from evaluation.metrics import Hits
 from objectives import checkpoint
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
 from training.autotune import machine
 from training.state import ROWS, read_rows
@@ -223,8 +223,8 @@ def _commit() -> str:
 
 
 def save(folder: Path, result: dict[str, Any]) -> None:
-    with written_aside(folder / "result.json") as aside:
-        aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_predictions(
@@ -235,7 +235,7 @@ def save_predictions(
     found: dict[str, Any] = {
         name: np.concatenate([o.probabilities for o in some], axis=1) for name, some in of.items()
     }
-    with written_aside(folder / "predictions.npz") as aside, aside.open("wb") as handle:
+    with atomic_write(folder / "predictions.npz") as temporary, temporary.open("wb") as handle:
         np.savez_compressed(
             handle,
             key=np.array(context.dataset.keys(rows)),

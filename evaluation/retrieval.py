@@ -26,7 +26,7 @@ from evaluation.results import BASELINES, coverage, describe, save, truth_labels
 from evaluation.settings import Retrieval
 from pipelines.eval_clips import EvalLayout
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 
 KS = (1, 5, 10, 20, 50)
 SLOTS, CLIPS = 6, 3  # shown of a memory: the most used slots, and the clips that address each most
@@ -102,7 +102,7 @@ def retrieve(settings: Retrieval) -> None:
     tested = both[1].of(splits[0].test).by_video()
     if p:
         save_memory(folder, context, p, labelled.labels)
-    with written_aside(folder / "features.npz") as temporary, temporary.open("wb") as handle:
+    with atomic_write(folder / "features.npz") as temporary, temporary.open("wb") as handle:
         np.savez(handle, x=tested.x, label=labelled.labels[tested.row])
     save(folder, result)
     lines = [context.model.origin, coverage(context, splits, evaluated, failed), *summary(settings, result)]
@@ -204,7 +204,7 @@ def save_memory(folder: Path, context: Context, p: Features, labels: np.ndarray)
     places = np.stack([_best(p, slot) for slot in slots])
     videos = p.by_video()
     memory = context.model.objective.get_parameter("memory.slots")
-    with written_aside(folder / "memory.npz") as temporary, temporary.open("wb") as handle:
+    with atomic_write(folder / "memory.npz") as temporary, temporary.open("wb") as handle:
         np.savez_compressed(
             handle,
             usage=usage,

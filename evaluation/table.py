@@ -11,7 +11,7 @@ from evaluation.metrics import Score
 from evaluation.results import BASELINES, load, results_below
 from evaluation.settings import Table
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import atomic_write
 
 MEASURES = {"top1": "top-1", "clips": "clips"}
 HEAD = ("model", "protocol", "data", "%", "class mean", *BASELINES.values(), "chance", "test videos")
@@ -171,7 +171,7 @@ def latex(rows: list[Row]) -> str:
 def _write(path: Path, flag: str, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{flag} {path}: {error.strerror}; choose a place that can be written to") from error

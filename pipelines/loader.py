@@ -22,7 +22,7 @@ from pipelines.backends import BackendSettings, open_backend
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault
 from pipelines.sampler import BatchIndices, Sample, Sampler
 from shards import DamagedError, Dataset, InputError
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 log = logging.getLogger(__name__)
 _MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"
@@ -222,7 +222,7 @@ class Loader:
             spec = self.sampler.spec
             empty = torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
             return lambda: empty
-        return self.backend.render([sample for sample, _ in there], [material for _, material in there])
+        return self.backend.render([sample for sample, _ in there], [needed for _, needed in there])
 
     def _prepare(self, batch: BatchIndices, place: int, out: Any) -> Prepared:
         """Pool: what one place of the batch needs, stepping over videos that cannot be used."""

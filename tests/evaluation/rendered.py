@@ -7,9 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from shards.encode import Encoding, write_mp4
 from shards.table import publish
-from shards.writer import Sample, write_shard
+from shards.tar import Sample, write_shard
+from shards.video.encode import Encoding, write_mp4
 
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220))
 NAMES = ["red", "green", "blue"]

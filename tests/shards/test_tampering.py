@@ -20,8 +20,8 @@ from independent import ENVIRONMENT, ROOT, run_tool, said
 from tamper import ODD, cases_of_json, changed, line, places, watchdog
 
 from shards import DamagedError, Dataset, InputError
-from shards.check import check
-from shards.repair import repair
+from shards.check.check import check
+from shards.check.repair import repair
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +345,7 @@ def test_the_doctor_does_not_wait_for_a_pipe(copied: Path, tamper: Callable[[Pat
 def test_a_sample_with_other_facts_is_lost_or_repaired_into_what_opens(
     tmp_path: Path, name: str, value: Any
 ) -> None:
-    from shards.writer import Sample, write_shard
+    from shards.tar import Sample, write_shard
 
     facts = {"num_frames": 3, "fps": 25.0, "width": 16, "height": 16, "source": "a", "label_name": "x"}
     out = tmp_path / "out"
@@ -448,7 +448,7 @@ WATCHED = """
 import os, sys
 from pathlib import Path
 from shards import Dataset, InputError
-from shards.check import check
+from shards.check.check import check
 folder, note = Path(sys.argv[1]), open(sys.argv[2], "w")
 import shards.remote
 opened = []

@@ -1,0 +1,200 @@
+"""A data set in the making: which videos go into which shard, and the notes that a restart goes by."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.build.process_video import Processing
+from shards.build.scan import Found, Source
+from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole, write_json
+from shards.errors import InputError
+from shards.schema import TAR, safe_name
+from shards.tar import Shard
+from shards.video.encode import BEFORE
+
+LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
+UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
+OUTLINE = "job.json"
+_OUTLINE = {
+    "settings": {"layout": str},
+    "classes": [str],
+    "shards": whole(0, 2**32),
+    "missing": [str],
+    "unlisted": [str],
+}
+_SHARD = {"name": TAR, "size": whole(0), "sha256": SHA256, "rows": [dict]}
+_NOTE = {
+    "shard": AnyOf(NOTHING, _SHARD),
+    "rejected": [{"source": str, "reason": str, "detail": str}],
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` of `count`, from 1: every count-th shard."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """From "I/N". Raises InputError."""
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise InputError(f"--part {text}: give I/N with I from 1 to N, such as 3/16")
+        return cls(int(number), int(count))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a data set's folder says about an unfinished job: its outline, and a note a finished shard."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out / UNFINISHED
+
+    @property
+    def outline(self) -> dict[str, Any] | None:
+        """The settings, classes, number of shards and what is missing; None before the job began."""
+        path = self.folder / OUTLINE
+        return dict(read_json(path, _OUTLINE, f"remove {self.folder}")) if path.is_file() else None
+
+    def begin(self, outline: dict[str, Any]) -> None:
+        write_json(self.folder / OUTLINE, outline)
+
+    def stem(self, shard: int) -> str:
+        """The name of a shard's files, without their extensions."""
+        return f"{safe_name(self.out.resolve().name)}-{shard:06d}"
+
+    def note(self, shard: int) -> Path:
+        return self.folder / f"{self.stem(shard)}.json"
+
+    def scratch(self, shard: int) -> Path:
+        """The folder of a shard's temporary files."""
+        return self.folder / f"{self.stem(shard)}.scratch"
+
+    def finish(self, shard: int, made: Shard | None, rejected: list[dict[str, str]]) -> None:
+        """Note that a shard is done: its rows, or None when all of its videos were rejected, and the rejects."""
+        write_json(self.note(shard), {"shard": asdict(made) if made else None, "rejected": rejected})
+
+    def read(self, shard: int) -> dict[str, Any]:
+        return dict(read_json(self.note(shard), _NOTE, "remove it: its shard is made again"))
+
+    def is_finished(self, shard: int) -> bool:
+        """Whether a shard's note is there and its tar is as long as the note says."""
+        if not self.note(shard).is_file():
+            return False
+        made = self.read(shard)["shard"]
+        if made is None:
+            return True
+        tar = self.out / made["name"]
+        return tar.is_file() and tar.stat().st_size == made["size"] and tar.with_suffix(".idx").is_file()
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides what the shards will hold."""
+
+    notes: Notes
+    processing: Processing
+    found: Found
+    sources: list[Source]  # in the order of the shards
+    keys: list[str]
+    batches: list[range]  # the sources of each shard
+    settings: dict[str, Any]  # of dataset.json; a restart must have the same
+
+    @property
+    def outline(self) -> dict[str, Any]:
+        return {
+            "settings": self.settings,
+            "classes": self.found.classes,
+            "shards": len(self.batches),
+            "missing": self.found.missing,
+            "unlisted": self.found.unlisted,
+            "unreadable": self.found.unreadable,
+        }
+
+    def shards(self, part: Part) -> range:
+        return range(part.number - 1, len(self.batches), part.count)
+
+    def unfinished(self, part: Part) -> Iterator[int]:
+        return (shard for shard in self.shards(part) if not self.notes.is_finished(shard))
+
+
+def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int, seed: int) -> Job:
+    """The job of making `found` into `out`: the order of the videos depends on `seed` and their names only."""
+    if per_shard < 1:
+        raise InputError(f"--per-shard {per_shard}: give 1 or more")
+    place = {
+        one.relative: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest() for one in found.sources
+    }
+    sources = sorted(found.sources, key=lambda one: place[one.relative])
+    settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
+    settings["sources"] = _digest(sources)
+    starts = range(0, len(sources), per_shard)
+    return Job(
+        notes=Notes(out),
+        processing=processing,
+        found=found,
+        sources=sources,
+        keys=keys([source.relative for source in sources]),
+        batches=[range(start, min(start + per_shard, len(sources))) for start in starts],
+        settings=settings,
+    )
+
+
+def keys(relatives: Sequence[str]) -> list[str]:
+    """A unique key of [A-Za-z0-9_-] for each relative path: handshake/17_13_0.avi → handshake-17_13_0.
+
+    Where several paths give the same key, each of them gets a hash of its path appended: the same whatever
+    their order. Relative paths must differ.
+    """
+    plain = [_plain_key(relative) for relative in relatives]
+    result = plain
+    for digits in (8, 16):
+        shared = {key for key, count in Counter(result).items() if count > 1}
+        result = [
+            f"{short}-{hashlib.sha256(relative.encode()).hexdigest()[:digits]}" if key in shared else key
+            for key, short, relative in zip(result, plain, relatives, strict=True)
+        ]
+    return result
+
+
+def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise InputError when `out` was made, or begun, with other settings or from other videos."""
+    there = BEFORE | there
+    differing = [name for name in asked if there.get(name) != asked[name]]
+    if "sources" in differing and set(differing) <= {"sources", "layout"}:
+        other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""
+        raise InputError(f"--out {out}: holds a data set of other videos{other}; give another --out")
+    if differing:
+        # the stride is no flag: it follows from --for and --fps
+        named = [name for name in differing if name not in ("sources", "layout", "stride")] or differing
+        found = ", ".join(f"{_flag(name)} {there.get(name)}, not {asked[name]}" for name in named)
+        same = " ".join(f"{_flag(name)} {there.get(name)}" for name in named)
+        can_be_given = all(type(there.get(name)) in (int, float, str) for name in named)
+        other = f"{same} or another --out" if can_be_given else "another --out"
+        raise InputError(f"--out {out}: holds a data set made with {found}; give {other}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _digest(sources: list[Source]) -> str:
+    """Names, sizes and annotations: enough to notice other videos without reading them all again."""
+    facts = [
+        (one.relative, one.path.stat().st_size, one.label_name, one.split, one.columns) for one in sources
+    ]
+    return hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
+
+
+def _plain_key(relative: str) -> str:
+    folder, _, name = relative.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    return safe_name(f"{folder}/{stem}".strip("/").replace("/", "-"))[:LONGEST_KEY] or "_"

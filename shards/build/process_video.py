@@ -1,0 +1,97 @@
+"""What is done to one video, in a worker process."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.video.encode import Encoding
+from shards.video.flow import Flow, flow_video
+from shards.video.read import WHOLE_ENOUGH, Rejected
+from shards.video.remux import copy
+from shards.video.transcode import DISK_TROUBLE, Clip, transcode
+
+
+@dataclass(frozen=True)
+class Processing:
+    """What is done to every video of a data set.
+
+    copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
+    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
+    keep_stills: take pictures and drawn text as well. made_for, stride: the method that the data set is to suit, and every which of its frames that one then takes.
+    """
+
+    encoding: Encoding = field(default_factory=Encoding)
+    copy: bool = False
+    flow: Flow | None = None
+    keep_damaged: float = WHOLE_ENOUGH
+    made_for: str | None = None
+    stride: int | None = None
+    keep_stills: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_damaged <= 1:
+            raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As dataset.json tells it."""
+        settings = self.encoding.settings() | {"copy": self.copy}
+        settings |= {"keep_damaged": self.keep_damaged, "keep_stills": self.keep_stills}
+        settings["flow"] = self.flow.algorithm if self.flow else None
+        settings |= {"flow_limit": self.flow.limit} if self.flow else {}
+        settings |= {"for": self.made_for} if self.made_for else {}
+        return settings | ({"stride": self.stride} if self.stride else {})
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to attempt. scratch: a folder for temporary files, made when it is not there."""
+
+    path: Path
+    processing: Processing
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A video that does not become a sample: a key of REASONS, and what was seen."""
+
+    reason: str
+    detail: str
+
+
+def process_video(task: Task) -> Clip | Reject:
+    """One video's clip. No error of one video may end a job of a hundred thousand.
+
+    Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.
+    """
+    task.scratch.mkdir(exist_ok=True)
+    try:
+        return _clip(task.path, task.processing, task.scratch)
+    except Rejected as rejected:
+        return Reject(rejected.reason, rejected.detail)
+    except MemoryError as error:
+        return Reject("out_of_memory", str(error) or "an allocation failed")
+    except (OSError, InputError):
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", 0)
+        if number in DISK_TROUBLE:
+            raise OSError(number, os.strerror(number), str(task.scratch)) from error
+        return Reject("unexpected", f"{type(error).__name__}: {error}")
+
+
+def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
+    encoding = processing.encoding
+    keep: dict[str, Any] = {
+        "keep_damaged": processing.keep_damaged,
+        "keep_stills": processing.keep_stills,
+    }
+    clip = copy(path, encoding, scratch, **keep) if processing.copy else None
+    if clip is None:
+        clip = transcode(path, encoding, scratch, **keep)
+    if processing.flow is None:
+        return clip
+    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch))

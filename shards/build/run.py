@@ -1,0 +1,151 @@
+"""The job behind tools/make_shards.py: a folder of videos to a data set, restartable at every shard."""
+
+import shutil
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.build.finish import Summary, already_made, finish
+from shards.build.job import Job, Part, plan_job
+from shards.build.lock import locked_job
+from shards.build.pool import Crashed, in_order
+from shards.build.process_video import Processing, Reject, Task, process_video
+from shards.errors import InputError
+from shards.layouts import Layout, find
+from shards.tar import Sample, write_shard
+from shards.video.transcode import Clip
+
+Progress = Callable[[int, int], None]  # (videos done, videos in all)
+MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one machine gives to the work; none of it changes a byte of a video that is made.
+
+    workers: processes, each with one video at a time. timeout: seconds a video may take; memory: GiB a worker may
+    allocate. A video beyond either is rejected.
+    """
+
+    workers: int = 1
+    timeout: float | None = 1800.0
+    memory: float | None = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"--workers {self.workers}: give 1 or more")
+        if self.timeout is not None and self.timeout <= 0:
+            raise InputError(f"--timeout {self.timeout:g}: give seconds, more than 0")
+        if self.memory is not None and self.memory < 0.25:
+            raise InputError(f"--memory {self.memory:g}: a worker does not start with less than 0.25 GiB")
+
+
+def prepare(
+    folder: Path,
+    out: Path,
+    processing: Processing,
+    *,
+    layout: Layout | None = None,
+    annotations: Path | None = None,
+    per_shard: int = 1000,
+    seed: int = 0,
+) -> Job:
+    """Look at the videos in `folder`, and plan their data set `out`. Writes nothing.
+
+    layout, annotations: see `layouts.find`. The order of the videos is fixed by `seed` and their names, a shard
+    is `per_shard` of them, and each is encoded by one thread: neither workers, nor parts, nor a restart change a byte.
+
+    Raises InputError when the folder holds nothing usable, or the processing cannot be done here.
+    """
+    if processing.flow is not None:
+        processing.flow.estimator()
+    found = find(folder, layout, annotations)
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"--out {out}: lies inside {folder}, where the videos are; give another --out")
+    return plan_job(out, found, processing, per_shard=per_shard, seed=seed)
+
+
+def build(
+    job: Job,
+    limits: Limits = Limits(),
+    *,
+    part: Part | None = None,
+    progress: Progress | None = None,
+) -> Summary | None:
+    """Make the data set of a job, or one part of its shards; None when a part is done.
+
+    Called again after a kill it goes on with the first unfinished shard. A shard all of whose videos are
+    rejected has no tar. Raises InputError when the job's folder holds something else, or another process is
+    at work on it; OSError when the disk is full.
+    """
+    summary = already_made(job)
+    if summary is not None:
+        return summary
+    with locked_job(job, part):
+        _make_shards(job, list(job.unfinished(part or Part())), limits, part, progress)
+        return finish(job.notes) if part is None else None
+
+
+def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
+    """Write one shard from its videos' results, and the note that says so."""
+    rejected: list[dict[str, str]] = []
+    made = write_shard(job.notes.out, job.notes.stem(shard), _samples(job, shard, results, rejected))
+    job.notes.finish(shard, made, rejected)
+    shutil.rmtree(job.notes.scratch(shard), ignore_errors=True)
+
+
+def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
+    """The results of the videos of some shards, in their order."""
+    tasks = (
+        Task(job.sources[i].path, job.processing, job.notes.scratch(shard))
+        for shard in shards
+        for i in job.batches[shard]
+    )
+    results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+    with closing(results):
+        for result in results:
+            yield Reject(result.reason, result.detail) if isinstance(result, Crashed) else result
+
+
+def _make_shards(
+    job: Job, todo: list[int], limits: Limits, part: Part | None, progress: Progress | None
+) -> None:
+    total = sum(len(job.batches[shard]) for shard in job.shards(part or Part()))
+    ahead = sum(len(job.batches[shard]) for shard in todo)
+    with closing(process_videos(job, todo, limits)) as results:
+        counted = _counted(results, total - ahead, total, progress)
+        for shard in todo:
+            make_shard(job, shard, counted)
+
+
+def _samples(
+    job: Job, shard: int, results: Iterator[Clip | Reject], rejected: list[dict[str, str]]
+) -> Iterator[Sample]:
+    """The samples of one shard; what does not become one is appended to `rejected`."""
+    label_of = {name: label for label, name in enumerate(job.found.classes)}
+    for i in job.batches[shard]:
+        source, result = job.sources[i], next(results)
+        if isinstance(result, Reject):
+            rejected.append({"source": source.relative, "reason": result.reason, "detail": result.detail})
+            continue
+        facts: dict[str, Any] = {"source": source.relative, "label_name": source.label_name}
+        if source.split is not None:
+            facts["split"] = source.split
+        facts |= source.columns
+        for name in ("num_frames", "fps", "width", "height"):
+            facts[name] = getattr(result, name)
+        label = -1 if source.label_name is None else label_of[source.label_name]
+        yield Sample(job.keys[i], result.data, facts | result.seen, label, result.flow)
+
+
+def _counted(
+    results: Iterable[Clip | Reject], done: int, total: int, progress: Progress | None
+) -> Iterator[Clip | Reject]:
+    if progress:
+        progress(done, total)
+    for number, result in enumerate(results, done + 1):
+        if progress:
+            progress(number, total)
+        yield result

@@ -1,0 +1,234 @@
+"""Frames in, one house-style mp4 out: closed GOPs, B-frames nobody refers to, constant rate, BT.601, one thread."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import av
+from av.video.frame import PictureType
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+
+from shards.errors import InputError
+
+Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
+
+# Default quality per codec: the usual figure for web video; for MJPEG it is the quantiser.
+CRF = {"h264": 23, "hevc": 25, "vp9": 32, "mjpeg": 4}
+CRF_RANGE = {"h264": (0, 51), "hevc": (0, 51), "vp9": (0, 63), "mjpeg": (2, 31)}
+Tune = Literal["fastdecode", "none"]
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+# bitexact leaves the library's version out of the container; faststart puts the index before the data,
+# so that a decoder of in-memory bytes finds it first
+CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
+# The values of settings that older data sets lack.
+BEFORE = {"tune": "none", "b_frames": 0, "multiple": 1, "keep_stills": False}
+SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How every video of a data set is encoded.
+
+    codec: h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder.
+    short_side: pixels; larger videos are scaled down to it, smaller ones are not scaled up.
+    fps: frames per second, resampled by time; None keeps every frame, at the stream's average rate.
+    gop: frames from one key frame to the next: the most a decoder reads for one frame. MJPEG: always 1.
+    crf: the codec's quality figure, lower is better; None is CRF[codec]; for mjpeg the quantiser, 2–31.
+    preset: speed against size, of x264 and x265.
+    tune: fastdecode, of x264 and x265, leaves out what is slow to decode (CABAC, the deblocking filter, weighted
+    prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
+    b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
+    (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
+    frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
+    multiple: pixels; width and height are multiples of it (shards.video.pictures.fitted says how). NVDEC reuses a decoder
+    only between videos whose sides are multiples of 16 (shards.video.pictures). 1: sides are even, nothing more.
+    """
+
+    codec: Codec = "h264"
+    short_side: int = 256
+    fps: float | None = None
+    gop: int = 16
+    crf: int | None = None
+    preset: str = "medium"
+    tune: Tune = "fastdecode"
+    b_frames: int | None = None
+    multiple: int = 16
+
+    def __post_init__(self) -> None:
+        if self.codec not in CRF:
+            raise InputError(f"--codec {self.codec}: not one of {', '.join(CRF)}")
+        if self.short_side < 16:
+            raise InputError(f"--short-side {self.short_side}: no decoder takes less than 16 pixels")
+        if self.multiple != 1 and (self.multiple % 2 or not 2 <= self.multiple <= 64):
+            raise InputError(f"--multiple {self.multiple}: give an even number from 2 to 64, or 1 for none")
+        if self.short_side < self.multiple:
+            raise InputError(
+                f"--short-side {self.short_side}: is less than --multiple {self.multiple}; give a larger side or "
+                "--multiple 1"
+            )
+        if self.fps is not None and not 0.1 <= self.fps <= 1000:
+            raise InputError(
+                f"--fps {self.fps}: give frames per second between 0.1 and 1000, or leave it out"
+            )
+        if not 1 <= self.gop <= 1000:
+            raise InputError(f"--gop {self.gop}: give 1 to 1000 frames")
+        low, high = CRF_RANGE[self.codec]
+        if self.crf is not None and not low <= self.crf <= high:
+            raise InputError(f"--crf {self.crf}: {self.codec} takes {low} to {high}")
+        if self.preset not in PRESETS:
+            raise InputError(f"--preset {self.preset}: not one of {', '.join(PRESETS)}")
+        if self.tune not in get_args(Tune):
+            raise InputError(f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}")
+        if not 0 <= self.b_frames_in_a_row <= 15:
+            raise InputError(f"--b-frames {self.b_frames}: give 0 to 15 in a row")
+        if self.b_frames and self.codec != "h264":
+            raise InputError(
+                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}"
+            )
+
+    @property
+    def quality(self) -> int:
+        """The codec's quality figure in force."""
+        return CRF[self.codec] if self.crf is None else self.crf
+
+    @property
+    def b_frames_in_a_row(self) -> int:
+        """B-frames between two frames that others refer to."""
+        return (2 if self.codec == "h264" else 0) if self.b_frames is None else self.b_frames
+
+    def settings(self) -> dict[str, Any]:
+        """As dataset.json tells them, with the figures in force."""
+        return asdict(self) | {"crf": self.quality, "b_frames": self.b_frames_in_a_row}
+
+    @property
+    def key_every(self) -> int:
+        """Frames from one key frame to the next in the file."""
+        return 1 if self.codec == "mjpeg" else self.gop
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_mp4` put into the file."""
+
+    num_frames: int
+    width: int
+    height: int
+
+
+def house_frame(
+    frame: av.VideoFrame, width: int, height: int, codec: Codec, reformatter: VideoReformatter
+) -> av.VideoFrame:
+    """One frame of any format as 4:2:0, 8 bit, BT.601 matrix: limited range, or full range for MJPEG.
+
+    DALI's NVDEC path converts every video with the BT.601 matrix, whatever its tag says
+    (https://github.com/NVIDIA/DALI/issues/4441), hence one matrix for all. Untagged YUV is read as BT.709
+    when it is larger than standard definition, else as BT.601, as players do.
+    """
+    source_matrix = None
+    if frame.colorspace == 2 and not frame.format.is_rgb:
+        hd = frame.width >= 1280 or frame.height > 576
+        source_matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
+    full = codec == "mjpeg"
+    return reformatter.reformat(
+        frame,
+        width,
+        height,
+        "yuvj420p" if full else "yuv420p",
+        src_colorspace=source_matrix,
+        dst_colorspace=Colorspace.ITU601,
+        interpolation="BICUBIC",
+        dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
+        threads=1,
+    )
+
+
+def write_mp4(frames: Iterable[av.VideoFrame], path: Path, rate: Fraction, encoding: Encoding) -> Written:
+    """Encode house frames (or full-range ones, tagged so), renumbered 0, 1, 2, … at `rate`, into the mp4 `path`.
+
+    Frame n has time n / rate exactly. The same frames give the same bytes, whatever the machine's cores.
+    Raises av.FFmpegError when the encoder refuses; zero frames write nothing.
+    """
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return Written(0, 0, 0)
+    with av.open(str(path), "w", format="mp4", options=CONTAINER) as container:
+        stream = _add_stream(container, first, rate, encoding)
+        count = 0
+        for frame in _renumbered(itertools.chain([first], frames), rate, encoding.key_every):
+            container.mux(stream.encode(frame))
+            count += 1
+        container.mux(stream.encode(None))
+    return Written(count, first.width, first.height)
+
+
+def _renumbered(frames: Iterator[av.VideoFrame], rate: Fraction, key_every: int) -> Iterator[av.VideoFrame]:
+    for n, frame in enumerate(frames):
+        frame.pts, frame.time_base = n, 1 / rate
+        frame.dts = None
+        # a decoded frame carries its old picture type, which an encoder would take for an order
+        frame.pict_type = PictureType.I if n % key_every == 0 else PictureType.NONE
+        yield frame
+
+
+def _add_stream(
+    container: av.container.OutputContainer, like: av.VideoFrame, rate: Fraction, encoding: Encoding
+) -> av.VideoStream:
+    library, options = _codec_options(encoding)
+    stream = container.add_stream(library, rate=rate, options=options)
+    assert isinstance(stream, av.VideoStream)
+    context = stream.codec_context
+    context.width, context.height = like.width, like.height
+    context.pix_fmt = "yuvj420p" if encoding.codec == "mjpeg" else "yuv420p"
+    context.time_base = 1 / rate
+    context.gop_size = encoding.key_every
+    context.max_b_frames = encoding.b_frames_in_a_row
+    context.thread_count = 1
+    context.bit_rate = 0
+    full = encoding.codec == "mjpeg" or like.color_range == ColorRange.JPEG
+    context.color_range = ColorRange.JPEG if full else ColorRange.MPEG
+    context.colorspace = SMPTE170M
+    context.color_primaries = ColorPrimaries.SMPTE170M
+    context.color_trc = ColorTrc.SMPTE170M
+    if encoding.codec == "hevc":
+        context.codec_tag = "hvc1"
+    return stream
+
+
+def _codec_options(encoding: Encoding) -> tuple[str, dict[str, str]]:
+    """FFmpeg's encoder name and its options: fixed GOP, no scene cuts, one thread."""
+    quality, gop = str(encoding.quality), encoding.gop
+    tune = {} if encoding.tune == "none" else {"tune": encoding.tune}
+    if encoding.codec == "h264":
+        options = {"preset": encoding.preset, "crf": quality, "sc_threshold": "0", "keyint_min": str(gop)}
+        # captions of the source stay out of the picture stream
+        options |= {"forced-idr": "1", "flags": "+cgop", "a53cc": "0"}
+        # without it x264 chooses by the processor, and its rate control was seen to depend on what happens
+        # to be in memory: other bytes from one run to the next (MALLOC_PERTURB_ shows it)
+        return "libx264", options | tune | {"x264-params": "cpu-independent=1:b-adapt=0:b-pyramid=none"}
+    if encoding.codec == "hevc":
+        # the search for prediction weights was seen to depend on what happens to be in memory
+        settings = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=0:open-gop=0:weightp=0"
+        threads = "pools=none:frame-threads=1:wpp=0:log-level=none"
+        return "libx265", tune | {
+            "preset": encoding.preset,
+            "crf": quality,
+            "forced-idr": "1",
+            "x265-params": f"{settings}:{threads}",
+        }
+    if encoding.codec == "vp9":
+        # alternate reference frames are hidden frames, and need a look-ahead: neither suits frame numbers
+        return "libvpx-vp9", {
+            "crf": quality,
+            "b": "0",
+            "keyint_min": str(gop),
+            "auto-alt-ref": "0",
+            "lag-in-frames": "0",
+            "deadline": "good",
+            "cpu-used": "4",
+            "row-mt": "0",
+        }
+    return "mjpeg", {"qmin": quality, "qmax": quality}
