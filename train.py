@@ -24,6 +24,7 @@ from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from tqdm import tqdm
 
 import objectives
+from evaluation.knn import Knn
 from objectives import checkpoint
 from objectives.command import parse
 from shards import InputError
@@ -47,7 +48,8 @@ def main(argv: list[str]) -> None:
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
-        with Trainer(settings, run, accelerator, objective, speed, stop) as trainer:
+        evaluators = [Knn(settings, run, accelerator, objective, speed)] if settings.knn_every else []
+        with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
             last = trainer.run()

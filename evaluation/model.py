@@ -24,11 +24,15 @@ RANDOM, TORCHVISION = "random:", "torchvision:"
 
 @dataclass(frozen=True)
 class Model:
-    """objective: in evaluation mode. name: for people and folders. origin: what was loaded, in a sentence."""
+    """objective: in evaluation mode. name: for people and folders. origin: what was loaded, in a sentence.
+
+    folder: of the checkpoint, None for what is none of ours.
+    """
 
     objective: Objective
     name: str
     origin: str
+    folder: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -62,12 +66,15 @@ def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
         if folder.parent.name == "checkpoints"
         else folder.resolve().name
     )
-    return Model(objective, name, origin)
+    return Model(objective, name, origin, found)
 
 
 def _random(spec: str, small: bool, seed: int) -> Model:
     what, *flags = shlex.split(spec) if not Path(spec).exists() else [spec]
-    if Path(what).exists():
+    if what.startswith(TORCHVISION):
+        cls = objectives.get("pace")
+        config = cls.Config(backbone=_supported(what.removeprefix(TORCHVISION)))
+    elif Path(what).exists():
         trained = objectives.load(what)
         cls, config = type(trained), trained.config
     elif what in objectives.available():
@@ -90,13 +97,18 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _supported(name: str) -> str:
+    names = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+    if name not in names:
+        raise InputError(f"--checkpoint {TORCHVISION}{name}: choose one of {', '.join(names)}")
+    return name
+
+
 def _torchvision(name: str) -> Model:
     """Kinetics-400 supervised weights in the objective that feeds clips to torchvision's networks, Pace."""
     from torchvision.models import get_model_weights, video
 
-    if not hasattr(video, name) or name not in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
-        raise InputError(f"--checkpoint {TORCHVISION}{name}: choose one of r3d_18, mc3_18, r2plus1d_18, s3d")
-    url = get_model_weights(name).DEFAULT.url
+    url = get_model_weights(_supported(name)).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not file.is_file():
         raise InputError(f"--checkpoint {TORCHVISION}{name}: {file} is not there; fetch it from {url}")
