@@ -206,7 +206,8 @@ def _training_spec(settings: Supervised, spec: ViewSpec) -> ViewSpec:
             names = ("jitter", "lab_drop", "channel_drop", "levels")
             spec = replace(spec, **{name: getattr(still, name) for name in names})
         if settings.colour == "jitter":
-            spec = replace(spec, jitter=Jitter(), colour_scope="clip")
+            levels = "imagenet" if spec.lab else spec.levels  # a jitter is of RGB
+            spec = replace(spec, jitter=Jitter(), levels=levels, colour_scope=spec.box_scope)
     except ValueError as error:
         raise InputError(f"--downsample, --colour: not for this method's clips ({error})") from error
     return spec
