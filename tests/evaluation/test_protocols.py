@@ -51,8 +51,15 @@ def test_linear_probe_counts_every_test_video_and_permuted_labels_are_chance(ask
     assert result["evaluated"] == {"videos": 9, "of": 9, "unreadable": {}}
     assert "9 of 9 test videos evaluated" in capsys.readouterr().out
     assert result["scores"]["top1"]["value"] == 1.0  # colours, even for random weights
-    assert set(result["baselines"]) == {"random", "trivial", "most_frequent"}
-    assert result["baselines"]["trivial"]["top1"]["value"] < 0.7  # lengths of test and training videos differ
+    assert set(result["baselines"]) == {"random", "handmade", "size_length", "most_frequent"}
+    assert len(result["baselines"]["random"]["chosen"][0]) == 5 * 2  # draws and seeds
+    assert result["baselines"]["size_length"]["delta"]["value"] == pytest.approx(
+        1 - result["baselines"]["size_length"]["top1"]["value"]
+    )
+    assert result["made"]["command"] and result["made"]["machine"]
+    assert (
+        result["baselines"]["size_length"]["top1"]["value"] < 0.7
+    )  # lengths of test and training videos differ
     assert np.sum(result["scores"]["confusion"]) == 2 * 9
     again = ask("linear", "--seeds", 2, "--permute-labels", "--no-baselines")
     assert again["scores"]["top1"]["value"] < 0.8
@@ -73,7 +80,7 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
 
 
 def test_retrieval_and_fractions(ask) -> None:
-    result = ask("retrieval", "--k", 1, 4)
+    result = ask("retrieval", "--k", 1, 4, "--random-draws", 2)
     assert result["recall"]["video"]["1"]["value"] == result["recall"]["clip"]["4"]["value"] == 1.0
     assert result["baselines"]["chance"]["1"] == pytest.approx(1 / 3)
     names = Dataset(result["settings"]["data"]).column("label_name")
@@ -82,12 +89,13 @@ def test_retrieval_and_fractions(ask) -> None:
     assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
     permuted = ask("retrieval", "--permute-labels", "--no-baselines")
     assert permuted["recall"]["video"]["1"]["value"] < 0.8
-    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)
+    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2, "--random-draws", 1)
     curves = parts["curves"]
     permuted = ask("fraction", "--fractions", 1, "--seeds", 1, "--no-baselines", "--permute-labels")
     assert permuted["curves"]["model"]["1"]["top1"]["value"] < 0.8
     assert parts["evaluated"]["videos"] == result["evaluated"]["videos"] == 9
-    assert set(curves) == {"model", "random weights", "size and length"} and set(curves["model"]) == {
+    assert set(curves) == {"model", "random weights", "hand-made features", "size and length"}
+    assert set(curves["model"]) == {
         "0.25",
         "1",
     }
