@@ -1,6 +1,7 @@
 """Fine-tuning: it trains on everything, chooses on the training part, and resumes exactly."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -211,7 +212,9 @@ def test_fractions_and_checkpoints_by_fine_tuning(run, data, tmp_path, monkeypat
     half = read_rows(checkpoint.newest(tmp_path / "parts/0.5/split-seed0"))
     assert len(half) == 6 and set(half) < set(read_rows(checkpoint.newest(tmp_path / "parts/1/split-seed0")))
     few = ["--protocol", "finetune", "--seeds", 1, "--no-baselines", "--output", tmp_path / "curve"]
-    evaluate.main(["curve", *map(str, [*common, *few])])
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
+    evaluate.main(["curve", *map(str, [*common, *few, "--checkpoint", copied])])
     (point,) = json.loads((tmp_path / "curve/result.json").read_text())["points"]
     assert point["step"] == 1 and 0 <= point["downstream"]["value"] <= 1
 

@@ -21,6 +21,7 @@ from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
 from shards.video.mp4 import DecodeError
+from tests.evaluation.rendered import Video, write_set
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,7 +232,7 @@ def test_supervised_weights_of_torchvision_are_the_network_they_are_of(tmp_path,
         assert torch.allclose(model.objective.represent(clip), network(clip[:, 0]), atol=1e-5)
 
 
-def test_a_torchvision_network_is_evaluated_from_end_to_end(data, tmp_path, monkeypatch) -> None:
+def test_a_torchvision_network_is_evaluated_from_end_to_end(tmp_path, monkeypatch) -> None:
     """Its random weights too, which come after all its features."""
     from torchvision.models import video
 
@@ -240,6 +241,8 @@ def test_a_torchvision_network_is_evaluated_from_end_to_end(data, tmp_path, monk
     (tmp_path / "checkpoints").mkdir()
     name = video.R3D_18_Weights.DEFAULT.url.rsplit("/", 1)[1]
     torch.save(video.r3d_18().state_dict(), tmp_path / "checkpoints" / name)
+    four = [Video(label, part) for part in ("train", "test") for label in (0, 1)]
+    data = write_set(tmp_path / "set", four)
     flags = ["--data", data, "--device", "cpu", "--cache", tmp_path / "cache", "--windows", 1]
     flags += ["--random-draws", 1, "--seeds", 1, "--output", tmp_path / "out"]
     evaluate.main(["linear", "--checkpoint", "torchvision:r3d_18", *map(str, flags)])
