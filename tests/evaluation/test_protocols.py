@@ -21,7 +21,6 @@ from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
 from shards.video.mp4 import DecodeError
-from tests.evaluation.rendered import Video, write_set
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,22 +231,11 @@ def test_supervised_weights_of_torchvision_are_the_network_they_are_of(tmp_path,
         assert torch.allclose(model.objective.represent(clip), network(clip[:, 0]), atol=1e-5)
 
 
-def test_a_torchvision_network_is_evaluated_from_end_to_end(tmp_path, monkeypatch) -> None:
-    """Its random weights too, which come after all its features."""
-    from torchvision.models import video
-
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    name = video.R3D_18_Weights.DEFAULT.url.rsplit("/", 1)[1]
-    torch.save(video.r3d_18().state_dict(), tmp_path / "checkpoints" / name)
-    four = [Video(label, part) for part in ("train", "test") for label in (0, 1)]
-    data = write_set(tmp_path / "set", four)
-    flags = ["--data", data, "--device", "cpu", "--cache", tmp_path / "cache", "--windows", 1]
-    flags += ["--random-draws", 1, "--seeds", 1, "--output", tmp_path / "out"]
-    evaluate.main(["linear", "--checkpoint", "torchvision:r3d_18", *map(str, flags)])
-    result = json.loads((tmp_path / "out/result.json").read_text())
-    assert result["model"] == "torchvision-r3d_18" and "delta" in result["baselines"]["random"]
+def test_a_torchvision_networks_baseline_is_its_network_with_fresh_weights() -> None:
+    one, other = (open_model("random:torchvision:r3d_18", small=True, seed=seed) for seed in (0, 1))
+    assert one.objective.config.backbone == "r3d_18" and one.fingerprint != other.fingerprint
+    with pytest.raises(InputError, match="choose one of"):
+        open_model("random:torchvision:nope", small=True)
 
 
 @pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])
