@@ -151,8 +151,8 @@ def test_a_folder_has_one_writer(many: Path, tmp_path: Path) -> None:
     with open(out / ".unfinished" / "lock", "a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX, 1, 4)  # one shard's
         result = make_shards(many, "--out", out, "--per-shard", 2)
-        assert result.returncode == 2 and said(result)[0].endswith(
-            f"another make_shards.py is at work on it (process {os.getpid()}); wait for it"
+        assert result.returncode == 2 and (
+            f"another make_shards.py is at work on it (process {os.getpid()}" in said(result)[0]
         )
         # parts that leave this shard alone may work beside it
         assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "2/3").returncode == 2
