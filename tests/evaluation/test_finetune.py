@@ -196,3 +196,29 @@ def test_a_damaged_video_is_named_and_one_clip_is_no_batch(run, tmp_path, monkey
     evaluate.main(["finetune", *map(str, [*common, "--output", tmp_path / "b", "--train-batch-size", 3])])
     result = json.loads((tmp_path / "b/result.json").read_text())
     assert list(result["evaluated"]["unreadable"]) == ["v012"] and result["evaluated"]["of"] == 4
+
+
+def test_fractions_and_checkpoints_by_fine_tuning(run, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    common = ["--checkpoint", run, "--data", data, "--device", "cpu", "--steps", 2, "--train-batch-size", 3]
+    some = ["--fractions", 0.5, 1, "--probe", "finetune", "--seeds", 1, "--output", tmp_path / "parts"]
+    evaluate.main(["fraction", *map(str, [*common, *some])])
+    curves = json.loads((tmp_path / "parts/result.json").read_text())["curves"]
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        "model": ["0.5", "1"],
+        "from scratch": ["0.5", "1"],
+    }
+    half = read_rows(checkpoint.newest(tmp_path / "parts/0.5/split-seed0"))
+    assert len(half) == 6 and set(half) < set(read_rows(checkpoint.newest(tmp_path / "parts/1/split-seed0")))
+    few = ["--protocol", "finetune", "--seeds", 1, "--no-baselines", "--output", tmp_path / "curve"]
+    evaluate.main(["curve", *map(str, [*common, *few])])
+    (point,) = json.loads((tmp_path / "curve/result.json").read_text())["points"]
+    assert point["step"] == 1 and 0 <= point["downstream"]["value"] <= 1
+
+
+def test_from_scratch_is_the_result_itself(run, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    common = ["--checkpoint", run, "--data", data, "--device", "cpu", "--steps", 2, "--train-batch-size", 3]
+    evaluate.main(["finetune", *map(str, [*common, "--from-scratch", "--output", tmp_path])])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == "random-dpc" and "scratch" not in result["baselines"]

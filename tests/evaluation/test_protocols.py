@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 import evaluate
 import objectives
+from evaluation import baselines
 from evaluation.model import Representation, open_model
+from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
@@ -226,3 +229,58 @@ def test_supervised_weights_of_torchvision_are_the_network_they_are_of(tmp_path,
     network.fc = torch.nn.Identity()
     with torch.inference_mode():
         assert torch.allclose(model.objective.represent(clip), network(clip[:, 0]), atol=1e-5)
+
+
+def test_a_torchvision_network_is_evaluated_from_end_to_end(data, tmp_path, monkeypatch) -> None:
+    """Its random weights too, which come after all its features."""
+    from torchvision.models import video
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    name = video.R3D_18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    torch.save(video.r3d_18().state_dict(), tmp_path / "checkpoints" / name)
+    flags = ["--data", data, "--device", "cpu", "--cache", tmp_path / "cache", "--windows", 1]
+    flags += ["--random-draws", 1, "--seeds", 1, "--output", tmp_path / "out"]
+    evaluate.main(["linear", "--checkpoint", "torchvision:r3d_18", *map(str, flags)])
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["model"] == "torchvision-r3d_18" and "delta" in result["baselines"]["random"]
+
+
+@pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])
+def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
+    ask, run, data, tmp_path, capsys, split, seen
+) -> None:
+    dataset = Dataset(data)
+    copied = shutil.copytree(run, tmp_path / "run") / "checkpoints/step-00000001"
+    config = json.loads((copied / "config.json").read_text())
+    config["settings"]["data"] = f"{dataset.name} {dataset.fingerprint[:12]}"
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "rows.txt").write_text("\n".join(dataset.keys(dataset.select(split=split))) + "\n")
+    sizes = {file.name: file.stat().st_size for file in copied.iterdir() if file.name != "files.json"}
+    (copied / "files.json").write_text(json.dumps(sizes))
+    result = ask("retrieval", "--no-baselines", checkpoint=tmp_path / "run")
+    assert result["seen_in_pretraining"] == seen
+    assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)
+
+
+def test_features_made_by_hand_of_worked_clips() -> None:
+    """A still clip has no difference and no flow; one that moves to the right has flow to the right."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV, an extra, is not installed")
+    rng = np.random.default_rng(0)
+    noise = cv2.GaussianBlur(rng.random((64, 128)).astype(np.float32), (0, 0), 2)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    still = np.stack([noise[:, 20:84]] * 4)
+    moving = np.stack([noise[:, 20 - 2 * t : 84 - 2 * t] for t in range(4)])
+    rgb = np.stack([still, moving])[:, None, None].repeat(3, 2)  # (B, V, C, T, H, W)
+    mean, std = (np.array(of)[:, None, None, None] for of in (colour.IMAGENET_MEAN, colour.IMAGENET_STD))
+    a, b = baselines.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
+    assert a.shape == b.shape and np.isfinite(b).all()
+    cells = a[:32].reshape(4, 8)
+    assert np.allclose(cells[:, 0], 1) and np.allclose(cells[:, 1:], 0)  # all differences below 1/128
+    assert (b[:32].reshape(4, 8)[:, 0] < 0.9).all()
+    flow = len(a) - 2 * 36
+    assert np.abs(a[flow:]).max() < 0.05
+    right = b[flow : flow + 32].reshape(4, 8)
+    assert (right[:, 3:5].sum(1) > 0.8 * right.sum(1)).all()  # directions around 0
+    assert b[flow + 34] == pytest.approx(2, abs=0.3)  # the median speed, pixels a frame
