@@ -85,7 +85,8 @@ def config_of(cls: type[Objective], defaults: Any, flags: list[str], where: str)
         if not end.code:
             raise
         said = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in complaint.getvalue().splitlines()]
-        raise InputError(f"{where}{cls.name} {' '.join(flags)}: {' '.join(filter(None, said))}") from None
+        why = " ".join(filter(None, said)).split(" For full helptext")[0]
+        raise InputError(f"{where}{cls.name} {' '.join(flags)}: {why}") from None
 
 
 def suited(cls: type[Objective], config: Any, data: Path) -> Any:

@@ -121,8 +121,8 @@ class MemDPC(BlockObjective):
     @staticmethod
     def view_spec(config: Any) -> ViewSpec:
         authors = config.modality == "flow" and config.flow_input == "authors"
-        levels = "bgr-imagenet" if authors else "imagenet"
-        return replace(BlockObjective.view_spec(config), modality=config.modality, levels=levels)
+        spec = replace(BlockObjective.view_spec(config), modality=config.modality)
+        return replace(spec, levels="bgr-imagenet") if authors else spec
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""

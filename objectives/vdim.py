@@ -268,7 +268,10 @@ class VDIM(Objective):
 
 def jitter(config: VDIMConfig) -> Jitter:
     """The jitter and grey that the config names."""
-    return Jitter(*config.jitter, probability=config.jitter_probability, grey=config.grey)
+    brightness, contrast, saturation, hue = config.jitter
+    return Jitter(
+        brightness, contrast, saturation, hue, probability=config.jitter_probability, grey=config.grey
+    )
 
 
 def _locations(f_BDthw: Tensor) -> Tensor:

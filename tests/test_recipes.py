@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,9 @@ ROWS = [
 ]
 COMMANDS = sorted({command for page in PAGES for command in re.findall(r"`([^`]+)`", page.read_text())})
 COMMANDS = [
-    command for command in COMMANDS if re.match(r"(recipes/|tools/|evaluate\.py )\S*.* ", command + " ")
+    command
+    for command in COMMANDS
+    if re.match(r"recipes/|tools/|evaluate\.py ", command) and re.search(r" --| data/", command)
 ]
 
 
@@ -153,8 +155,6 @@ def check_evaluation(argv: list[str]) -> None:
 def test_a_command_of_the_papers_pages_is_one_that_its_tool_takes(command: str, launched) -> None:
     tool, *argv = shlex.split(command)
     if tool == "evaluate.py":
-        if "from_scratch" not in {one.name for one in fields(evaluate.PROTOCOLS["finetune"][0])}:
-            pytest.skip("evaluate.py has not got the papers' fine-tuning flags yet")
         check_evaluation(argv)
     elif tool == "recipes/vdim_ablation.sh":
         assert len(argv) == 2

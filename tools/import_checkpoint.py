@@ -52,17 +52,15 @@ class Arguments:
     """Of --statistics: how many clips are looked at, at most one a video."""
 
 
-def measured(objective: Any, arguments: Arguments) -> Any:
+def measured(objective: Any, arguments: Arguments, videos: Path) -> Any:
     """The objective with running statistics of batch norm, from the middle of shuffled training videos."""
     if getattr(objective.config, "norm", "") != "batch-statistics":
         raise InputError("--statistics: this file has running statistics, or no batch norm; leave it out")
-    dataset, spec = Dataset(arguments.statistics), objective.downstream().spec
+    dataset, spec = Dataset(videos), objective.downstream().spec
     rows = dataset.select(split=arguments.split)
     batches = min(arguments.clips, len(rows)) // BATCH
     if not batches:
-        raise InputError(
-            f"--statistics {arguments.statistics}: fewer than {BATCH} videos in {arguments.split}"
-        )
+        raise InputError(f"--statistics {videos}: fewer than {BATCH} videos in {arguments.split}")
     with Loader(dataset, TrainSampler(dataset, rows, spec, BATCH)) as loader:
         return with_running_statistics(objective, (next(loader)["views"] for _ in range(batches)))
 
@@ -79,7 +77,7 @@ def main(arguments: Arguments) -> None:
         fed = {"modality": "flow", "flow_input": "authors"}
     objective = kind.build(tensors, str(arguments.file), **fed)
     if arguments.statistics:
-        objective = measured(objective, arguments)
+        objective = measured(objective, arguments, arguments.statistics)
     with arguments.file.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     origin = {"imported": kind.name, "file": arguments.file.name, "sha256": digest, "facts": facts}

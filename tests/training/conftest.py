@@ -9,8 +9,8 @@ from shards import demo
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 clips of 80 frames, 176×144."""
-    return demo.render(tmp_path_factory.mktemp("data") / "set", clips_per_class=(2, 1), frames=80, workers=2)
+    """18 clips of 120 frames, 176×144: no method leaves one out."""
+    return demo.render(tmp_path_factory.mktemp("data") / "set", clips_per_class=(2, 1), frames=120, workers=2)
 
 
 @pytest.fixture(scope="session")
