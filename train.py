@@ -29,11 +29,13 @@ from objectives.command import parse
 from shards import InputError
 from shards.aside import written_aside
 from shards.table import QUARANTINE
+from training.knn import Knn
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
 from training.speed import settle, uneven_sides
 from training.trainer import Trainer, headline
+from training.validation import Validation
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +49,8 @@ def main(argv: list[str]) -> None:
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
-        with Trainer(settings, run, accelerator, objective, speed, stop) as trainer:
+        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in (Validation, Knn)]
+        with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
             last = trainer.run()

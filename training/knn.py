@@ -1,5 +1,7 @@
 """How well nearest neighbours tell classes apart, while pretraining goes on."""
 
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -9,19 +11,24 @@ from evaluation.retrieval import neighbours
 from objectives import Objective
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import InputError
+from shards.documents import whole
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed
+from training.validation import Evaluator
 
 NEIGHBOURS = 20
 
 
-class Knn:
+class Knn(Evaluator):
     """Every --knn-every steps: each video of --knn-split is given the class that most of its nearest 20 among the others
     have (all but itself, where they are fewer), by cosine of the middle window's feature.
 
     Clips come from a loader of their own and nothing is drawn: training goes on as if it had not been asked.
     """
+
+    name = "knn"
+    shape: ClassVar[dict[str, Any]] = {"last": whole(0)}
 
     def __init__(
         self,
@@ -33,7 +40,8 @@ class Knn:
     ) -> None:
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.dataset, self.speed = run.dataset, speed
-        if not settings.knn_every:
+        self.every = settings.knn_every
+        if not self.every:
             return
         rows = run.dataset.select(split=settings.knn_split or settings.trained_split)
         self.labels = run.dataset.column("label").astype(np.int64)
@@ -44,9 +52,6 @@ class Knn:
             )
         self.spec = objective.downstream().spec
         self.clips = EvalClips.of(run.dataset, rows, self.spec, EvalLayout(count=1))
-
-    def due(self, step: int) -> bool:
-        return bool(self.settings.knn_every) and step % self.settings.knn_every == 0
 
     def run(self, step: int) -> dict[str, float]:
         """knn_top1 after `step` steps, and knn_chance; all processes call it together."""

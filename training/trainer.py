@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, Self
 
@@ -19,7 +19,6 @@ from pipelines.backends.base import is_out_of_memory
 from pipelines.sampler import TrainSampler
 from shards import InputError
 from training.feed import arrange, tensors
-from training.knn import Knn
 from training.log import Log
 from training.meter import Meter
 from training.processes import OwnError, Stopped, StopSignals, on_main
@@ -27,7 +26,7 @@ from training.run import Run
 from training.settings import Settings
 from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step, update_average
-from training.validation import Validation
+from training.validation import Evaluator
 from training.visualize import save_views
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """A run's loop and everything it holds open; close it, or use it as a context.
 
-    step: optimizer steps done. Raises InputError where an option cannot be had here, or a checkpoint does not fit.
+    objective: any Objective, its batches are those of its view spec over run.rows. evaluators: what looks at it while it
+    trains; they are closed with the Trainer. step: optimizer steps done.
+    Raises InputError where an option cannot be had here, or a checkpoint does not fit.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Trainer:
         objective: Objective,
         speed: Speed,
         stop: StopSignals,
+        evaluators: Sequence[Evaluator] = (),
     ) -> None:
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
-        self.speed = speed
+        self.speed, self.evaluators = speed, evaluators
         self.step = 0
         self.log: Log | None = None
         self.spec = objective.view_spec(objective.config)
@@ -74,15 +76,14 @@ class Trainer:
             clips=settings.clips_per_decode,
         )
         self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True, cached=True)
-        self.validation = Validation(settings, run, accelerator, objective, speed)
-        self.knn = Knn(settings, run, accelerator, objective, speed)
         self.waiting = Waiting()
-        self.found: dict[str, float] = {}  # by the last validation and neighbours, not logged yet
+        self.found: dict[str, float] = {}  # by evaluators, not logged yet
         if run.resumed:
-            progress = self.state.load(run.resumed)
+            progress = self.state.load(run.resumed, {"evaluators": {e.name: e.shape for e in evaluators}})
             self.step = progress["step"]
             self.loader.load_state_dict(progress["loader"])
-            self.validation.load_state_dict(progress["validation"])
+            for evaluator in evaluators:
+                evaluator.load_state_dict(progress["evaluators"][evaluator.name])
             objective.begin_step(self.step - 1)
 
     def run(self) -> dict[str, float] | None:
@@ -97,7 +98,7 @@ class Trainer:
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.stop.begin()
         with bar, logging_redirect_tqdm():
-            self.validate()  # where a signal came between the last step and its validation
+            self.evaluate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
                 with self.memory_named():
                     self.train_step(meter)
@@ -106,9 +107,7 @@ class Trainer:
                 done = self.step == settings.steps
                 if not signum:
                     with self.memory_named():
-                        self.validate()
-                        if self.knn.due(self.step):
-                            self.found |= self.knn.run(self.step)
+                        self.evaluate()
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     if self.waiting.judge(line["wait_share"], meter.steps):
@@ -125,9 +124,11 @@ class Trainer:
         self.stop.end()
         return line
 
-    def validate(self) -> None:
-        if self.validation.due(self.step):
-            self.found |= self.validation.run(self.step)
+    def evaluate(self) -> None:
+        for evaluator in self.evaluators:
+            if evaluator.due(self.step):
+                self.found |= evaluator.run(self.step)
+                evaluator.last = self.step
 
     def _open_log(self) -> None:
         self.log = Log(self.run_.output, self.step)
@@ -139,8 +140,13 @@ class Trainer:
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
         accelerator, settings = self.accelerator, self.settings
-        self.validation.decay.begin(self.state.objective.begin_step(self.step))
-        factor = self.state.objective.learning_rate(self.step) * self.validation.decay.factor
+        stage, factor = (
+            self.state.objective.begin_step(self.step),
+            self.state.objective.learning_rate(self.step),
+        )
+        for evaluator in self.evaluators:
+            evaluator.begin(stage)
+            factor *= evaluator.factor
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * factor
         seed_step(settings.seed, self.step, accelerator.process_index)
@@ -208,7 +214,7 @@ class Trainer:
         progress = {
             "step": self.step,
             "loader": self.loader.state_dict(),
-            "validation": self.validation.state_dict(),
+            "evaluators": {evaluator.name: evaluator.state_dict() for evaluator in self.evaluators},
         }
         self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
         for old in sorted(folder.glob("step-*"))[: -self.settings.keep]:
@@ -239,7 +245,8 @@ class Trainer:
 
     def close(self) -> None:
         self.loader.close()
-        self.validation.close()
+        for evaluator in self.evaluators:
+            evaluator.close()
         self.run_.dataset.close()
         if self.log:
             self.log.close()

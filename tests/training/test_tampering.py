@@ -24,8 +24,7 @@ from training.run import refuse_changes
 from training.state import State, read_rows
 
 IDENTITY = {"data": "set 0123", "seed": 0, "global_batch": 4, "val_split": None, "clip_norm": 1.0}
-DECAY = {"stage": 0, "lowest": None, "waited": 0, "falls": 0}
-PROGRESS = {"step": 1, "loader": {"samples": 4}, "validation": {"validated": 0, "decay": DECAY}}
+PROGRESS = {"step": 1, "loader": {"samples": 4}, "evaluators": {}}
 SMALL = {
     "dpc": {"network": "resnet2d3d_18", "width": 0.0625},  # trains with Adam
     "pace": {"backbone": "r3d", "width": 0.0625},  # with SGD
@@ -77,7 +76,7 @@ def use(run: Path, name: str) -> str:
         lambda: objectives.load(run / PLACE),
         lambda: refuse_changes(run / PLACE, now),
         lambda: read_rows(run / PLACE),
-        lambda: stepped(state) if state.load(run / PLACE) else None,
+        lambda: stepped(state) if state.load(run / PLACE, {"evaluators": {}}) else None,
         lambda: Log(run, 1).close(),
     ):
         with watchdog():

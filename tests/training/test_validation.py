@@ -91,7 +91,11 @@ def at_step(whole: Path, step: int, run: Path, validation: dict | None = None) -
         shutil.rmtree(run / f"checkpoints/step-{later:08d}")
     if validation:
         state = run / f"checkpoints/step-{step:08d}/state.json"
-        state.write_text(json.dumps(json.loads(state.read_text()) | {"validation": validation}))
+        state.write_text(
+            json.dumps(
+                json.loads(state.read_text()) | {"evaluators": {"validation": validation, "knn": {"last": 0}}}
+            )
+        )
         sizes = state.with_name("files.json")
         sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"state.json": state.stat().st_size}))
     return run
@@ -103,7 +107,7 @@ def resume(run: Path, data: Path) -> None:
 
 
 def test_resumed_at_any_step_it_is_the_same_run(whole: Path, data: Path, tmp_path: Path) -> None:
-    unvalidated = {"validated": 0, "decay": Decay(None).state_dict()}  # as a signal between the two leaves it
+    unvalidated = {"last": 0, "decay": Decay(None).state_dict()}  # as a signal between the two leaves it
     for step, validation in ((2, unvalidated), (3, None), (5, None)):
         run = at_step(whole, step, tmp_path / str(step), validation)
         resume(run, data)
@@ -115,7 +119,7 @@ def test_resumed_at_any_step_it_is_the_same_run(whole: Path, data: Path, tmp_pat
 def test_a_plateau_lowers_the_learning_rate_until_the_next_stage(
     whole: Path, data: Path, tmp_path: Path
 ) -> None:
-    fallen = {"validated": 2, "decay": {"stage": 0, "lowest": 0.0, "waited": 0, "falls": 1}}
+    fallen = {"last": 2, "decay": {"stage": 0, "lowest": 0.0, "waited": 0, "falls": 1}}
     run = at_step(whole, 3, tmp_path / "run", fallen)
     resume(run, data)
     rates = []
