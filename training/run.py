@@ -13,6 +13,7 @@ import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError, demo
 from shards.documents import one_line_of
+from shards.lock import WriterLock
 from training.processes import on_main
 from training.settings import Settings
 from training.state import read_rows
@@ -23,7 +24,7 @@ class Run:
     """output: its folder. rows: (N,) of the data set, frozen. val_rows: those of --val-split, none without it.
 
     identity: what resuming compares.
-    resumed: the checkpoint to go on from, None for a new run.
+    resumed: the checkpoint to go on from, None for a new run. lock: what makes the main process the folder's one writer.
     """
 
     output: Path
@@ -32,11 +33,17 @@ class Run:
     val_rows: np.ndarray
     identity: dict[str, Any]
     resumed: Path | None
+    lock: WriterLock | None = None
+
+    def close(self) -> None:
+        self.dataset.close()
+        if self.lock:
+            self.lock.close()
 
 
 def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
-    output = on_main(lambda: choose_output(settings))
+    output, lock = choose_and_lock(settings)
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
     dataset = open_data(settings, damaged=resumed is not None)
     identity = {
@@ -65,11 +72,32 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         rows = on_main(lambda: select_rows(settings, config, dataset))
     on_main(lambda: clear_leftovers(output))
     val_rows = on_main(lambda: validation_rows(settings, config, dataset))
-    return Run(output, dataset, rows, val_rows, identity, resumed)
+    return Run(output, dataset, rows, val_rows, identity, resumed, lock)
+
+
+def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
+    """The run's folder, and in the main process its lock. Raises InputError where another process holds it."""
+    lock: list[WriterLock] = []
+
+    def choose() -> Path:
+        output = choose_output(settings)
+        try:
+            output.mkdir(parents=True, exist_ok=settings.output is not None or settings.resume)
+            lock.append(WriterLock(output, f"--output {output}"))
+            (output / "checkpoints").mkdir(exist_ok=True)
+            (output / "metrics.jsonl").touch()
+        except OSError as error:
+            raise InputError(
+                f"--output {output}: {error.filename or '.lock'}: {error.strerror}; "
+                "choose a folder that can be written to"
+            ) from error
+        return output
+
+    return on_main(choose), lock[0] if lock else None
 
 
 def choose_output(settings: Settings) -> Path:
-    """The run's folder, which can be written to: a new one, or with --resume that of a run."""
+    """The run's folder: a new one, or with --resume that of a run."""
     name = settings.objective
     output = settings.output
     if output is None:
@@ -84,13 +112,6 @@ def choose_output(settings: Settings) -> Path:
         raise InputError(
             f"--output {output} holds a run already: add --resume to go on with it, or name another"
         )
-    try:
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (output / "metrics.jsonl").touch()
-    except OSError as error:
-        raise InputError(
-            f"--output {output}: {error.filename}: {error.strerror}; choose a folder that can be written to"
-        ) from error
     return output
 
 

@@ -69,7 +69,7 @@ class Settings:
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step, and SIGTERM or Ctrl-C, make one too."""
     keep: int = 3
-    """Newest checkpoints to keep."""
+    """Newest whole checkpoints to keep."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl; each holds means since the last."""
     threads: int | None = None

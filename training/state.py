@@ -83,7 +83,7 @@ class State:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            before = checkpoint.newest(path.parents[1])
+            before = checkpoint.last_whole(path.parents[1])
             raise InputError(
                 f"{path}: cannot be written ({error}); "
                 + (f"{before.name} is whole: make room and go on with --resume" if before else "make room")

@@ -217,11 +217,15 @@ class Trainer:
             "evaluators": {evaluator.name: evaluator.state_dict() for evaluator in self.evaluators},
         }
         self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
-        for old in sorted(folder.glob("step-*"))[: -self.settings.keep]:
-            checkpoint.remove(old)
+        try:
+            checkpoint.prune(self.run_.output, self.settings.keep)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: an old checkpoint cannot be removed ({error.strerror}); the new one is whole"
+            ) from error
 
     def refuse(self, found: str) -> NoReturn:
-        good = on_main(lambda: checkpoint.newest(self.run_.output))
+        good = on_main(lambda: checkpoint.last_whole(self.run_.output))
         raise InputError(
             f"{found} at step {self.step}: lower --lr, or set --clip-norm; "
             + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")
@@ -247,7 +251,7 @@ class Trainer:
         self.loader.close()
         for evaluator in self.evaluators:
             evaluator.close()
-        self.run_.dataset.close()
+        self.run_.close()
         if self.log:
             self.log.close()
 

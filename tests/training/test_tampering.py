@@ -247,9 +247,12 @@ def test_an_entry_of_no_parameter(run: Path, name: str, key: str) -> None:
 
 
 def test_sizes_of_files_elsewhere_are_not_asked_for(run: Path) -> None:
-    (run / PLACE / "files.json").write_text(json.dumps({"../../../outside": 3}))
+    (run / PLACE / "files.json").write_text(
+        json.dumps({"../../../outside": {"bytes": 3, "sha256": "0" * 64}})
+    )
     (run.parent / "outside").write_text("abc")
-    assert checkpoint.newest(run) is None
+    with pytest.raises(InputError, match=r"none of its checkpoints is whole .*a plain file name"):
+        checkpoint.newest(run)
 
 
 RANDOM = settings(
@@ -316,6 +319,5 @@ def test_resuming_does_not_wait_for_a_pipe(data: Path, tmp_path: Path, file: str
     run = ("--output", tmp_path / "run", "--data", data)
     assert train(*TOY, "--batch-size", 2, "--steps", 1, *run).status == 0
     pipe(tmp_path / "run" / PLACE / file)
-    (tmp_path / "run" / PLACE / "files.json").write_text("{}")
     done = train(*TOY, "--batch-size", 2, "--steps", 2, *run, "--resume")
     assert done.status == 2 and "Traceback" not in done.said and file in done.said, done.said

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import objectives
+from objectives import checkpoint
 from objectives.base import Plateau
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
@@ -96,8 +97,7 @@ def at_step(whole: Path, step: int, run: Path, validation: dict | None = None) -
                 json.loads(state.read_text()) | {"evaluators": {"validation": validation, "knn": {"last": 0}}}
             )
         )
-        sizes = state.with_name("files.json")
-        sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"state.json": state.stat().st_size}))
+        checkpoint.list_files(state.parent)
     return run
 
 
