@@ -27,7 +27,7 @@ import objectives
 from objectives import checkpoint
 from objectives.command import parse
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.table import QUARANTINE
 from training.knn import Knn
 from training.processes import StopSignals, ended, on_main

@@ -37,8 +37,8 @@ from shards.documents import (
     read_json,
     whole,
 )
-from shards.files import open_regular
 from shards.schema import is_plain
+from shards.storage import open_regular
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"

@@ -17,7 +17,7 @@ import objectives
 from objectives.imports import family, listed
 from objectives.imports.files import write
 from shards import InputError, one_line
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from shards.build.pool import Crashed, in_order
 from shards.cache import cache_folder, made_once
-from shards.encode import Encoding, house_frame, write_mp4
-from shards.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
-from shards.pool import Crashed, in_order
+from shards.demo.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.table import publish
+from shards.video.encode import Encoding, house_frame, write_mp4
 from shards.writer import Sample, write_shard
 
 VERSION = "demo-v1"  # a change of what is rendered needs another name, or old caches would pass for it
@@ -95,7 +95,7 @@ def ensure(cache: Path | None = None) -> Path:
 def _render_in_a_process(out: Path) -> None:
     # worker processes import the main module of the process that starts them; a training script's would
     # load torch in each, or, without a __main__ guard, train
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
     code = "import sys; from pathlib import Path; from shards.demo import render_shown as r; r(Path(sys.argv[1]))"
     subprocess.run(
