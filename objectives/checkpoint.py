@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from objectives.base import Objective, get
 from shards import InputError
+from shards.atomic import written_aside
 from shards.documents import (
     SHA256,
     TEXT,
@@ -144,9 +145,13 @@ def what_is_broken(checkpoint: Path) -> str:
     return ""
 
 
-def save_config(directory: Path, objective: Objective, settings: dict[str, Any]) -> None:
+def save_config(
+    directory: Path, objective: Objective, settings: dict[str, Any], flags: dict[str, Any] | None = None
+) -> None:
+    """Write config.json. settings: what must not change on resuming. flags: all those of a run, kept in its own folder."""
     content = {"objective": objective.name, "config": asdict(objective.config), "settings": settings}
-    (directory / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+    with written_aside(directory / CONFIG) as temporary:
+        temporary.write_text(json.dumps(content | ({"flags": flags} if flags else {}), indent=1) + "\n")
 
 
 def read_config(directory: Path) -> dict[str, Any]:

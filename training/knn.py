@@ -38,6 +38,7 @@ class Knn(Evaluator):
         objective: Objective,
         speed: Speed,
     ) -> None:
+        super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.dataset, self.speed = run.dataset, speed
         self.every = settings.knn_every
@@ -64,6 +65,7 @@ class Knn(Evaluator):
         loader = self.speed.loader(self.dataset, sampler, accelerator.device, most_ahead=1)
         with loader, torch.no_grad(), accelerator.autocast():
             for batch in loader:
+                self.notice(self.name)
                 if len(batch["index"]):
                     x = self.objective.represent(batch["views"]).float().cpu().numpy()
                     found += zip(batch["index"].tolist(), x, strict=True)

@@ -14,6 +14,7 @@ from objectives import checkpoint
 from shards import Dataset, InputError, demo
 from shards.documents import one_line_of
 from shards.lock import WriterLock
+from training.command import numbered_runs
 from training.processes import on_main
 from training.settings import Settings
 from training.state import read_rows
@@ -52,6 +53,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "global_batch": settings.batch_size * PartialState().num_processes,
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
+        "split": settings.trained_split,
+        "min_frames": settings.min_frames,
         "val_split": settings.val_split,
         "val_every": settings.val_every,
         "val_passes": settings.val_passes,
@@ -82,7 +85,7 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
     def choose() -> Path:
         output = choose_output(settings)
         try:
-            output.mkdir(parents=True, exist_ok=settings.output is not None or settings.resume)
+            output.mkdir(parents=True, exist_ok=settings.output is not None)
             lock.append(WriterLock(output, f"--output {output}"))
             (output / "checkpoints").mkdir(exist_ok=True)
             (output / "metrics.jsonl").touch()
@@ -101,13 +104,9 @@ def choose_output(settings: Settings) -> Path:
     name = settings.objective
     output = settings.output
     if output is None:
-        runs = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
-        free = next(i for i, run in enumerate(runs) if not run.exists())
-        if settings.resume and free == 0:
-            raise InputError(
-                f"--resume: there is no run of {name} under runs/; name its folder with --output"
-            )
-        output = runs[free - 1 if settings.resume else free]
+        if settings.resume:
+            raise InputError(f"--resume: there is no run of {name} under runs/; name its folder")
+        output = next(run for run in numbered_runs(name) if not run.exists())
     elif (output / "config.json").exists() and not settings.resume:
         raise InputError(
             f"--output {output} holds a run already: add --resume to go on with it, or name another"

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, NoReturn, Self
 
 import torch
@@ -18,10 +19,13 @@ from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
 from pipelines.sampler import TrainSampler
 from shards import InputError
+from shards.atomic import written_aside
+from training.command import as_flags
 from training.feed import arrange, tensors
 from training.log import Log
 from training.meter import Meter
-from training.processes import OwnError, Stopped, StopSignals, on_main
+from training.processes import OwnError, Stopped, StopSignals, on_main, watched
+from training.profile import Phases
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed, Waiting, advice
@@ -77,7 +81,10 @@ class Trainer:
         )
         self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True, cached=True)
         self.waiting = Waiting()
+        self.phases = Phases(run.output, settings.profile if accelerator.is_main_process else 0)
         self.found: dict[str, float] = {}  # by evaluators, not logged yet
+        for evaluator in evaluators:
+            evaluator.notice = self.phases.notice
         if run.resumed:
             progress = self.state.load(run.resumed, {"evaluators": {e.name: e.shape for e in evaluators}})
             self.step = progress["step"]
@@ -91,17 +98,28 @@ class Trainer:
 
         Raises Stopped after a signal, with a checkpoint written; InputError if the loss is not a number.
         """
-        settings, main = self.settings, self.accelerator.is_main_process
         on_main(self._open_log)
+        with watched(self.settings.hang_s) as watch:
+            self.phases.watch = watch
+            self.stop.begin()
+            watch.begin()
+            line = self._loop()
+        self.stop.end()
+        return line
+
+    def _loop(self) -> dict[str, float] | None:
+        settings, main = self.settings, self.accelerator.is_main_process
         device = self.accelerator.device
         line, meter = None, Meter(device)
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
-        self.stop.begin()
+        self.phases.begin()
         with bar, logging_redirect_tqdm():
             self.evaluate()  # where a signal came between the last step and its validation
             while self.step < settings.steps:
                 with self.memory_named():
                     self.train_step(meter)
+                if settings.profile:
+                    on_main(self.phases.step)
                 bar.update()
                 signum = self.stop.agreed()
                 done = self.step == settings.steps
@@ -121,17 +139,18 @@ class Trainer:
                     self.save()
                 if signum and not done:
                     raise Stopped(signum, f"step {self.step} is saved; go on with --resume")
-        self.stop.end()
         return line
 
     def evaluate(self) -> None:
         for evaluator in self.evaluators:
             if evaluator.due(self.step):
+                self.phases.notice(evaluator.name)
                 self.found |= evaluator.run(self.step)
                 evaluator.last = self.step
 
     def _open_log(self) -> None:
-        self.log = Log(self.run_.output, self.step)
+        flags = as_flags(self.settings) | asdict(self.state.objective.config)
+        self.log = Log(self.run_.output, self.step, self.settings.tracker, flags)
 
     def _write(self, line: dict[str, float]) -> None:
         assert self.log is not None
@@ -151,15 +170,18 @@ class Trainer:
             group["lr"] = lr * factor
         seed_step(settings.seed, self.step, accelerator.process_index)
         for _ in range(settings.accumulate):
-            with meter.waiting():
+            with self.phases("data", self.step), meter.waiting():
                 batch = self.next_batch()
             with accelerator.accumulate(self.model):
-                out = self.model(tensors(batch, accelerator.device, channels_last=settings.channels_last))
-                accelerator.backward(out.loss)
-                if settings.clip_norm and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                with self.phases("forward"):
+                    out = self.model(tensors(batch, accelerator.device, channels_last=settings.channels_last))
+                with self.phases("backward"):
+                    accelerator.backward(out.loss)
+                with self.phases("step"):
+                    if settings.clip_norm and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
             self.unchecked += out.loss.detach().float()
             meter.add({"loss": out.loss.detach(), **out.metrics})
         if self.state.average:
@@ -174,7 +196,11 @@ class Trainer:
             raise OwnError(str(error)) from error
         picture = self.run_.output / "first_batch.png"
         if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
-            save_views(batch, self.spec, picture)
+            try:
+                with written_aside(picture) as temporary:
+                    save_views(batch, self.spec, temporary)
+            except OSError as error:
+                raise OwnError(f"{picture}: cannot be written ({error.strerror}); make room") from error
         return batch
 
     def line(self, meter: Meter) -> dict[str, float]:
@@ -207,6 +233,7 @@ class Trainer:
         if self.accelerator.reduce(bad, "sum"):
             self.refuse("a loss or a weight is not a finite number")
         self.unchecked.zero_()
+        self.phases.notice("saving")
         on_main(self._save)
 
     def _save(self) -> None:
@@ -248,6 +275,7 @@ class Trainer:
             ) from error
 
     def close(self) -> None:
+        self.phases.close()
         self.loader.close()
         for evaluator in self.evaluators:
             evaluator.close()

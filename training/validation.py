@@ -1,6 +1,7 @@
 """What looks at a network while it trains: the Evaluator, and the one that validates and lowers the learning rate."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,8 @@ class Evaluator(ABC):
     """What looks at the network every `every` steps of a Trainer, and must not change how it trains.
 
     name: of its state in a checkpoint. shape: of that state, as shards.documents has it. every: steps from one look to
-    the next, 0 for none. last: step of the last look. factor: on the learning rate.
+    the next, 0 for none. last: step of the last look. factor: on the learning rate. notice: to be called with a name
+    now and then in `run`, so that a long look is not taken for a process that hangs.
     All methods are called in all processes together, with the same steps.
     """
 
@@ -35,6 +37,9 @@ class Evaluator(ABC):
     every = 0
     last = 0
     factor = 1.0
+
+    def __init__(self) -> None:
+        self.notice: Callable[[str], None] = lambda phase: None
 
     @abstractmethod
     def run(self, step: int) -> dict[str, float]:
@@ -115,6 +120,7 @@ class Validation(Evaluator):
         objective: Objective,
         speed: Speed,
     ) -> None:
+        super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.decay = Decay(objective.plateau())
         self.loader: Loader | None = None
@@ -155,6 +161,7 @@ class Validation(Evaluator):
         self.objective.eval()
         with torch.no_grad():
             for _ in range(self.batches):
+                self.notice(self.name)
                 given = tensors(
                     self._next_batch(), self.accelerator.device, channels_last=self.settings.channels_last
                 )

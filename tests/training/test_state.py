@@ -125,7 +125,7 @@ def test_layout_changes_strides_and_nothing_else(channels_last) -> None:
 def test_tensorboard_reads_what_was_logged_and_forgets_what_was_repeated(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     for begin, end in ((0, 3), (2, 4)):  # the second run goes on from step 2
-        log = Log(tmp_path, begin)
+        log = Log(tmp_path, begin, ("tensorboard",))
         for step in range(begin + 1, end + 1):
             log.write({"step": step, "loss": step / 2 + begin})
         log.close()
