@@ -1,5 +1,6 @@
 """What a run notes of itself: metrics.jsonl, which is the truth, and the same for the trackers that it was given."""
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -13,6 +14,7 @@ from shards.documents import TEXT, AllOf, Each, Is, one_line_of, read_json_lines
 from training.trackers import open_trackers
 
 log = logging.getLogger(__name__)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))
 
 
@@ -66,9 +68,9 @@ class Log:
             return
         try:
             tracker.log({name: value for name, value in line.items() if name != "step"}, step=step)
-        except OSError:
-            raise
         except Exception as error:  # a service that is away must not end the run
+            if isinstance(error, OSError) and error.errno in _DISK:
+                raise
             log.warning(
                 "--tracker %s fails and is told no more (metrics.jsonl has it all): %s",
                 tracker.name,
