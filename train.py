@@ -35,7 +35,7 @@ from training.command import as_flags, with_own_flags
 from training.knn import Knn
 from training.processes import StopSignals, ended, on_main
 from training.record import record_start
-from training.run import Run, init_from, open_run
+from training.run import Run, init_from, init_remark, open_run
 from training.settings import Settings
 from training.speed import settle, uneven_sides
 from training.trackers import check_trackers
@@ -110,6 +110,8 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if settings.small:
         changed = small_changes(type(objective))
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+    if settings.init_from and not run.resumed and (remark := init_remark(objective, settings.init_from, run)):
+        lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
     if bad := len(run.dataset.quarantined()):

@@ -45,7 +45,11 @@ log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"
 CONFIG = "config.json"
 _OURS = "this objective's weights"
-_CONTENT = {"objective": TEXT, "config": dict, "settings": {"global_batch?": whole(1)}}
+_CONTENT = {
+    "objective": TEXT,
+    "config": dict,
+    "settings": {"global_batch?": whole(1), "fps?": number(0), "short_side?": number(0)},
+}
 _FILE = {"bytes": whole(0), "sha256": SHA256}
 _FILES = AllOf(Is("a list of files", bool), Each(Is("a plain file name", is_plain), _FILE))
 _LONGEST = 2**22  # of a config's whole numbers: a typing error must not make a network or a plan without end

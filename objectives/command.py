@@ -54,7 +54,9 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     if known.data:
         config = _strided(cls, config, Path(known.data), argv)
     if asks_help:
-        description = f"{description or ''}\n\n--small changes these defaults of {cls.name}: {small_changes(cls)}."
+        description = (
+            f"{description or ''}\n\n--small changes these defaults of {cls.name}: {small_changes(cls)}."
+        )
     flat = tyro.conf.OmitArgPrefixes
     parts = [
         ("tool", flat[settings], defaults),

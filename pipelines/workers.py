@@ -98,9 +98,9 @@ class Worker:
         """
         kind, said = "", ""
         for _ in range(2):
-            if self._process is None:
-                self._start()
             try:
+                if self._process is None:
+                    self._start()
                 kind, said = self._ask(video, params, region, out)
                 break
             except (EOFError, ConnectionError):

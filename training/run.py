@@ -60,6 +60,8 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "val_passes": settings.val_passes,
         "mixed_precision": mixed_precision,
         "sync_bn": settings.sync_bn,
+        "fps": round(float(np.median(dataset.column("fps"))), 3),
+        "short_side": float(np.median(np.minimum(dataset.column("width"), dataset.column("height")))),
         "ema": settings.ema,
     }
     if dataset.window is not None:
@@ -154,6 +156,29 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
             f"--init-from {directory}: its network is another ({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
     objective.load_state_dict(theirs)
+
+
+def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> str:
+    """One line that names in what the clips of --init-from's run differ from this one's, in time or in size; else ""."""
+    earlier = checkpoint.read_config(directory)
+    defaults = asdict(type(objective).Config())
+    stride = type(objective).shards.stride
+    now = {"config": asdict(objective.config), "settings": run.identity}
+
+    def looks(of: dict[str, Any]) -> dict[str, Any]:
+        config, data = defaults | of["config"], of["settings"]
+        found = {name: config[name] for name in ("size", "modality") if name in config}
+        found |= {"short side of the videos": data.get("short_side")}
+        if stride and data.get("fps"):
+            found["ms from frame to frame"] = round(1000 * config[stride] / data["fps"])
+        return found
+
+    then, here = looks(earlier), looks(now)
+    differ = [name for name in here if then.get(name) is not None and then[name] != here[name]]
+    if not differ:
+        return ""
+    said = ", ".join(f"{name} {then[name]} → {here[name]}" for name in differ)
+    return f"--init-from {directory} looked at other clips: {one_line_of(said)}"
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:

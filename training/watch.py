@@ -42,6 +42,7 @@ class Watch:
         self._store: Any = None
         self._ending, self._verdict = threading.Event(), threading.Event()
         self._said = ""
+        self._looked = time.monotonic()
 
     def notice(self, phase: str, step: int | None = None) -> None:
         """This process begins something: it makes progress."""
@@ -62,6 +63,7 @@ class Watch:
         dist.barrier()
         self._thread = threading.Thread(target=self._run, name="slipstream-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="slipstream-watch-guard", daemon=True).start()
 
     def end(self, reason: str = "") -> None:
         """Stop to watch. reason: why this process ends before the others, for their verdict."""
@@ -69,6 +71,8 @@ class Watch:
             return
         self._ending.set()
         self._thread.join(5)
+        if self._thread.is_alive():
+            return
         try:
             self._beat(reason or "done")
         except RuntimeError:  # the store is gone: nobody is left to be told
@@ -103,7 +107,7 @@ class Watch:
                 lost, said = json.loads(verdict)
                 self._conclude(lost, said)
                 return
-            now = time.monotonic()
+            now = self._looked = time.monotonic()
             for rank, beat in zip(watched, found, strict=True):
                 if beats.get(rank) != beat:
                     beats[rank], changed[rank] = beat, now
@@ -115,6 +119,13 @@ class Watch:
             silent = [rank for rank in watched if now - changed[rank] > self._dead_s]
             if lost := self._judge(states, silent, now - progress):
                 return self._conclude(*lost)
+
+    def _guard(self) -> None:
+        """Where process 0, which keeps what all note, stands still, looking at it takes for ever."""
+        self._looked = time.monotonic()
+        while not self._ending.wait(1) and not self._verdict.is_set():
+            if time.monotonic() - self._looked > self._dead_s + 5:
+                self._conclude([0], f"process 0 gave no sign of life for {self._dead_s:.0f} s")
 
     def _judge(
         self, states: dict[int, dict[str, Any]], silent: list[int], stuck_s: float
@@ -148,7 +159,7 @@ class Watch:
             return
         speaker = next((rank for rank in range(self._world) if rank not in lost), lost[0])
         if self._rank == speaker:
-            print(f"error: {self._said}", file=sys.stderr, flush=True)
+            print(f"\nerror: {self._said}", file=sys.stderr, flush=True)  # below the progress bar
         os._exit(1)
 
 

@@ -136,6 +136,29 @@ def test_two_processes_agree(data: Path, tmp_path: Path) -> None:
     assert [line["val_step"] for line in lines(tmp_path / "run") if "val_step" in line] == [2, 4, 6]
 
 
+def test_init_from_clips_of_another_rate_or_size_is_named(whole: Path, data: Path, tmp_path: Path) -> None:
+    """Of 25 frames/s: a stride of 2 is 80 ms, one of 3 is 120 ms. Eight clips a step are not the recipe's."""
+    fps = json.loads((whole / "config.json").read_text())["settings"]["fps"]
+    flags = (*FLAGS, "--data", data, "--steps", 1, "--batch-size", 4, "--init-from", whole)
+    same = train(*flags, "--output", tmp_path / "same")
+    assert same.status == 0 and "looked at other clips" not in same.said, same.said
+    done = train(*flags, "--output", tmp_path / "run", "--stride", 3, "--size", 48)
+    assert done.status == 0, done.said
+    said = next(line for line in done.said.splitlines() if "looked at other clips" in line)
+    assert f"size 34 → 48, ms from frame to frame {round(2000 / fps)} → {round(3000 / fps)}" in said, said
+
+
+def test_a_batch_that_is_not_the_recipes_is_named_with_the_learning_rate(data: Path, tmp_path: Path) -> None:
+    dpc = objectives.get("dpc")
+    flags = (*FLAGS, "--data", data, "--steps", 1, "--batch-size", 4)
+    clips, lr = dpc.recipe.batch_size, dpc.Config().lr
+    done = train(*flags, "--output", tmp_path / "run")
+    said = f"a step has 4 clips, and --lr {lr:g} is meant for the recipe's {clips}"
+    assert said in done.said and f"it would be {lr * 4 / clips:.2g}" in done.said, done.said
+    done = train(*flags, "--output", tmp_path / "own", "--lr", 0.5)
+    assert done.status == 0 and "is meant for" not in done.said, done.said
+
+
 def test_init_from_starts_with_the_weights_of_another_stage(whole: Path, data: Path, tmp_path: Path) -> None:
     base = (*FLAGS, "--data", data, "--batch-size", 4, "--steps", 1, "--lr", 1e-30, "--weight-decay", 0)
     done = train(*base, "--pred-steps", 2, "--init-from", whole, "--output", tmp_path / "next")

@@ -27,9 +27,11 @@ def begun(data: Path, run: Path, *flags: object, last: tuple[object, ...] = ()) 
 def test_a_process_that_dies_or_stands_still_is_named(data, tmp_path, victim, signum) -> None:
     processes = begun(data, tmp_path / "run", "--hang-s", 5)
     processes[victim].signal(signum)
-    other = processes[1 - victim].end()
-    processes[victim].signal(signal.SIGKILL)
-    processes[victim].end()
+    try:
+        other = processes[1 - victim].end()
+    finally:
+        processes[victim].signal(signal.SIGKILL)
+        processes[victim].end()
     said = [line for line in other.said.splitlines() if line.startswith("error: ")]
     assert other.status == 1 and len(said) == 1 and "Traceback" not in other.said, other.said
     assert f"process {victim}" in said[0].removeprefix(f"error: process {1 - victim} lost another one"), said
