@@ -29,8 +29,8 @@ from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse, small_changes
 from shards import InputError
-from shards.atomic import written_aside
-from shards.table import QUARANTINE
+from shards.atomic import atomic_write
+from shards.schema import QUARANTINE
 from training.command import as_flags, with_own_flags
 from training.knn import Knn
 from training.processes import StopSignals, ended, on_main
@@ -153,7 +153,7 @@ def export(run: Run, trainer: Trainer) -> None:
     objective = state.average or state.objective
     path = run.output / "encoder.safetensors"
     try:
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             checkpoint.save_weights(temporary, objective.encoder)
     except (OSError, SafetensorError) as error:
         raise InputError(

@@ -23,9 +23,9 @@ from objectives import checkpoint
 from objectives.downstream import FineTuning
 from pipelines.eval_clips import EvalClips
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import number, read_json, whole
-from training.feed import tensors
+from training.layout import to_device
 from training.log import read_metrics
 from training.processes import Stopped, StopSignals, on_main
 from training.state import NOT_WHOLE, OPTIMIZER, PROGRESS, STATE, load_optimizer, save_optimizer, seed_step
@@ -94,7 +94,7 @@ class Tuning:
         for group in self.optimizer.param_groups:
             group["lr"] = rate(self.tuning, self.step)
         seed_step(self.seed, self.step, self.accelerator.process_index)
-        given = tensors(next(self.batches), self.accelerator.device)
+        given = to_device(next(self.batches), self.accelerator.device)
         loss = F.cross_entropy(self.model(given["views"]), given["label"])
         self.accelerator.backward(loss + self._pull() if self.tuning.pull else loss)
         self.optimizer.step()
@@ -124,7 +124,7 @@ class Tuning:
         return top1
 
     def _write_best(self) -> None:
-        with written_aside(self.folder / BEST) as aside:
+        with atomic_write(self.folder / BEST) as aside:
             checkpoint.save_weights(aside, self.classifier)
 
     def run(self, stop: StopSignals, steps: int, every: int, patience: int) -> Features:
@@ -161,7 +161,7 @@ class Tuning:
         path = self.folder / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         lines = [one for one in lines if one["step"] < line["step"]] + [line]
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
     def save(self) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from objectives.base import Objective, get
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import (
     SHA256,
     TEXT,
@@ -154,7 +154,7 @@ def save_config(
 ) -> None:
     """Write config.json. settings: what must not change on resuming. flags: all those of a run, kept in its own folder."""
     content = {"objective": objective.name, "config": asdict(objective.config), "settings": settings}
-    with written_aside(directory / CONFIG) as temporary:
+    with atomic_write(directory / CONFIG) as temporary:
         temporary.write_text(json.dumps(content | ({"flags": flags} if flags else {}), indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from shards.cache import not_through_a_link
+from shards.atomic import not_through_a_link
 from shards.errors import InputError
 
 log = logging.getLogger(__name__)

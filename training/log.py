@@ -9,7 +9,7 @@ from typing import IO, Any
 from accelerate.tracking import GeneralTracker
 
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, Each, Is, one_line_of, read_json_lines, whole
 from training.trackers import open_trackers
 
@@ -106,5 +106,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _write_lines(path: Path, lines: list[dict[str, float]]) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if text.encode() != path.read_bytes():
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text)

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from training.watch import Watch
 
 FILE = "profile.json.gz"
@@ -71,7 +71,7 @@ class Phases:
 
     def _export(self, found: profile) -> None:
         try:
-            with tempfile.TemporaryDirectory() as folder, written_aside(self._path) as temporary:
+            with tempfile.TemporaryDirectory() as folder, atomic_write(self._path) as temporary:
                 found.export_chrome_trace(f"{folder}/trace.json")
                 with open(f"{folder}/trace.json", "rb") as trace, gzip.open(temporary, "wb") as out:
                     shutil.copyfileobj(trace, out)

@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import read_json
 from training.autotune import machine
 from training.run import Run
@@ -48,7 +48,7 @@ def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> No
     }
     starts = read_json(path, {"starts": [dict]}, "remove it")["starts"] if path.exists() else []
     try:
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({"starts": [*starts, entry]}, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); make room") from error

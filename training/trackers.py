@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import TEXT, Each, one_line_of, read_json
 
 IDS = "trackers.json"
@@ -118,7 +118,7 @@ def open_trackers(
             opened[-1][0].store_init_configuration(flags)
             ids[name] = _ID_OF.get(name, lambda run: "")(opened[-1][0].tracker)
     if ids:
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(ids, indent=1) + "\n")
     return opened
 

@@ -19,9 +19,9 @@ from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
 from pipelines.sampler import TrainSampler
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from training.command import as_flags
-from training.feed import arrange, tensors
+from training.layout import to_channels_last, to_device
 from training.log import Log
 from training.meter import Meter
 from training.processes import OwnError, Stopped, StopSignals, on_main, watched
@@ -61,7 +61,7 @@ class Trainer:
         self.spec = objective.view_spec(objective.config)
         if settings.sync_bn:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
-        arrange(objective, settings.channels_last)
+        to_channels_last(objective, settings.channels_last)
         average = copy.deepcopy(objective).to(accelerator.device) if settings.ema else None
         if settings.torch_compile:
             objective.compile()
@@ -174,7 +174,9 @@ class Trainer:
                 batch = self.next_batch()
             with accelerator.accumulate(self.model):
                 with self.phases("forward"):
-                    out = self.model(tensors(batch, accelerator.device, channels_last=settings.channels_last))
+                    out = self.model(
+                        to_device(batch, accelerator.device, channels_last=settings.channels_last)
+                    )
                 with self.phases("backward"):
                     accelerator.backward(out.loss)
                 with self.phases("step"):
@@ -197,7 +199,7 @@ class Trainer:
         picture = self.run_.output / "first_batch.png"
         if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
             try:
-                with written_aside(picture) as temporary:
+                with atomic_write(picture) as temporary:
                     save_views(batch, self.spec, temporary)
             except OSError as error:
                 raise OwnError(f"{picture}: cannot be written ({error.strerror}); make room") from error

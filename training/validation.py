@@ -15,7 +15,7 @@ from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
 from shards.documents import NOTHING, AnyOf, number, whole
-from training.feed import tensors
+from training.layout import to_device
 from training.meter import Meter
 from training.processes import OwnError
 from training.run import Run
@@ -162,7 +162,7 @@ class Validation(Evaluator):
         with torch.no_grad():
             for _ in range(self.batches):
                 self.notice(self.name)
-                given = tensors(
+                given = to_device(
                     self._next_batch(), self.accelerator.device, channels_last=self.settings.channels_last
                 )
                 out = self.objective(given)
