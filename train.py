@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import objectives
+from evaluation.knn import Knn
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse, small_changes
@@ -32,7 +33,6 @@ from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.command import as_flags, with_own_flags
-from training.knn import Knn
 from training.processes import StopSignals, ended, on_main
 from training.record import record_start
 from training.run import Run, init_from, init_remark, open_run
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: save_flags(settings, run, objective))
-        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in (Validation, Knn)]
+        kinds = [Validation, Knn] if settings.knn_every else [Validation]
+        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             on_main(lambda: record_start(settings, run, argv, trainer.step))
             if accelerator.is_main_process:
@@ -114,6 +115,13 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
+    if spec.padding == "error":
+        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+        short = len(every) - len(run.rows)
+        if short:
+            lines += [
+                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
+            ]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
     if remark := uneven_sides(trainer.speed, run):

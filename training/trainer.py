@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from objectives import Objective, checkpoint
 from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
-from pipelines.sampler import TrainSampler
+from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
 from shards.atomic import atomic_write
 from training.command import as_flags
@@ -39,8 +39,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """A run's loop and everything it holds open; close it, or use it as a context.
 
-    objective: any Objective, its batches are those of its view spec over run.rows. evaluators: what looks at it while it
-    trains; they are closed with the Trainer. step: optimizer steps done.
+    objective: any Objective. evaluators: what looks at it while it trains; they are closed with the Trainer. sampler: what
+    is trained on, by default the run's rows; with one of its own, videos that cannot be decoded are not put into quarantine.
+    step: optimizer steps done.
     Raises InputError where an option cannot be had here, or a checkpoint does not fit.
     """
 
@@ -53,6 +54,7 @@ class Trainer:
         speed: Speed,
         stop: StopSignals,
         evaluators: Sequence[Evaluator] = (),
+        sampler: Sampler | None = None,
     ) -> None:
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
         self.speed, self.evaluators = speed, evaluators
@@ -69,7 +71,7 @@ class Trainer:
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State(objective, self.optimizer.optimizer, average, accelerator.scaler)
         self.unchecked = torch.zeros((), device=accelerator.device)  # sum of losses since they were looked at
-        sampler = TrainSampler(
+        chosen = sampler or TrainSampler(
             run.dataset,
             run.rows,
             self.spec,
@@ -79,7 +81,9 @@ class Trainer:
             world=accelerator.num_processes,
             clips=settings.clips_per_decode,
         )
-        self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True, cached=True)
+        self.loader = speed.loader(
+            run.dataset, chosen, accelerator.device, quarantine=sampler is None, cached=True
+        )
         self.waiting = Waiting()
         self.phases = Phases(run.output, settings.profile if accelerator.is_main_process else 0)
         self.found: dict[str, float] = {}  # by evaluators, not logged yet
@@ -115,17 +119,17 @@ class Trainer:
         self.phases.begin()
         with bar, logging_redirect_tqdm():
             self.evaluate()  # where a signal came between the last step and its validation
-            while self.step < settings.steps:
+            while self.step < settings.steps and not self.enough:
                 with self.memory_named():
                     self.train_step(meter)
                 if settings.profile:
                     on_main(self.phases.step)
                 bar.update()
                 signum = self.stop.agreed()
-                done = self.step == settings.steps
                 if not signum:
                     with self.memory_named():
                         self.evaluate()
+                done = self.step == settings.steps or self.enough
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     if self.waiting.judge(line["wait_share"], meter.steps):
@@ -147,6 +151,10 @@ class Trainer:
                 self.phases.notice(evaluator.name)
                 self.found |= evaluator.run(self.step)
                 evaluator.last = self.step
+
+    @property
+    def enough(self) -> bool:
+        return any(evaluator.enough for evaluator in self.evaluators)
 
     def _open_log(self) -> None:
         flags = as_flags(self.settings) | asdict(self.state.objective.config)

@@ -27,16 +27,18 @@ class Evaluator(ABC):
     """What looks at the network every `every` steps of a Trainer, and must not change how it trains.
 
     name: of its state in a checkpoint. shape: of that state, as shards.documents has it. every: steps from one look to
-    the next, 0 for none. last: step of the last look. factor: on the learning rate. notice: to be called with a name
+    the next, 0 for none. last: step of the last look. factor: on the learning rate.
+    enough: training may end before its last step. notice: to be called with a name
     now and then in `run`, so that a long look is not taken for a process that hangs.
     All methods are called in all processes together, with the same steps.
     """
 
     name: ClassVar[str]
-    shape: ClassVar[dict[str, Any]] = {}
+    shape: ClassVar[dict[str, Any]] = {"last": whole(0)}
     every = 0
     last = 0
     factor = 1.0
+    enough: bool = False
 
     def __init__(self) -> None:
         self.notice: Callable[[str], None] = lambda phase: None

@@ -93,9 +93,7 @@ def at_step(whole: Path, step: int, run: Path, validation: dict | None = None) -
     if validation:
         state = run / f"checkpoints/step-{step:08d}/state.json"
         state.write_text(
-            json.dumps(
-                json.loads(state.read_text()) | {"evaluators": {"validation": validation, "knn": {"last": 0}}}
-            )
+            json.dumps(json.loads(state.read_text()) | {"evaluators": {"validation": validation}})
         )
         checkpoint.list_files(state.parent)
     return run
