@@ -3,43 +3,51 @@
 
     accelerate launch train.py --objective vdim                       the demo set, rendered on first use
     accelerate launch train.py --objective vdim --data data/k400 --split train
-    accelerate launch train.py --objective vdim --data data/k400 --resume      go on where the run stopped
+    accelerate launch train.py --resume runs/vdim                     go on where the run stopped, with its own flags
     ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 train.py      two processes on a CPU
 
 The paper's hyper-parameters are the defaults. Without --data and without a GPU, smaller ones that two CPU cores
-train in minutes are used instead (--small, --no-small). A run leaves in its folder: metrics.jsonl, TensorBoard
-logs, first_batch.png (what the model is fed), checkpoints/, and at its end encoder.safetensors with config.json.
+train in minutes are used instead (--small, --no-small). A run leaves in its folder: metrics.jsonl and what --tracker
+names, run.json (how it was started), first_batch.png (what the model is fed), checkpoints/, and at its end
+encoder.safetensors with config.json.
 """
 
 import logging
 import os
 import shutil
 import sys
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 import objectives
 from evaluation.knn import Knn
 from objectives import checkpoint
-from objectives.command import parse
+from objectives.base import Objective
+from objectives.command import parse, small_changes
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
+from training.command import as_flags, with_own_flags
 from training.processes import StopSignals, ended, on_main
-from training.run import Run, init_from, open_run
+from training.record import record_start
+from training.run import Run, init_from, init_remark, open_run
 from training.settings import Settings
 from training.speed import settle, uneven_sides
+from training.trackers import check_trackers
 from training.trainer import Trainer, headline
+from training.validation import Validation
+from training.watch import end_with_launcher
 
 
 def main(argv: list[str]) -> None:
+    end_with_launcher()
     with StopSignals() as stop:
-        settings, config = parse(argv, Settings, __doc__, "train.py")
+        settings, config = parse(with_own_flags(argv), Settings, __doc__ or "", "train.py")
         accelerator = start(settings)
         run = open_run(settings, config, accelerator.mixed_precision)
         speed = settle(settings, objectives.get(settings.objective).view_spec(config), run.dataset)
@@ -47,20 +55,29 @@ def main(argv: list[str]) -> None:
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
-        on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
-        evaluators = [Knn(settings, run, accelerator, objective, speed)] if settings.knn_every else []
+        on_main(lambda: save_flags(settings, run, objective))
+        kinds = [Validation, Knn] if settings.knn_every else [Validation]
+        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
+            on_main(lambda: record_start(settings, run, argv, trainer.step))
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
             last = trainer.run()
             on_main(lambda: export(run, trainer))
         if accelerator.is_main_process:
-            tqdm.write(conclude(run, last))
+            tqdm.write(conclude(settings, run, last))
         accelerator.end_training()
 
 
 def start(settings: Settings) -> Accelerator:
     """The processes meet. Raises InputError for an option that this machine cannot have."""
+    for plugin in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{plugin}"):
+            raise InputError(
+                f"ACCELERATE_USE_{plugin}: train.py keeps a whole model on each GPU (DistributedDataParallel); "
+                f"run accelerate launch without {plugin}, or `accelerate config` again"
+            )
+    check_trackers(settings.tracker)
     cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     for flag, asked in (
         ("--sync-bn", settings.sync_bn),
@@ -92,8 +109,12 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
     if settings.small:
-        changed = differences(objective.config)
+        changed = small_changes(type(objective))
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+    if settings.init_from and not run.resumed and (remark := init_remark(objective, settings.init_from, run)):
+        lines += [remark]
+    if remark := batch_remark(settings, run, type(objective), objective.config):
+        lines += [remark]
     if spec.padding == "error":
         every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
         short = len(every) - len(run.rows)
@@ -110,24 +131,55 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     return "\n".join([*lines, trainer.speed.origin])
 
 
-def differences(config: Any) -> str:
-    paper = type(config)()
-    return ", ".join(f"{k} {v}" for k, v in asdict(config).items() if v != getattr(paper, k))
+def batch_remark(settings: Settings, run: Run, method: type[Objective], config: Any) -> str:
+    """One line where a step has more or fewer clips than the recipe's, whose learning rate is used; else ""."""
+    recipe, usual = (
+        (method.small_recipe, method.small()) if settings.small else (method.recipe, method.Config())
+    )
+    clips = run.identity["global_batch"] * settings.accumulate
+    if clips == recipe.batch_size or config.lr != usual.lr:
+        return ""
+    return (
+        f"a step has {clips} clips, and --lr {config.lr:g} is meant for the recipe's {recipe.batch_size}: "
+        f"in proportion it would be {config.lr * clips / recipe.batch_size:.2g}"
+    )
+
+
+def save_flags(settings: Settings, run: Run, objective: Objective) -> None:
+    """Write OUTPUT/config.json, which --resume and --config read."""
+    try:
+        checkpoint.save_config(run.output, objective, run.identity, as_flags(settings))
+    except OSError as error:
+        raise InputError(
+            f"{run.output / checkpoint.CONFIG}: cannot be written ({error.strerror}); make room"
+        ) from error
 
 
 def export(run: Run, trainer: Trainer) -> None:
     """Write what downstream use needs: the encoder's weights, the averaged ones with --ema, and its config."""
     state = trainer.state
     objective = state.average or state.objective
-    with atomic_write(run.output / "encoder.safetensors") as aside:
-        checkpoint.save_weights(aside, objective.encoder)
+    path = run.output / "encoder.safetensors"
+    try:
+        with atomic_write(path) as temporary:
+            checkpoint.save_weights(temporary, objective.encoder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path}: cannot be written ({error}); the checkpoints are whole: make room, and --resume writes it"
+        ) from error
 
 
-def conclude(run: Run, last: dict[str, float] | None) -> str:
-    weights = f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})"
-    if not last:
-        return weights
-    return f"{headline(last)}\n{weights}"
+def conclude(settings: Settings, run: Run, last: dict[str, float] | None) -> str:
+    lines = [headline(last)] if last else []
+    data = f" --data {settings.data}" if settings.data else ""
+    return "\n".join(
+        [
+            *lines,
+            f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})",
+            f"next: evaluate.py linear --checkpoint {run.output}{data}, on labelled videos, says what it learned; "
+            f"train.py --resume {run.output} --steps {2 * settings.steps} trains on",
+        ]
+    )
 
 
 if __name__ == "__main__":

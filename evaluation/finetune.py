@@ -37,6 +37,7 @@ from training.run import Run, clear_leftovers
 from training.settings import Settings
 from training.speed import Speed
 from training.trainer import Trainer
+from training.validation import Evaluator
 
 DONE, CHOICES, SELECTING = "tested.npz", "held-out.jsonl", "held-out"
 TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
@@ -116,12 +117,15 @@ class Recognition(Task):
         return float(metrics.hits(videos.x, self.labelled.labels[videos.row]).mean())
 
 
-class HeldOut:
+class HeldOut(Evaluator):
     """Accuracy on held-out training videos every so many steps. enough: `patience` of them in a row brought nothing."""
+
+    name = "held_out"
 
     def __init__(
         self, context: Context, classifier: Classifier, task: Task, kept_N: NDArray, every: int, patience: int
     ) -> None:
+        super().__init__()
         self.context, self.classifier, self.task = context, classifier, task
         self.clips, self.every, self.patience = task.clips(~kept_N), every, patience
         self.found: list[dict[str, float]] = []
@@ -139,7 +143,7 @@ class HeldOut:
         return max(self.found, key=lambda line: (line["top1"], -line["step"]))
 
     @property
-    def enough(self) -> bool:
+    def enough(self) -> bool:  # type: ignore[override]
         waited = len(self.found) - 1 - self.found.index(self.best) if self.found else 0
         return 0 < self.patience <= waited
 

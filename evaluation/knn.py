@@ -14,12 +14,13 @@ from shards import InputError
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed
+from training.validation import Evaluator
 
 NEIGHBOURS = 20
 MOST = 5_000  # videos of the gallery, and queries
 
 
-class Knn:
+class Knn(Evaluator):
     """Every --knn-every steps each video of --knn-split is given the class that most of its nearest 20 have.
 
     Neighbours are sought among the labelled videos that are trained on, by cosine of the middle clip's feature. Videos
@@ -27,7 +28,7 @@ class Knn:
     Clips come from a loader of their own and nothing is drawn, so the run is the one without it.
     """
 
-    enough = False
+    name = "knn"
 
     def __init__(
         self,
@@ -37,9 +38,10 @@ class Knn:
         objective: Objective,
         speed: Speed,
     ) -> None:
+        super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.dataset, self.speed = run.dataset, speed
-        self.start = int(run.resumed.name.removeprefix("step-")) if run.resumed else 0
+        self.every = settings.knn_every
         self.labels = run.dataset.column("label").astype(np.int64)
         self.groups = source_groups(run.dataset)
         trained = settings.trained_split
@@ -58,9 +60,6 @@ class Knn:
             )
         return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(rows)[:MOST])
 
-    def due(self, step: int) -> bool:
-        return step > self.start and step % self.settings.knn_every == 0
-
     def run(self, step: int) -> dict[str, float]:
         """knn_top1 after `step` steps, and knn_chance."""
         accelerator = self.accelerator
@@ -72,6 +71,7 @@ class Knn:
         loader = self.speed.loader(self.dataset, sampler, accelerator.device, most_ahead=1)
         with loader, torch.no_grad(), accelerator.autocast():
             for batch in loader:
+                self.notice(self.name)
                 if len(batch["index"]):
                     x = self.objective.represent(batch["views"]).float().cpu().numpy()
                     found += zip(batch["row"].tolist(), x, strict=True)

@@ -6,10 +6,11 @@ RUN/checkpoints/step-00000200/
   config.json            objective, its config, and what of the run's settings must not change
   model.safetensors      weights and buffers of the whole objective
   ema.safetensors        the same averaged over steps (--ema)
-  files.json             every other file's size: what makes a copied or damaged checkpoint known
+  files.json             every other file's size and sha256: what makes a copied or damaged checkpoint known
 and what training needs to go on from there: see training/state.py.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -23,7 +24,20 @@ from safetensors.torch import load_file, save_file
 
 from objectives.base import Objective, get
 from shards import InputError
-from shards.documents import TEXT, AllOf, Each, Is, number, one_line_of, one_of, problem, read_json, whole
+from shards.atomic import atomic_write
+from shards.documents import (
+    SHA256,
+    TEXT,
+    AllOf,
+    Each,
+    Is,
+    number,
+    one_line_of,
+    one_of,
+    problem,
+    read_json,
+    whole,
+)
 from shards.schema import is_plain
 from shards.storage import open_regular
 
@@ -31,8 +45,13 @@ log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"
 CONFIG = "config.json"
 _OURS = "this objective's weights"
-_CONTENT = {"objective": TEXT, "config": dict, "settings": {"global_batch?": whole(1)}}
-_SIZES = Each(Is("a plain file name", is_plain), whole(0))
+_CONTENT = {
+    "objective": TEXT,
+    "config": dict,
+    "settings": {"global_batch?": whole(1), "fps?": number(0), "short_side?": number(0)},
+}
+_FILE = {"bytes": whole(0), "sha256": SHA256}
+_FILES = AllOf(Is("a list of files", bool), Each(Is("a plain file name", is_plain), _FILE))
 _LONGEST = 2**22  # of a config's whole numbers: a typing error must not make a network or a plan without end
 
 
@@ -46,14 +65,25 @@ def begin(checkpoint: Path) -> Path:
 
 def commit(aside: Path, checkpoint: Path) -> None:
     """Flush what was written and give it its name: a checkpoint is whole or not there."""
-    sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-    (aside / FILES).write_text(json.dumps(sizes, indent=1) + "\n")
+    list_files(aside)
     for path in [*aside.iterdir(), aside]:
         _flush(path)
     if checkpoint.exists():
         remove(checkpoint)
     aside.rename(checkpoint)
     _flush(checkpoint.parent)
+
+
+def list_files(directory: Path) -> None:
+    """Write files.json: the size and sha256 of every other file."""
+    paths = sorted(path for path in directory.iterdir() if path.name != FILES)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    (directory / FILES).write_text(json.dumps(files, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with open(open_regular(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(checkpoint: Path) -> None:
@@ -73,25 +103,59 @@ def _flush(path: Path) -> None:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None; those with missing or cut files are stepped over."""
+    """The newest whole checkpoint of a run; None where it has none at all.
+
+    Checkpoints with a file that is missing or changed are skipped, with a warning. Raises InputError where all are broken.
+    """
+    found = ""
     for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
-        if _is_whole(checkpoint):
+        if not (found := what_is_broken(checkpoint)):
             return checkpoint
-        log.warning("%s is not whole and is stepped over", checkpoint)
+        log.warning("%s is not whole and is skipped: %s", checkpoint, found)
+    if found:
+        raise InputError(f"{run}: none of its checkpoints is whole ({found}): restore one from a copy")
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def last_whole(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None: as `newest`, without a word about broken ones."""
+    found = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    return next((one for one in found if not what_is_broken(one)), None)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete a run's checkpoints that are older than its newest `keep` whole ones."""
+    for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
+        if keep == 0:
+            remove(checkpoint)
+        elif not what_is_broken(checkpoint):
+            keep -= 1
+
+
+def what_is_broken(checkpoint: Path) -> str:
+    """The first file of a checkpoint that is not as it was written, in one line; "" where it is whole."""
     try:
-        sizes = read_json(checkpoint / FILES, _SIZES, "")
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, InputError):
-        return False
+        files = read_json(checkpoint / FILES, _FILES, "it lists the files of a checkpoint")
+        for name, was in files.items():
+            size = (checkpoint / name).stat().st_size
+            if size != was["bytes"]:
+                return f"{checkpoint / name} has {size} bytes, not {was['bytes']}"
+            if _sha256(checkpoint / name) != was["sha256"]:
+                return f"{checkpoint / name} was changed: its sha256 is another"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    except InputError as error:
+        return str(error)
+    return ""
 
 
-def save_config(directory: Path, objective: Objective, settings: dict[str, Any]) -> None:
+def save_config(
+    directory: Path, objective: Objective, settings: dict[str, Any], flags: dict[str, Any] | None = None
+) -> None:
+    """Write config.json. settings: what must not change on resuming. flags: all those of a run, kept in its own folder."""
     content = {"objective": objective.name, "config": asdict(objective.config), "settings": settings}
-    (directory / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
+    with atomic_write(directory / CONFIG) as temporary:
+        temporary.write_text(json.dumps(content | ({"flags": flags} if flags else {}), indent=1) + "\n")
 
 
 def read_config(directory: Path) -> dict[str, Any]:

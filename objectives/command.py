@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from contextlib import redirect_stderr
-from dataclasses import make_dataclass, replace
+from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,8 @@ S = TypeVar("S", bound=Settings)
 def parse(argv: list[str], settings: type[S], description: str | None, prog: str) -> tuple[S, Any]:
     """argv → (the tool's settings, the named objective's config); `--help` shows both and exits.
 
+    With `--help` the paper's numbers are the defaults, on any machine, and a line says what --small changes.
+
     settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
     its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
     a machine that has no GPU. Where the objective names a stride (ShardSettings.stride), that field's default suits the
@@ -45,11 +47,17 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     known = early.parse_known_args(argv)[0]
     cls = get(known.objective)
     small = known.small if known.small is not None else known.data is None and not torch.cuda.is_available()
+    if asks_help := not {"-h", "--help"}.isdisjoint(argv):
+        small = bool(known.small)
     recipe: Recipe = cls.small_recipe if small else cls.recipe
     defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
     config = cls.small() if small else cls.Config()
     if known.data:
         config = _strided(cls, config, Path(known.data), argv)
+    if asks_help:
+        description = (
+            f"{description or ''}\n\n--small changes these defaults of {cls.name}: {small_changes(cls)}."
+        )
     flat = tyro.conf.OmitArgPrefixes
     parts = [
         ("tool", flat[settings], defaults),
@@ -70,6 +78,15 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         sys.stderr.write(complaint.getvalue())
         raise
     return parsed.tool, parsed.method
+
+
+def small_changes(cls: type[Objective]) -> str:
+    """What --small changes: "name value" of the recipe and the config, separated by commas."""
+    paper, small = (
+        asdict(recipe) | asdict(config)
+        for recipe, config in ((cls.recipe, cls.Config()), (cls.small_recipe, cls.small()))
+    )
+    return ", ".join(f"{name} {value}" for name, value in small.items() if value != paper[name])
 
 
 def config_of(cls: type[Objective], defaults: Any, flags: list[str], where: str) -> Any:

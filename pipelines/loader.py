@@ -9,6 +9,7 @@ A loader's whole state is one number, the sampler's position.
 """
 
 import logging
+import os
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
@@ -81,7 +82,7 @@ class Loader:
         )
         self._pool = ThreadPoolExecutor(threads, "slipstream-prepare")
         self._under_way = threading.Semaphore(self.backend.concurrent)
-        self._position, self._closed = 0, False
+        self._position, self._closed, self._process = 0, False, os.getpid()
         on_gpu = device is not None and device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # for what is made ahead of the model
         self._ahead: deque[tuple[Future[Any], Future[Finished | None]]] = deque()
@@ -102,6 +103,7 @@ class Loader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go to where the state was taken; batches already made ahead are dropped."""
+        self._check_process()
         self._drop()
         self._position = int(state["samples"])
 
@@ -111,6 +113,7 @@ class Loader:
     def __next__(self) -> dict[str, Any]:
         if self._closed:
             raise RuntimeError("the loader is closed: make another one")
+        self._check_process()
         while len(self._ahead) <= self._prefetch:
             position = self._position + len(self._ahead) * self.sampler.step
             planned = self._planner.submit(self._plan, position)
@@ -137,8 +140,10 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """End the loader's threads; batches on their way are dropped."""
+        """End the loader's threads; batches on their way are dropped. In a forked process nothing is to be ended."""
         self._closed = True
+        if self._process != os.getpid():
+            return
         self._drop()
         for executor in (self._planner, self._starter, self._finisher, self._pool):
             executor.shutdown(wait=True, cancel_futures=True)
@@ -149,6 +154,11 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError in a forked process: the threads are not there, and would be waited for without end."""
+        if self._process != os.getpid():
+            raise RuntimeError(f"the loader belongs to process {self._process}: make one in each process")
 
     def _drop(self) -> None:
         """Give up the batches ahead, and wait until no thread works on one: what it met would be noted too late."""

@@ -7,12 +7,15 @@ module imports neither torch nor DALI.
 
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections import OrderedDict
+from contextlib import suppress
 from itertools import count
 from math import prod
 from multiprocessing.connection import Connection
@@ -96,9 +99,9 @@ class Worker:
         """
         kind, said = "", ""
         for _ in range(2):
-            if self._process is None:
-                self._start()
             try:
+                if self._process is None:
+                    self._start()
                 kind, said = self._ask(video, params, region, out)
                 break
             except (EOFError, ConnectionError):
@@ -162,6 +165,7 @@ class Worker:
 def serve(descriptor: int) -> None:
     """What a worker process does: clips in, views out, until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the loader's to handle
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     keep_freed_memory()
     connection = Connection(descriptor)
     maps: OrderedDict[int, mmap.mmap] = OrderedDict()
@@ -182,6 +186,13 @@ def serve(descriptor: int) -> None:
             del out
     except (EOFError, OSError):
         return
+
+
+def _end_with(parent: int) -> None:
+    """End this process with its parent, also amid a long video."""
+    with suppress(ProcessLookupError):
+        select.select([os.pidfd_open(parent)], [], [])
+    os._exit(1)
 
 
 _ERRORS: dict[str, type[Exception]] = {"damage": DecodeError, "memory": MemoryError, "other": RuntimeError}

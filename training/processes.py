@@ -5,7 +5,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -15,6 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from shards import InputError
+from shards.documents import one_line_of
+from training.watch import Watch
 
 T = TypeVar("T")
 _LOST = re.compile("Connection closed by peer|Connection reset by peer|Broken pipe")  # as gloo says it
@@ -115,6 +118,9 @@ def ended(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if first or isinstance(error, OwnError):
             print(f"error: {error}", file=sys.stderr)
         return 2
+    except Lost as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (Stopped, KeyboardInterrupt) as stopped:
         if first:
             print(stopped if isinstance(stopped, Stopped) else "stopped by SIGINT", file=sys.stderr)
@@ -125,3 +131,29 @@ def ended(main: Callable[[list[str]], None], argv: list[str]) -> int:
         print(f"error: process {rank} lost another one: its own message says why", file=sys.stderr)
         return 1
     return 0
+
+
+class Lost(Exception):
+    """Another process of the run is gone. The message says which."""
+
+
+@contextmanager
+def watched(hang_s: float) -> Iterator[Watch]:
+    """Around what several processes do together: one that ends it early tells the others why, who then end too.
+
+    Raises Lost in a process that lost its connection to another one.
+    """
+    watch = Watch(hang_s)
+    try:
+        yield watch
+    except (InputError, Stopped, KeyboardInterrupt) as error:
+        # an InputError of all processes alike, and a signal that they agreed upon, end them all without a verdict
+        watch.end(str(error) if isinstance(error, OwnError) else "")
+        raise
+    except BaseException as error:
+        said = watch.lost() if isinstance(error, RuntimeError) and _LOST.search(str(error)) else ""
+        watch.end(said or f"{type(error).__name__}: {one_line_of(error)}")
+        if said:
+            raise Lost(f"process {os.environ.get('RANK', '0')} lost another one: {said}") from error
+        raise
+    watch.end()

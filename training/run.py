@@ -13,6 +13,8 @@ import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError, demo
 from shards.documents import one_line_of
+from shards.lock import WriterLock
+from training.command import numbered_runs
 from training.processes import on_main
 from training.settings import Settings
 from training.state import read_rows
@@ -23,7 +25,7 @@ class Run:
     """output: its folder. rows: (N,) of the data set, frozen. val_rows: those of --val-split, none without it.
 
     identity: what resuming compares.
-    resumed: the checkpoint to go on from, None for a new run.
+    resumed: the checkpoint to go on from, None for a new run. lock: what makes the main process the folder's one writer.
     """
 
     output: Path
@@ -32,11 +34,17 @@ class Run:
     val_rows: np.ndarray
     identity: dict[str, Any]
     resumed: Path | None
+    lock: WriterLock | None = None
+
+    def close(self) -> None:
+        self.dataset.close()
+        if self.lock:
+            self.lock.close()
 
 
 def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
-    output = on_main(lambda: choose_output(settings))
+    output, lock = choose_and_lock(settings)
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
     dataset = open_data(settings, damaged=resumed is not None)
     identity = {
@@ -45,11 +53,15 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         "global_batch": settings.batch_size * PartialState().num_processes,
         "accumulate": settings.accumulate,
         "clip_norm": settings.clip_norm,
+        "split": settings.trained_split,
+        "min_frames": settings.min_frames,
         "val_split": settings.val_split,
         "val_every": settings.val_every,
         "val_passes": settings.val_passes,
         "mixed_precision": mixed_precision,
         "sync_bn": settings.sync_bn,
+        "fps": round(float(np.median(dataset.column("fps"))), 3),
+        "short_side": float(np.median(np.minimum(dataset.column("width"), dataset.column("height")))),
         "ema": settings.ema,
     }
     if dataset.window is not None:
@@ -65,32 +77,42 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         rows = on_main(lambda: select_rows(settings, config, dataset))
     on_main(lambda: clear_leftovers(output))
     val_rows = on_main(lambda: validation_rows(settings, config, dataset))
-    return Run(output, dataset, rows, val_rows, identity, resumed)
+    return Run(output, dataset, rows, val_rows, identity, resumed, lock)
+
+
+def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
+    """The run's folder, and in the main process its lock. Raises InputError where another process holds it."""
+    lock: list[WriterLock] = []
+
+    def choose() -> Path:
+        output = choose_output(settings)
+        try:
+            output.mkdir(parents=True, exist_ok=settings.output is not None)
+            lock.append(WriterLock(output, f"--output {output}"))
+            (output / "checkpoints").mkdir(exist_ok=True)
+            (output / "metrics.jsonl").touch()
+        except OSError as error:
+            raise InputError(
+                f"--output {output}: {error.filename or '.lock'}: {error.strerror}; "
+                "choose a folder that can be written to"
+            ) from error
+        return output
+
+    return on_main(choose), lock[0] if lock else None
 
 
 def choose_output(settings: Settings) -> Path:
-    """The run's folder, which can be written to: a new one, or with --resume that of a run."""
+    """The run's folder: a new one, or with --resume that of a run."""
     name = settings.objective
     output = settings.output
     if output is None:
-        runs = [Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000)]
-        free = next(i for i, run in enumerate(runs) if not run.exists())
-        if settings.resume and free == 0:
-            raise InputError(
-                f"--resume: there is no run of {name} under runs/; name its folder with --output"
-            )
-        output = runs[free - 1 if settings.resume else free]
+        if settings.resume:
+            raise InputError(f"--resume: there is no run of {name} under runs/; name its folder")
+        output = next(run for run in numbered_runs(name) if not run.exists())
     elif (output / "config.json").exists() and not settings.resume:
         raise InputError(
             f"--output {output} holds a run already: add --resume to go on with it, or name another"
         )
-    try:
-        (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (output / "metrics.jsonl").touch()
-    except OSError as error:
-        raise InputError(
-            f"--output {output}: {error.filename}: {error.strerror}; choose a folder that can be written to"
-        ) from error
     return output
 
 
@@ -134,6 +156,29 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
             f"--init-from {directory}: its network is another ({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
     objective.load_state_dict(theirs)
+
+
+def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> str:
+    """One line that names in what the clips of --init-from's run differ from this one's, in time or in size; else ""."""
+    earlier = checkpoint.read_config(directory)
+    defaults = asdict(type(objective).Config())
+    stride = type(objective).shards.stride
+    now = {"config": asdict(objective.config), "settings": run.identity}
+
+    def looks(of: dict[str, Any]) -> dict[str, Any]:
+        config, data = defaults | of["config"], of["settings"]
+        found = {name: config[name] for name in ("size", "modality") if name in config}
+        found |= {"short side of the videos": data.get("short_side")}
+        if stride and data.get("fps"):
+            found["ms from frame to frame"] = round(1000 * config[stride] / data["fps"])
+        return found
+
+    then, here = looks(earlier), looks(now)
+    differ = [name for name in here if then.get(name) is not None and then[name] != here[name]]
+    if not differ:
+        return ""
+    said = ", ".join(f"{name} {then[name]} → {here[name]}" for name in differ)
+    return f"--init-from {directory} looked at other clips: {one_line_of(said)}"
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:

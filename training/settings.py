@@ -44,8 +44,12 @@ class Settings:
     """Of the weights and of all random choices."""
     init_from: Path | None = None
     """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
-    resume: bool = False
-    """Go on from the newest checkpoint of --output (by default of the newest run of this objective)."""
+    resume: str | None = None
+    """Go on with this run's folder, from its newest checkpoint and with its own flags. Without a value, with that of
+    --output, where one is begun if there is none yet, or with the newest run of this objective. Flags given besides count
+    where they change nothing of what is learned, such as --steps, --device and --keep; others are refused by name."""
+    config: Path | None = None
+    """A YAML file of flags (`lr: 0.001`), or a run's config.json. Flags that are given count more."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     device: Device = "auto"
@@ -69,9 +73,17 @@ class Settings:
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step, and SIGTERM or Ctrl-C, make one too."""
     keep: int = 3
-    """Newest checkpoints to keep."""
+    """Newest whole checkpoints to keep."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl; each holds means since the last."""
+    tracker: tuple[str, ...] = ("tensorboard",)
+    """Where the lines go as well: tensorboard, wandb, mlflow, trackio, any other that Accelerate knows, or a GeneralTracker
+    of your own as module:Class; several, or none."""
+    profile: int = 0
+    """Steps to profile, from the third on, into OUTPUT/profile.json.gz (torch.profiler; NVTX ranges on a GPU)."""
+    hang_s: float = 600.0
+    """With several processes: seconds without any progress after which a run is ended, with the name of the process that
+    hangs. A process that dies is noticed within 30 s."""
     threads: int | None = None
     """Decoding threads of this process; what --autotune found, else its share of the cores, by default."""
     prefetch: int | None = None
@@ -105,14 +117,16 @@ class Settings:
             "log_every",
             "clips_per_decode",
             "nvdec_threads",
+            "hang_s",
             *(["threads"] if self.threads is not None else []),
         )
         if self.val_split is not None and self.trained_split in (None, self.val_split):
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
             )
-        if min(self.clip_norm, self.prefetch or 0, self.knn_every) < 0:
-            raise InputError("--clip-norm, --prefetch and --knn-every must be at least 0")
+        at_least(
+            self, 0, "clip_norm", "knn_every", "profile", *(["prefetch"] if self.prefetch is not None else [])
+        )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")
 

@@ -33,12 +33,6 @@ PROGRESS = {
     "loader": {"samples": whole(0, 2**50)},
     "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
 }
-_DECAY = {
-    "stage": whole(0, 1000),
-    "lowest": AnyOf(NOTHING, number()),
-    "waited": whole(0),
-    "falls": whole(0, 1000),
-}
 _SCALER = {
     "scale": number(0),
     "growth_factor": number(1),
@@ -47,7 +41,6 @@ _SCALER = {
     "_growth_tracker": whole(0),
 }
 _STATE = PROGRESS | {
-    "validation": {"validated": whole(0), "decay": _DECAY},
     "scaler": AnyOf(NOTHING, Is("empty", lambda value: value == {}), _SCALER),
 }
 
@@ -90,16 +83,19 @@ class State:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            before = checkpoint.newest(path.parents[1])
+            before = checkpoint.last_whole(path.parents[1])
             raise InputError(
                 f"{path}: cannot be written ({error}); "
                 + (f"{before.name} is whole: make room and go on with --resume" if before else "make room")
             ) from error
 
-    def load(self, path: Path) -> dict[str, Any]:
-        """Put back what `save` wrote; returns its progress. Raises InputError where it does not fit."""
+    def load(self, path: Path, shape: dict[str, Any]) -> dict[str, Any]:
+        """Put back what `save` wrote; returns its progress. Raises InputError where it does not fit.
+
+        shape: of what the caller put into the progress, beside step and loader (see shards.documents).
+        """
         checkpoint.load_weights(path / checkpoint.WEIGHTS, self.objective)
-        state = dict(read_json(path / STATE, _STATE, NOT_WHOLE))
+        state = dict(read_json(path / STATE, _STATE | shape, NOT_WHOLE))
         load_optimizer(path / OPTIMIZER, self.optimizer, state["optimizer"])
         if self.average:
             checkpoint.load_weights(path / checkpoint.AVERAGE, self.average)

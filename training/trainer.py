@@ -5,7 +5,8 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol, Self
+from dataclasses import asdict
+from typing import Any, NoReturn, Self
 
 import torch
 from accelerate import Accelerator
@@ -18,38 +19,30 @@ from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
 from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
-from training.feed import arrange, tensors
+from shards.atomic import atomic_write
+from training.command import as_flags
+from training.layout import to_channels_last, to_device
 from training.log import Log
 from training.meter import Meter
-from training.processes import OwnError, Stopped, StopSignals, on_main
+from training.processes import OwnError, Stopped, StopSignals, on_main, watched
+from training.profile import Phases
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step, update_average
-from training.validation import Validation
+from training.validation import Evaluator
 from training.visualize import save_views
 
 log = logging.getLogger(__name__)
 
 
-class Evaluator(Protocol):
-    """Something that looks at the model now and then; all processes call it together, and it changes nothing.
-
-    run: measures after `step` steps, whose names and values are logged. enough: training may end before its last step.
-    """
-
-    @property
-    def enough(self) -> bool: ...
-    def due(self, step: int) -> bool: ...
-    def run(self, step: int) -> dict[str, float]: ...
-
-
 class Trainer:
     """A run's loop and everything it holds open; close it, or use it as a context.
 
-    evaluators: are asked after each step. sampler: what is trained on, by default the run's rows; with one of its own,
-    videos that cannot be decoded are not put into quarantine.
-    step: optimizer steps done. Raises InputError where an option cannot be had here, or a checkpoint does not fit.
+    objective: any Objective. evaluators: what looks at it while it trains; they are closed with the Trainer. sampler: what
+    is trained on, by default the run's rows; with one of its own, videos that cannot be decoded are not put into quarantine.
+    step: optimizer steps done.
+    Raises InputError where an option cannot be had here, or a checkpoint does not fit.
     """
 
     def __init__(
@@ -63,15 +56,14 @@ class Trainer:
         evaluators: Sequence[Evaluator] = (),
         sampler: Sampler | None = None,
     ) -> None:
-        self.evaluators = evaluators
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
-        self.speed = speed
+        self.speed, self.evaluators = speed, evaluators
         self.step = 0
         self.log: Log | None = None
         self.spec = objective.view_spec(objective.config)
         if settings.sync_bn:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)  # type: ignore[assignment]
-        arrange(objective, settings.channels_last)
+        to_channels_last(objective, settings.channels_last)
         average = copy.deepcopy(objective).to(accelerator.device) if settings.ema else None
         if settings.torch_compile:
             objective.compile()
@@ -92,14 +84,17 @@ class Trainer:
         self.loader = speed.loader(
             run.dataset, chosen, accelerator.device, quarantine=sampler is None, cached=True
         )
-        self.validation = Validation(settings, run, accelerator, objective, speed)
         self.waiting = Waiting()
-        self.found: dict[str, float] = {}  # by the last validation and evaluators, not logged yet
+        self.phases = Phases(run.output, settings.profile if accelerator.is_main_process else 0)
+        self.found: dict[str, float] = {}  # by evaluators, not logged yet
+        for evaluator in evaluators:
+            evaluator.notice = self.phases.notice
         if run.resumed:
-            progress = self.state.load(run.resumed)
+            progress = self.state.load(run.resumed, {"evaluators": {e.name: e.shape for e in evaluators}})
             self.step = progress["step"]
             self.loader.load_state_dict(progress["loader"])
-            self.validation.load_state_dict(progress["validation"])
+            for evaluator in evaluators:
+                evaluator.load_state_dict(progress["evaluators"][evaluator.name])
             objective.begin_step(self.step - 1)
 
     def run(self) -> dict[str, float] | None:
@@ -107,17 +102,28 @@ class Trainer:
 
         Raises Stopped after a signal, with a checkpoint written; InputError if the loss is not a number.
         """
-        settings, main = self.settings, self.accelerator.is_main_process
         on_main(self._open_log)
+        with watched(self.settings.hang_s) as watch:
+            self.phases.watch = watch
+            self.stop.begin()
+            watch.begin()
+            line = self._loop()
+        self.stop.end()
+        return line
+
+    def _loop(self) -> dict[str, float] | None:
+        settings, main = self.settings, self.accelerator.is_main_process
         device = self.accelerator.device
         line, meter = None, Meter(device)
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
-        self.stop.begin()
+        self.phases.begin()
         with bar, logging_redirect_tqdm():
             self.evaluate()  # where a signal came between the last step and its validation
             while self.step < settings.steps and not self.enough:
                 with self.memory_named():
                     self.train_step(meter)
+                if settings.profile:
+                    on_main(self.phases.step)
                 bar.update()
                 signum = self.stop.agreed()
                 if not signum:
@@ -137,20 +143,22 @@ class Trainer:
                     self.save()
                 if signum and not done:
                     raise Stopped(signum, f"step {self.step} is saved; go on with --resume")
-        self.stop.end()
         return line
 
     def evaluate(self) -> None:
-        for one in (self.validation, *self.evaluators):
-            if one.due(self.step):
-                self.found |= one.run(self.step)
+        for evaluator in self.evaluators:
+            if evaluator.due(self.step):
+                self.phases.notice(evaluator.name)
+                self.found |= evaluator.run(self.step)
+                evaluator.last = self.step
 
     @property
     def enough(self) -> bool:
-        return any(one.enough for one in self.evaluators)
+        return any(evaluator.enough for evaluator in self.evaluators)
 
     def _open_log(self) -> None:
-        self.log = Log(self.run_.output, self.step)
+        flags = as_flags(self.settings) | asdict(self.state.objective.config)
+        self.log = Log(self.run_.output, self.step, self.settings.tracker, flags)
 
     def _write(self, line: dict[str, float]) -> None:
         assert self.log is not None
@@ -159,21 +167,31 @@ class Trainer:
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
         accelerator, settings = self.accelerator, self.settings
-        self.validation.decay.begin(self.state.objective.begin_step(self.step))
-        factor = self.state.objective.learning_rate(self.step) * self.validation.decay.factor
+        stage, factor = (
+            self.state.objective.begin_step(self.step),
+            self.state.objective.learning_rate(self.step),
+        )
+        for evaluator in self.evaluators:
+            evaluator.begin(stage)
+            factor *= evaluator.factor
         for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = lr * factor
         seed_step(settings.seed, self.step, accelerator.process_index)
         for _ in range(settings.accumulate):
-            with meter.waiting():
+            with self.phases("data", self.step), meter.waiting():
                 batch = self.next_batch()
             with accelerator.accumulate(self.model):
-                out = self.model(tensors(batch, accelerator.device, channels_last=settings.channels_last))
-                accelerator.backward(out.loss)
-                if settings.clip_norm and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                with self.phases("forward"):
+                    out = self.model(
+                        to_device(batch, accelerator.device, channels_last=settings.channels_last)
+                    )
+                with self.phases("backward"):
+                    accelerator.backward(out.loss)
+                with self.phases("step"):
+                    if settings.clip_norm and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
             self.unchecked += out.loss.detach().float()
             meter.add({"loss": out.loss.detach(), **out.metrics})
         if self.state.average:
@@ -188,7 +206,11 @@ class Trainer:
             raise OwnError(str(error)) from error
         picture = self.run_.output / "first_batch.png"
         if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
-            save_views(batch, self.spec, picture)
+            try:
+                with atomic_write(picture) as temporary:
+                    save_views(batch, self.spec, temporary)
+            except OSError as error:
+                raise OwnError(f"{picture}: cannot be written ({error.strerror}); make room") from error
         return batch
 
     def line(self, meter: Meter) -> dict[str, float]:
@@ -221,6 +243,7 @@ class Trainer:
         if self.accelerator.reduce(bad, "sum"):
             self.refuse("a loss or a weight is not a finite number")
         self.unchecked.zero_()
+        self.phases.notice("saving")
         on_main(self._save)
 
     def _save(self) -> None:
@@ -228,14 +251,18 @@ class Trainer:
         progress = {
             "step": self.step,
             "loader": self.loader.state_dict(),
-            "validation": self.validation.state_dict(),
+            "evaluators": {evaluator.name: evaluator.state_dict() for evaluator in self.evaluators},
         }
         self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
-        for old in sorted(folder.glob("step-*"))[: -self.settings.keep]:
-            checkpoint.remove(old)
+        try:
+            checkpoint.prune(self.run_.output, self.settings.keep)
+        except OSError as error:
+            raise InputError(
+                f"{error.filename}: an old checkpoint cannot be removed ({error.strerror}); the new one is whole"
+            ) from error
 
     def refuse(self, found: str) -> NoReturn:
-        good = on_main(lambda: checkpoint.newest(self.run_.output))
+        good = on_main(lambda: checkpoint.last_whole(self.run_.output))
         raise InputError(
             f"{found} at step {self.step}: lower --lr, or set --clip-norm; "
             + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")
@@ -258,9 +285,11 @@ class Trainer:
             ) from error
 
     def close(self) -> None:
+        self.phases.close()
         self.loader.close()
-        self.validation.close()
-        self.run_.dataset.close()
+        for evaluator in self.evaluators:
+            evaluator.close()
+        self.run_.close()
         if self.log:
             self.log.close()
 

@@ -1,6 +1,8 @@
-"""The loss on a validation split, and the learning rate that falls where it no longer does."""
+"""What looks at a network while it trains: the Evaluator, and the one that validates and lowers the learning rate."""
 
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -12,12 +14,53 @@ from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
-from training.feed import tensors
+from shards.documents import NOTHING, AnyOf, number, whole
+from training.layout import to_device
 from training.meter import Meter
 from training.processes import OwnError
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed
+
+
+class Evaluator(ABC):
+    """What looks at the network every `every` steps of a Trainer, and must not change how it trains.
+
+    name: of its state in a checkpoint. shape: of that state, as shards.documents has it. every: steps from one look to
+    the next, 0 for none. last: step of the last look. factor: on the learning rate.
+    enough: training may end before its last step. notice: to be called with a name
+    now and then in `run`, so that a long look is not taken for a process that hangs.
+    All methods are called in all processes together, with the same steps.
+    """
+
+    name: ClassVar[str]
+    shape: ClassVar[dict[str, Any]] = {"last": whole(0)}
+    every = 0
+    last = 0
+    factor = 1.0
+    enough: bool = False
+
+    def __init__(self) -> None:
+        self.notice: Callable[[str], None] = lambda phase: None
+
+    @abstractmethod
+    def run(self, step: int) -> dict[str, float]:
+        """Look at the network after `step` steps. Returns values for the next line of metrics.jsonl."""
+
+    def due(self, step: int) -> bool:
+        return bool(self.every) and step > self.last and step % self.every == 0
+
+    def begin(self, stage: int) -> None:  # noqa: B027 (few have a state that depends on it)
+        """The objective's curriculum is in this stage; called before each step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.last = state["last"]
+
+    def close(self) -> None:  # noqa: B027 (few have something open)
+        """Release what it holds open."""
 
 
 class Decay:
@@ -54,13 +97,22 @@ class Decay:
             setattr(self, name, state[name])
 
 
-class Validation:
+class Validation(Evaluator):
     """Every --val-every steps, the same clips of --val-split without training-time augmentation.
 
-    decay: what follows for the learning rate. The whole state is `state_dict()`, alike in all processes.
+    decay: what follows for the learning rate.
     """
 
-    enough = False
+    name = "validation"
+    shape: ClassVar[dict[str, Any]] = {
+        "last": whole(0),
+        "decay": {
+            "stage": whole(0, 1000),
+            "lowest": AnyOf(NOTHING, number()),
+            "waited": whole(0),
+            "falls": whole(0, 1000),
+        },
+    }
 
     def __init__(
         self,
@@ -70,12 +122,13 @@ class Validation:
         objective: Objective,
         speed: Speed,
     ) -> None:
+        super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
         self.decay = Decay(objective.plateau())
-        self.validated = 0  # step of the last validation
         self.loader: Loader | None = None
         if settings.val_split is None:
             return
+        self.every = settings.val_every
         world = accelerator.num_processes
         batch_size = min(settings.batch_size, len(run.val_rows) // world)
         if batch_size == 0:
@@ -94,20 +147,24 @@ class Validation:
         )
         self.loader = speed.loader(run.dataset, sampler, accelerator.device, most_ahead=1, quarantine=True)
 
-    def due(self, step: int) -> bool:
-        return self.loader is not None and step > self.validated and step % self.settings.val_every == 0
+    @property
+    def factor(self) -> float:  # type: ignore[override]
+        return self.decay.factor
+
+    def begin(self, stage: int) -> None:
+        self.decay.begin(stage)
 
     def run(self, step: int) -> dict[str, float]:
         """Means over the split of loss and metrics, "val_…", after `step` steps; all processes call it together."""
         assert self.loader is not None
-        self.validated = step
         self.loader.load_state_dict({"samples": 0})
         broadcast(list(self.objective.buffers()))  # all validate the model that is saved: the main process's
         meter = Meter()
         self.objective.eval()
         with torch.no_grad():
             for _ in range(self.batches):
-                given = tensors(
+                self.notice(self.name)
+                given = to_device(
                     self._next_batch(), self.accelerator.device, channels_last=self.settings.channels_last
                 )
                 out = self.objective(given)
@@ -125,10 +182,10 @@ class Validation:
             raise OwnError(str(error)) from error
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validated": self.validated, "decay": self.decay.state_dict()}
+        return super().state_dict() | {"decay": self.decay.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.validated = state["validated"]
+        super().load_state_dict(state)
         self.decay.load_state_dict(state["decay"])
 
     def close(self) -> None:

@@ -46,4 +46,4 @@ def save_views(
     T = pixels_BVTHW3.shape[2]
     chosen = torch.linspace(0, T - 1, min(frames, T)).round().long()
     rows = pixels_BVTHW3[:, :, chosen].flatten(0, 2).movedim(-1, 1)
-    save_image(rows / 255, path, nrow=len(chosen), padding=2)
+    save_image(rows / 255, path, format="png", nrow=len(chosen), padding=2)

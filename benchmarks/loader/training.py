@@ -8,7 +8,7 @@ import torch
 
 import objectives
 from pipelines.views import ViewSpec
-from training.feed import arrange, tensors
+from training.layout import to_channels_last, to_device
 from training.meter import Meter
 
 from .parts import WARM, Way
@@ -33,12 +33,12 @@ def training_step(
     objective: objectives.Objective, precision: str, device: torch.device, *, channels_last: bool = True
 ) -> Step:
     """An optimizer step on a batch of the loader."""
-    arrange(objective, channels_last)
+    to_channels_last(objective, channels_last)
     optimizer = objective.optimizer()
 
     def step(batch: dict[str, Any]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = objective(tensors(batch, device, channels_last=channels_last)).loss
+            loss = objective(to_device(batch, device, channels_last=channels_last)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

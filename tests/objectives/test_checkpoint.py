@@ -163,14 +163,33 @@ def test_beginning_again_forgets_what_an_interrupted_run_left(tmp_path: Path) ->
     assert {path.name for path in directory.iterdir()} == {"newer", "files.json"}
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "unlisted"])
-def test_a_damaged_checkpoint_is_stepped_over(trained: VDIM, tmp_path: Path, harm: str) -> None:
+@pytest.mark.parametrize("harm", ["cut", "gone", "unlisted", "changed"])
+def test_a_damaged_checkpoint_is_skipped(trained: VDIM, tmp_path: Path, harm: str) -> None:
     older, newer = (write(tmp_path / "run", trained, step) for step in (200, 300))
     if harm == "cut":
         os.truncate(newer / "model.safetensors", 1000)
+    elif harm == "changed":
+        content = (newer / "model.safetensors").read_bytes()
+        (newer / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         (newer / ("model.safetensors" if harm == "gone" else "files.json")).unlink()
     assert checkpoint.newest(tmp_path / "run") == older
+    (older / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"none of its checkpoints is whole .*config.json has 2 bytes"):
+        checkpoint.newest(tmp_path / "run")
+    assert checkpoint.last_whole(tmp_path / "run") is None
+
+
+def test_whole_checkpoints_are_kept_and_broken_ones_do_not_count(trained: VDIM, tmp_path: Path) -> None:
+    """Of eight, numbers 3, 5 and 8 are broken: the newest three whole ones are 7, 6 and 4."""
+    made = [write(tmp_path / "run", trained, step) for step in range(1, 9)]
+    for number in (3, 5, 8):
+        os.truncate(made[number - 1] / "model.safetensors", 1000)
+    checkpoint.prune(tmp_path / "run", 3)
+    left = sorted(int(path.name[-2:]) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert left == [4, 5, 6, 7, 8]
+    checkpoint.prune(tmp_path / "run", 9)
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 5
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from objectives.checkpoint import list_files
 from shards import Dataset
 from tests.training.harness import TOY, steps, train
 
@@ -148,10 +149,11 @@ def test_a_state_that_is_not_the_runs(tmp_path, data) -> None:
     assert train(*TOY, "--batch-size", 2, "--steps", 1, *run).status == 0
     checkpoint = tmp_path / "run/checkpoints/step-00000001"
     (checkpoint / "rows.txt").write_text("no-such-video\n")
-    (checkpoint / "files.json").write_text("{}")
+    list_files(checkpoint)
     refused(*run, "--resume", "--steps", 2, says=("lacks 1 videos of the run, no-such-video first",))
     (checkpoint / "rows.txt").write_text("\n".join(Dataset(data).column("key")))
     shutil.copy(checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors")
+    list_files(checkpoint)
     refused(
         *run, "--resume", "--steps", 2, says=("optimizer.safetensors does not hold this run's optimizer",)
     )

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 
 import pytest
@@ -143,6 +144,39 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(data, tmp_path) -> 
     (step,) = steps(run)
     assert f"step {step} is saved" in first.said and "Traceback" not in first.said + second.said
     assert "saved" not in second.said  # one process speaks
+
+
+def test_the_second_writer_of_a_run_says_who_the_first_is_and_leaves_it_alone(data, tmp_path) -> None:
+    run, flags = tmp_path / "run", (*FLAGS, "--data", data)
+    first = harness.start(*flags, "--output", run, "--steps", 10**6)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and losses(run), first)
+    with (run / "metrics.jsonl").open() as metrics:
+        second = train(*flags, "--output", run, "--resume", "--steps", 10**6)
+        one_line(second, f"--output {run}", f"process {first.process.pid} on {socket.gethostname()}, since")
+        before = losses(run)
+        wait_for(lambda: len(losses(run)) > len(before), first)
+        assert os.fstat(metrics.fileno()).st_ino == (run / "metrics.jsonl").stat().st_ino
+    assert list(losses(run)) == list(range(1, len(losses(run)) + 1))
+    first.signal(signal.SIGKILL)
+    first.end()
+    done = train(*flags, "--output", run, "--resume", "--steps", 2)  # a dead one holds nothing
+    assert done.status == 0 and steps(run) == [2], done.said
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_again(data, tmp_path) -> None:
+    run = tmp_path / "run"
+    flags = (*FLAGS, "--data", data, "--output", run, "--checkpoint-every", 1)
+    assert train(*flags, "--steps", 2).status == 0
+    for step in (1, 2):
+        path = run / f"checkpoints/step-{step:08d}/model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    one_line(
+        train(*flags, "--steps", 3, "--resume"),
+        f"{run}: none of its checkpoints is whole",
+        "model.safetensors was changed",
+    )
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 def test_before_the_loop_a_signal_ends_the_run_at_once() -> None:

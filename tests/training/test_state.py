@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from shards import InputError
-from training.feed import arrange, tensors
+from training.layout import to_channels_last, to_device
 from training.log import Log
 from training.state import load_optimizer, save_optimizer, seed_step
 
@@ -39,12 +39,12 @@ OPTIMIZERS = [
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_the_optimizer_goes_on_bit_for_bit(tmp_path, make, channels_last) -> None:
     first, path = network(), tmp_path / "optimizer.safetensors"
-    arrange(first, channels_last)
+    to_channels_last(first, channels_last)
     optimizer = make(first.parameters())
     train(first, optimizer, range(3))
     rest = json.loads(json.dumps(save_optimizer(path, optimizer)))
     second = network(seed=1)
-    arrange(second, channels_last)
+    to_channels_last(second, channels_last)
     second.load_state_dict(first.state_dict())
     fresh = make(second.parameters())
     load_optimizer(path, fresh, rest)
@@ -108,7 +108,7 @@ def test_a_steps_random_numbers_depend_on_seed_step_and_process_alone() -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_layout_changes_strides_and_nothing_else(channels_last) -> None:
     model, plain = network(), network()
-    arrange(model, channels_last)
+    to_channels_last(model, channels_last)
     for mine, expected in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, expected)
         if mine.ndim == 5:
@@ -117,7 +117,7 @@ def test_layout_changes_strides_and_nothing_else(channels_last) -> None:
             assert mine.is_contiguous(memory_format=torch.channels_last) is channels_last
     views = torch.randn(2, 2, 4, 4, 4, 3).permute(0, 1, 5, 2, 3, 4)
     batch = {"views": views, "pace": torch.tensor([[0, 1], [2, 3]]), "key": ["a", "b"], "epoch": 3}
-    given = tensors(batch, torch.device("cpu"), channels_last=channels_last)
+    given = to_device(batch, torch.device("cpu"), channels_last=channels_last)
     assert given.keys() == {"views", "pace"} and torch.equal(given["views"], views)
     assert given["views"].is_contiguous() is not channels_last
 
@@ -125,7 +125,7 @@ def test_layout_changes_strides_and_nothing_else(channels_last) -> None:
 def test_tensorboard_reads_what_was_logged_and_forgets_what_was_repeated(tmp_path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     for begin, end in ((0, 3), (2, 4)):  # the second run goes on from step 2
-        log = Log(tmp_path, begin)
+        log = Log(tmp_path, begin, ("tensorboard",))
         for step in range(begin + 1, end + 1):
             log.write({"step": step, "loss": step / 2 + begin})
         log.close()

@@ -24,8 +24,7 @@ from training.run import refuse_changes
 from training.state import State, read_rows
 
 IDENTITY = {"data": "set 0123", "seed": 0, "global_batch": 4, "val_split": None, "clip_norm": 1.0}
-DECAY = {"stage": 0, "lowest": None, "waited": 0, "falls": 0}
-PROGRESS = {"step": 1, "loader": {"samples": 4}, "validation": {"validated": 0, "decay": DECAY}}
+PROGRESS = {"step": 1, "loader": {"samples": 4}, "evaluators": {}}
 SMALL = {
     "dpc": {"network": "resnet2d3d_18", "width": 0.0625},  # trains with Adam
     "pace": {"backbone": "r3d", "width": 0.0625},  # with SGD
@@ -77,7 +76,7 @@ def use(run: Path, name: str) -> str:
         lambda: objectives.load(run / PLACE),
         lambda: refuse_changes(run / PLACE, now),
         lambda: read_rows(run / PLACE),
-        lambda: stepped(state) if state.load(run / PLACE) else None,
+        lambda: stepped(state) if state.load(run / PLACE, {"evaluators": {}}) else None,
         lambda: Log(run, 1).close(),
     ):
         with watchdog():
@@ -248,9 +247,12 @@ def test_an_entry_of_no_parameter(run: Path, name: str, key: str) -> None:
 
 
 def test_sizes_of_files_elsewhere_are_not_asked_for(run: Path) -> None:
-    (run / PLACE / "files.json").write_text(json.dumps({"../../../outside": 3}))
+    (run / PLACE / "files.json").write_text(
+        json.dumps({"../../../outside": {"bytes": 3, "sha256": "0" * 64}})
+    )
     (run.parent / "outside").write_text("abc")
-    assert checkpoint.newest(run) is None
+    with pytest.raises(InputError, match=r"none of its checkpoints is whole .*a plain file name"):
+        checkpoint.newest(run)
 
 
 RANDOM = settings(
@@ -317,6 +319,5 @@ def test_resuming_does_not_wait_for_a_pipe(data: Path, tmp_path: Path, file: str
     run = ("--output", tmp_path / "run", "--data", data)
     assert train(*TOY, "--batch-size", 2, "--steps", 1, *run).status == 0
     pipe(tmp_path / "run" / PLACE / file)
-    (tmp_path / "run" / PLACE / "files.json").write_text("{}")
     done = train(*TOY, "--batch-size", 2, "--steps", 2, *run, "--resume")
     assert done.status == 2 and "Traceback" not in done.said and file in done.said, done.said

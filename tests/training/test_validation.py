@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import objectives
+from objectives import checkpoint
 from objectives.base import Plateau
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
@@ -91,9 +92,10 @@ def at_step(whole: Path, step: int, run: Path, validation: dict | None = None) -
         shutil.rmtree(run / f"checkpoints/step-{later:08d}")
     if validation:
         state = run / f"checkpoints/step-{step:08d}/state.json"
-        state.write_text(json.dumps(json.loads(state.read_text()) | {"validation": validation}))
-        sizes = state.with_name("files.json")
-        sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {"state.json": state.stat().st_size}))
+        state.write_text(
+            json.dumps(json.loads(state.read_text()) | {"evaluators": {"validation": validation}})
+        )
+        checkpoint.list_files(state.parent)
     return run
 
 
@@ -103,7 +105,7 @@ def resume(run: Path, data: Path) -> None:
 
 
 def test_resumed_at_any_step_it_is_the_same_run(whole: Path, data: Path, tmp_path: Path) -> None:
-    unvalidated = {"validated": 0, "decay": Decay(None).state_dict()}  # as a signal between the two leaves it
+    unvalidated = {"last": 0, "decay": Decay(None).state_dict()}  # as a signal between the two leaves it
     for step, validation in ((2, unvalidated), (3, None), (5, None)):
         run = at_step(whole, step, tmp_path / str(step), validation)
         resume(run, data)
@@ -115,7 +117,7 @@ def test_resumed_at_any_step_it_is_the_same_run(whole: Path, data: Path, tmp_pat
 def test_a_plateau_lowers_the_learning_rate_until_the_next_stage(
     whole: Path, data: Path, tmp_path: Path
 ) -> None:
-    fallen = {"validated": 2, "decay": {"stage": 0, "lowest": 0.0, "waited": 0, "falls": 1}}
+    fallen = {"last": 2, "decay": {"stage": 0, "lowest": 0.0, "waited": 0, "falls": 1}}
     run = at_step(whole, 3, tmp_path / "run", fallen)
     resume(run, data)
     rates = []
@@ -130,6 +132,29 @@ def test_two_processes_agree(data: Path, tmp_path: Path) -> None:
     done = train_together(2, *flags)
     assert [d.status for d in done] == [0, 0], [d.said for d in done]
     assert [line["val_step"] for line in lines(tmp_path / "run") if "val_step" in line] == [2, 4, 6]
+
+
+def test_init_from_clips_of_another_rate_or_size_is_named(whole: Path, data: Path, tmp_path: Path) -> None:
+    """Of 25 frames/s: a stride of 2 is 80 ms, one of 3 is 120 ms. Eight clips a step are not the recipe's."""
+    fps = json.loads((whole / "config.json").read_text())["settings"]["fps"]
+    flags = (*FLAGS, "--data", data, "--steps", 1, "--batch-size", 4, "--init-from", whole)
+    same = train(*flags, "--output", tmp_path / "same")
+    assert same.status == 0 and "looked at other clips" not in same.said, same.said
+    done = train(*flags, "--output", tmp_path / "run", "--stride", 3, "--size", 48)
+    assert done.status == 0, done.said
+    said = next(line for line in done.said.splitlines() if "looked at other clips" in line)
+    assert f"size 34 → 48, ms from frame to frame {round(2000 / fps)} → {round(3000 / fps)}" in said, said
+
+
+def test_a_batch_that_is_not_the_recipes_is_named_with_the_learning_rate(data: Path, tmp_path: Path) -> None:
+    dpc = objectives.get("dpc")
+    flags = (*FLAGS, "--data", data, "--steps", 1, "--batch-size", 4)
+    clips, lr = dpc.recipe.batch_size, dpc.Config().lr
+    done = train(*flags, "--output", tmp_path / "run")
+    said = f"a step has 4 clips, and --lr {lr:g} is meant for the recipe's {clips}"
+    assert said in done.said and f"it would be {lr * 4 / clips:.2g}" in done.said, done.said
+    done = train(*flags, "--output", tmp_path / "own", "--lr", 0.5)
+    assert done.status == 0 and "is meant for" not in done.said, done.said
 
 
 def test_init_from_starts_with_the_weights_of_another_stage(whole: Path, data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ class ToyConfig:
     """Number of the forward call after which the weights are not."""
     crash_at: int = -1
     """Number of the forward call that raises."""
+    hang_at: int = -1
+    """Number of the forward call that never ends."""
     plain: bool = False
     """A loss that is a mean over samples: no negatives, no batch norm, no dropout."""
     record: str = ""
@@ -65,6 +68,8 @@ class Toy(Objective):
             return Output(loss, {"top1": loss.detach(), "chance": torch.ones(())})
         if int(self.calls) == self.config.crash_at:
             raise RuntimeError("told to crash")
+        if int(self.calls) == self.config.hang_at:
+            time.sleep(10**6)
         scores = losses.scores(z_BVD[:, :1], z_BVD[:, 1:], scale=False)
         loss = losses.info_nce(scores)
         loss = loss * torch.where(self.calls == self.config.nan_at, torch.nan, 1.0)

@@ -1,4 +1,4 @@
-"""What the model is given, and in which memory order."""
+"""A batch on the device, and memory orders."""
 
 from typing import Any
 
@@ -8,7 +8,9 @@ from torch import Tensor, nn
 _ORDERS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def tensors(batch: dict[str, Any], device: torch.device, *, channels_last: bool = True) -> dict[str, Tensor]:
+def to_device(
+    batch: dict[str, Any], device: torch.device, *, channels_last: bool = True
+) -> dict[str, Tensor]:
     """The tensors of a loader's batch on `device`: what Objective.forward is given.
 
     Views come from the loader in channels-last strides; with channels_last off they are copied out of them.
@@ -17,7 +19,7 @@ def tensors(batch: dict[str, Any], device: torch.device, *, channels_last: bool 
     return given if channels_last else given | {"views": given["views"].contiguous()}
 
 
-def arrange(module: nn.Module, channels_last: bool) -> None:
+def to_channels_last(module: nn.Module, channels_last: bool) -> None:
     """Lay out the weights of 2D and 3D convolutions in place, channels last or first."""
     for parameter in module.parameters():
         order = (
