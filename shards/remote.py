@@ -200,6 +200,27 @@ class RemoteShards:
             ) from error
 
 
+def fetch_tars(url: str) -> list[Path]:
+    """The tars at a URL, one or those of a folder, copied into the cache once. Raises InputError."""
+    files, base = _filesystem(url)
+    folder = cache_folder() / "tars" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        names = [base] if base.endswith(".tar") else sorted(files.glob(f"{base}/*.tar"))
+        fetched = [folder / name.rpartition("/")[2] for name in names]
+        for name, path in zip(names, fetched, strict=True):
+            if not path.is_file() or path.stat().st_size != files.size(name):
+                with written_aside(path) as temporary:
+                    files.get_file(name, str(temporary))
+    except Exception as error:  # each protocol's library has errors of its own
+        raise InputError(
+            f"{url}: cannot be read ({_line(error)}); check address, credentials and network"
+        ) from error
+    if not fetched:
+        raise InputError(f"{url}: no tars there; give the address of a tar or of a folder of tars")
+    return fetched
+
+
 class _Ended(Exception):
     """The data set was closed while a tar was on its way."""
 

@@ -1,6 +1,9 @@
 """What is done to one video, in a worker process."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,11 +50,15 @@ class Processing:
 
 @dataclass(frozen=True)
 class Task:
-    """One video to attempt. scratch: a folder for temporary files, made when it is not there."""
+    """One video to attempt. scratch: a folder for temporary files, made when it is not there.
+
+    member: offset and size, bytes, of a video that lies in the tar `path`; None where `path` is the video.
+    """
 
     path: Path
     processing: Processing
     scratch: Path
+    member: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def attempt(task: Task) -> Clip | Reject:
     """
     task.scratch.mkdir(exist_ok=True)
     try:
-        return _clip(task.path, task.processing, task.scratch)
+        with _on_disk(task) as path:
+            return _clip(path, task.processing, task.scratch)
     except Rejected as rejected:
         return Reject(rejected.reason, rejected.detail)
     except MemoryError as error:
@@ -81,6 +89,20 @@ def attempt(task: Task) -> Clip | Reject:
         if number in DISK_TROUBLE:
             raise OSError(number, os.strerror(number), str(task.scratch)) from error
         return Reject("unexpected", f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _on_disk(task: Task) -> Iterator[Path]:
+    """The video as a file of its own; a tar's member is copied into one."""
+    if task.member is None:
+        yield task.path
+        return
+    offset, size = task.member
+    with open(task.path, "rb") as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
+        tar.seek(offset)
+        copied.write(tar.read(size))
+        copied.flush()
+        yield Path(copied.name)
 
 
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:

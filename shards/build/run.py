@@ -99,7 +99,7 @@ def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
 def attempts(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
     """The results of the videos of some shards, in their order."""
     tasks = (
-        Task(job.sources[i].path, job.processing, job.notes.scratch(shard))
+        Task(job.sources[i].path, job.processing, job.notes.scratch(shard), job.sources[i].member)
         for shard in shards
         for i in job.batches[shard]
     )

@@ -24,7 +24,8 @@ SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test",
 class Source:
     """One file to try. `relative` is its path below the folder, as text; None: no label, no split.
 
-    columns: what the layout's annotations say beyond that: split1 … split3, failure_time.
+    columns: what the layout's annotations say beyond that: split1 … split3, failure_time. member: where the video lies
+    in the tar that `path` then is: offset and size, bytes. group: videos of one group are never divided by --hold-out.
     """
 
     path: Path
@@ -32,6 +33,13 @@ class Source:
     label_name: str | None = None
     split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    member: tuple[int, int] | None = None
+    group: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the video."""
+        return self.member[1] if self.member else self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,14 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
             found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
     return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
+
+
+def has_videos(folder: Path) -> bool:
+    """Whether a file below the folder can be a video, by its name."""
+    return any(
+        path.is_file() and not path.name.startswith(".") and not NOT_VIDEOS.fullmatch(path.name)
+        for path in folder.rglob("*")
+    )
 
 
 def _not_a_file(path: Path) -> str:
