@@ -5,7 +5,8 @@ import struct
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.video.mp4 import DecodeError, PacketIndex, box
+from shards.video.boxes import DecodeError, box
+from shards.video.mp4 import PacketIndex
 
 SEEK_COST = 2  # frames that could be decoded in the time of a seek
 

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from shards import quarantine as notes
-from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
-from shards.remote import RemoteShards, url_of
-from shards.schema import REPAIR, read_description
-from shards.storage import LocalShards, read_part
-from shards.table import DESCRIPTION, TABLE
+from shards.remote import RemoteShards, shown, url_of
+from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
+from shards.storage import EndsEarly, LocalShards, read_part
+from shards.table import HEAD, Table
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
+# seconds between tries at a tar that cannot be read: a server that comes back, a folder that is mounted again
+PAUSES = (0.1, 0.3, 0.7, 1.4)
+_GONE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR)  # no regular file of that name
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
 
 
@@ -31,7 +34,7 @@ class Dataset:
     cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; see `shards.remote`.
 
     Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
-    for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
+    for, without a password; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
     changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
     What a data set says of itself passes shards.schema before it is used: the description and the tars' names here,
@@ -44,7 +47,8 @@ class Dataset:
     """
 
     def __init__(self, path: str | Path, *, cache_gb: float | None = None, damaged: bool = False) -> None:
-        self.source, self._cache_gb, self._damaged = str(path), cache_gb, damaged
+        self._address, self._cache_gb, self._damaged = str(path), cache_gb, damaged
+        self.source = shown(self._address)
         url = url_of(path)
         self._shards = RemoteShards(url, cache_gb) if url else LocalShards(Path(path))
         self.path = self._shards.folder
@@ -53,7 +57,8 @@ class Dataset:
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        self._columns = Columns(self.path / TABLE, len(self.classes))
+        self._gone: set[str] = set()  # tars that were waited for in vain
+        self._table = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
             raise InputError(f"{self.path / TABLE}: {found}; {REPAIR}")
@@ -65,28 +70,28 @@ class Dataset:
             _log.warning("%s", error)
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self._table)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.source, self._cache_gb, self._damaged)
+        return _reopened, (self._address, self._cache_gb, self._damaged)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
-        return self._columns.values(name)
+        return self._table.values(name)
 
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of some rows; unlike `column("key")`, nothing is made for the others."""
-        return [str(key) for key in self._columns.take("key", np.asarray(rows, dtype=np.int64))]
+        return [str(key) for key in self._table.take("key", np.asarray(rows, dtype=np.int64))]
 
     @property
     def shards(self) -> list[str]:
         """The names of the tars that rows lie in, ascending."""
-        return self._columns.codes("shard").texts
+        return self._table.codes("shard").texts
 
     @property
     def shard_numbers(self) -> np.ndarray:
         """(rows,) int32: which of `shards` a row lies in. Not to be written to."""
-        return self._columns.codes("shard").codes
+        return self._table.codes("shard").codes
 
     @property
     def window(self) -> int | None:
@@ -134,33 +139,53 @@ class Dataset:
         """The bytes of a row's component (`mp4`, `json`, `cls`, `flow.mp4`). Safe from several threads at once.
 
         Raises InputError when the row has no such component or its tar cannot be fetched; DamagedError when the
-        tar is gone, ends before the component, or holds other bytes than were written (told for `mp4`, by sha256).
+        tar is gone from its folder, ends before the component, or holds other bytes than were written (checked for
+        `mp4` and `flow.mp4`, by sha256); OSError for trouble with the disk, which says nothing about the video.
         """
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
             raise IndexError(f"{self.source}: row {row} of {len(self)}")
         if np.isnan(offsets[row]) or np.isnan(sizes[row]):
             raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
-        shard = self.shards[self.shard_numbers[row]]
-        try:
-            data = self._bytes(shard, int(offsets[row]), int(sizes[row]))
-        except OSError as error:
-            if error.errno in _OWN_LACK:
-                raise
-            raise DamagedError(f"{self.path / shard}: {error.strerror or error}") from error
-        if (
-            component == "mp4"
-            and hashlib.sha256(data).hexdigest()[:HEAD].encode() != self._columns.heads[row]
-        ):
-            raise DamagedError(f"{self.path / shard}: not the bytes that were written (sha256)")
+        extent = self.shards[self.shard_numbers[row]], int(offsets[row]), int(sizes[row])
+        data = self._bytes(*extent)
+        if self._is_changed(row, component, data) and self._shards.refetch(extent[0]):
+            data = self._bytes(*extent)
+        if self._is_changed(row, component, data):
+            raise DamagedError(f"{self.path / extent[0]}: not the bytes that were written (sha256)")
         return data
 
+    def _is_changed(self, row: int, component: str, data: bytes) -> bool:
+        heads = self._table.heads(component)
+        if heads is None or not heads[row]:
+            return False
+        return bool(hashlib.sha256(data).hexdigest()[:HEAD].encode() != heads[row])
+
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
-        try:
-            return read_part(self._shards.descriptor(shard), offset, size)
-        except OSError:
-            self._shards.forget(shard)  # it may have been put back, or the network have lost sight of it
-            return read_part(self._shards.descriptor(shard), offset, size)
+        """Part of a tar. What may pass is waited for, once a tar."""
+        pauses = iter(() if shard in self._gone else PAUSES)
+        again = True
+        while True:
+            try:
+                data = read_part(self._shards.descriptor(shard), offset, size)
+                self._gone.discard(shard)
+                return data
+            except OSError as error:
+                self._shards.forget(shard)  # it may have been put back
+                place, said = self.path / shard, error.strerror or str(error)
+                if isinstance(error, EndsEarly):
+                    if not again:
+                        raise DamagedError(f"{place}: {said}") from error
+                    again = False
+                    continue
+                pause = None if error.errno in _OWN_LACK else next(pauses, None)
+                if pause is None:
+                    # the folder is there, and lacks this one file
+                    if error.errno in _GONE and (self.path / DESCRIPTION).is_file():
+                        self._gone.add(shard)
+                        raise DamagedError(f"{place}: {said}") from error
+                    raise OSError(error.errno, said, str(place)) from error
+                time.sleep(pause)
 
     def quarantine(self, row: int, reason: str) -> None:
         """Note in quarantine.jsonl that a row cannot be used; new selections leave it out.
@@ -172,7 +197,7 @@ class Dataset:
     def quarantined(self) -> np.ndarray:
         """Ascending numbers, int64, of the rows that quarantine.jsonl names."""
         bad = notes.noted(self.path)
-        return np.flatnonzero(self._columns.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self._table.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
@@ -191,7 +216,7 @@ class Dataset:
         there = np.ones(len(self), dtype=bool)
         there[self.quarantined()] = False
         ends = np.zeros(len(self.shards), dtype=np.int64)
-        for name in self._columns.names:
+        for name in self._table.names:
             if name.endswith("_offset"):
                 end = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
                 np.maximum.at(
@@ -202,9 +227,9 @@ class Dataset:
     def _in_split(self, split: str, column: str) -> np.ndarray:
         named, _, value = split.rpartition(":")
         column = named or column
-        if column not in self._columns.names:
+        if column not in self._table.names:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
-        codes, there = self._columns.codes(column)
+        codes, there = self._table.codes(column)
         if value not in there:
             known = ", ".join(self._splits()[:20]) or "none"
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
@@ -212,8 +237,8 @@ class Dataset:
 
     def _splits(self) -> list[str]:
         """What `select` takes as split."""
-        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._columns.names]
-        named = [(name, value) for name in columns for value in self._columns.codes(name)[1]]
+        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
+        named = [(name, value) for name in columns for value in self._table.codes(name)[1]]
         return [value if name == "split" else f"{name}:{value}" for name, value in named]
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:

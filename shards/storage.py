@@ -35,14 +35,18 @@ class Descriptor:
             os.close(self.number)
 
 
+class EndsEarly(OSError):
+    """A file that is shorter than what is asked for."""
+
+
 def read_part(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    """That many bytes of a file from there on. Raises OSError where it ends before."""
+    """That many bytes of a file from there on. Raises EndsEarly where it ends before."""
     parts: list[bytes] = []
     missing = size
     while missing:
         part = os.pread(descriptor.number, missing, offset + size - missing)
         if not part:
-            raise OSError(f"ends {missing} bytes before the end of the video")
+            raise EndsEarly(f"ends {missing} bytes before the end of the video")
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -83,6 +87,10 @@ class LocalShards:
         """Open the tar anew when it is next asked for."""
         with self._lock:
             self._open.pop(shard, None)
+
+    def refetch(self, shard: str) -> bool:
+        """False: there is nowhere to fetch a tar from."""
+        return False
 
     def prefetch(self, shards: list[str]) -> None:
         """Nothing to do: they are here."""

@@ -17,7 +17,7 @@ import objectives
 from objectives.imports import family, listed
 from objectives.imports.files import write
 from shards import InputError, one_line
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(arguments: Arguments) -> None:
         raise InputError(f"--out {arguments.out} is there already: name another file")
     tensors = kind.tensors(objectives.load(arguments.checkpoint))
     try:
-        with written_aside(arguments.out) as aside:
+        with atomic_write(arguments.out) as aside:
             write(aside, tensors, wrapped=kind.wrapped)
     except OSError as error:
         raise InputError(f"--out {arguments.out}: {error.strerror}; choose another file") from error

@@ -12,7 +12,7 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.sides import nvdec_remark
+from shards.video.pictures import sides_remark
 from training import autotune
 from training.run import Run
 from training.settings import Settings
@@ -161,7 +161,10 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
 
 def uneven_sides(speed: Speed, run: Run) -> str:
     """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
-    return "" if BACKENDS[speed.backend.name].decodes_on_cpu else nvdec_remark(run.dataset, run.rows)
+    if BACKENDS[speed.backend.name].decodes_on_cpu:
+        return ""
+    width, height = (run.dataset.column(name)[run.rows] for name in ("width", "height"))
+    return sides_remark(width, height)
 
 
 def _decoded_gib(run: Run) -> float:

@@ -4,11 +4,12 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from shards.atomic import sweep, written_aside
+from shards.atomic import atomic_write, sweep
 from shards.build.job import Job, Notes, check_same
+from shards.documents import write_json_lines
 from shards.errors import InputError
-from shards.schema import read_description
-from shards.table import DESCRIPTION, REJECTED, publish, write_json_lines
+from shards.schema import DESCRIPTION, REJECTED, read_description
+from shards.table import publish
 
 UNLISTED = "unlisted.txt"  # videos that the annotations do not list, a relative path a line
 
@@ -63,7 +64,7 @@ def finish(notes: Notes) -> Summary:
         found = f"none of {len(rejected)} files became a sample (the first: {first})"
         raise InputError(f"{notes.out}: {found}; see {notes.out / REJECTED} and give a folder of videos")
     if outline["unlisted"]:
-        with written_aside(notes.out / UNLISTED) as temporary:
+        with atomic_write(notes.out / UNLISTED) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
     info = publish(notes.out, outline["classes"], shards, outline["settings"], rejected + missing, name=name)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.build.finish import Summary, finish
 from shards.build.job import Notes
-from shards.build.lock import begin, locked
+from shards.build.lock import begin, locked_shards
 from shards.errors import InputError
-from shards.table import DESCRIPTION
+from shards.schema import DESCRIPTION
 
 
 def merge(out: Path, parts: Sequence[Path] = ()) -> Summary:
@@ -30,9 +30,9 @@ def merge(out: Path, parts: Sequence[Path] = ()) -> Summary:
     with ExitStack() as locks:
         if not others and target.outline is None:
             raise InputError(f"{out}: holds no unfinished data set; give the folder that --part wrote into")
-        locks.enter_context(locked(target, None))
+        locks.enter_context(locked_shards(target, None))
         for part in others:
-            locks.enter_context(locked(Notes(part), None))
+            locks.enter_context(locked_shards(Notes(part), None))
             _take(target, Notes(part))
         summary = finish(target)
         for part in others:
@@ -70,6 +70,6 @@ def _move(here: Path, there: Path) -> None:
     try:
         os.replace(here, there)
     except OSError:  # on another disk
-        with written_aside(there) as temporary:
+        with atomic_write(there) as temporary:
             shutil.copyfile(here, temporary)
         here.unlink()

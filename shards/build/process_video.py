@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
@@ -52,13 +53,13 @@ class Processing:
 class Task:
     """One video to attempt. scratch: a folder for temporary files, made when it is not there.
 
-    member: offset and size, bytes, of a video that lies in the tar `path`; None where `path` is the video.
+    member: the video in the tar `path`; None where `path` is the video.
     """
 
     path: Path
     processing: Processing
     scratch: Path
-    member: tuple[int, int] | None = None
+    member: Member | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Reject:
     detail: str
 
 
-def attempt(task: Task) -> Clip | Reject:
+def process_video(task: Task) -> Clip | Reject:
     """One video's clip. No error of one video may end a job of a hundred thousand.
 
     Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.
@@ -97,10 +98,9 @@ def _on_disk(task: Task) -> Iterator[Path]:
     if task.member is None:
         yield task.path
         return
-    offset, size = task.member
     with open(task.path, "rb") as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
-        tar.seek(offset)
-        copied.write(tar.read(size))
+        tar.seek(task.member.offset)
+        copied.write(tar.read(task.member.size))
         copied.flush()
         yield Path(copied.name)
 

@@ -6,7 +6,7 @@ import stat
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.errors import InputError
 
@@ -20,12 +20,21 @@ ANNOTATION_FOLDER = re.compile(r".*(annot|split|list|label|csv).*", re.IGNORECAS
 SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
 
 
+class Member(NamedTuple):
+    """A video in a WebDataset tar: the sample's key, the rest of the member's name, and where its data lies, bytes."""
+
+    key: str
+    name: str
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Source:
     """One file to try. `relative` is its path below the folder, as text; None: no label, no split.
 
-    columns: what the layout's annotations say beyond that: split1 … split3, failure_time. member: where the video lies
-    in the tar that `path` then is: offset and size, bytes. group: videos of one group are never divided by --hold-out.
+    columns: what the layout's annotations say beyond that: split1 … split3, failure_time. member: the video in
+    the tar that `path` then is. group: videos of one group are never divided by --hold-out.
     """
 
     path: Path
@@ -33,13 +42,13 @@ class Source:
     label_name: str | None = None
     split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
-    member: tuple[int, int] | None = None
+    member: Member | None = None
     group: str | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the video."""
-        return self.member[1] if self.member else self.path.stat().st_size
+        return self.member.size if self.member else self.path.stat().st_size
 
 
 @dataclass(frozen=True)

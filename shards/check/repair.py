@@ -6,14 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.check.examine import TarSeen, examine_tar
 from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
-from shards.members import index_text, tars_of
-from shards.schema import FACTS, KEY, read_description
-from shards.table import DESCRIPTION, REJECTED, TABLE, publish
-from shards.writer import Shard
+from shards.schema import DESCRIPTION, FACTS, KEY, REJECTED, TABLE, read_description
+from shards.table import publish
+from shards.tar import Shard, index_text, tars_of
 
 KEPT = ".before-repair"
 _LONGEST_FACTS = 2**20  # bytes of a sample's json
@@ -38,7 +37,7 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         examined = list(pool.map(examine_tar, paths))
     for path, seen in zip(paths, examined, strict=True):
         if seen.index:
-            with written_aside(path.with_suffix(".idx")) as temporary:
+            with atomic_write(path.with_suffix(".idx")) as temporary:
                 temporary.write_text(index_text(seen.contents.samples.items()))
         if rows := _rows(path, seen, lost):
             shards.append(Shard(seen.name, seen.bytes, seen.sha256, rows))

@@ -5,6 +5,7 @@ order, so statistics that forget the order confuse each pair. The camera pans an
 what moves, and the light flickers.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -160,7 +161,7 @@ def _light(frames: int, rng: np.random.Generator) -> np.ndarray:
 def _wander(frames: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of deviation 1 that forgets nine tenths in ten frames, (frames, count)."""
     steps = rng.standard_normal((frames, count)) * (1 - 0.8**2) ** 0.5
-    for before, step in zip(steps[:-1], steps[1:], strict=True):
+    for before, step in itertools.pairwise(steps):
         step += 0.8 * before
     return steps
 

@@ -47,7 +47,9 @@ def find(folder: Path, layout: Layout | None = None, annotations: Path | None = 
     else:
         found = next(one for one in (read(listing, False) for read in READERS.values()) if one is not None)
     if annotations is not None and found.layout in ("flat", "class-folders") and layout is None:
-        raise InputError(f"--annotations {annotations}: lists none of the videos; give --layout, or another list")
+        raise InputError(
+            f"--annotations {annotations}: lists none of the videos; give --layout, or another list"
+        )
     if not found.sources:
         first = f" ({found.missing[0]})" if found.missing else ""
         raise InputError(f"{folder}: none of the videos that its annotations list{first} is there")

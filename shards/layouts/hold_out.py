@@ -40,7 +40,5 @@ def hold_out(found: Found, share: float) -> Found:
     if not held or len(held) == len(groups):
         raise InputError(f"{flag}: {len(groups)} videos or groups are too few to divide; give another share")
     test = {source.relative for name in held for source in groups[name]}
-    sources = [
-        replace(one, split="test" if one.relative in test else "train") for one in found.sources
-    ]
+    sources = [replace(one, split="test" if one.relative in test else "train") for one in found.sources]
     return replace(found, sources=sources)

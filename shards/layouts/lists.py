@@ -103,8 +103,9 @@ def _rows(file: Path, places: tuple[Path, ...]) -> Iterator[_Row]:
             break
     else:
         for number, line in enumerate(map(str.strip, lines), 1):
-            if line and (not line.startswith("#") or _there(line.split()[0], places)):
-                yield _divided(line, number, file, places)
+            row = _divided(line, number, file, places) if line else None
+            if row and (not line.startswith("#") or _there(row.name, places)):
+                yield row
         return
     if "path" not in columns:
         raise InputError(f"{file}: its header has no column path (or file, video, clip); {HEADER}")
@@ -137,7 +138,9 @@ def _divided(line: str, number: int, file: Path, places: tuple[Path, ...]) -> _R
     Names and labels may hold blanks and commas: what begins the line and is a file is the path.
     """
     for separator in "\t,;":
-        cells = [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
+        cells = [
+            cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+        ]
         if len(cells) > 1 and (_there(cells[0], places) or separator == "\t"):
             return _columns(cells, number, file)
     if line.startswith('"'):
@@ -148,7 +151,7 @@ def _divided(line: str, number: int, file: Path, places: tuple[Path, ...]) -> _R
     for blank in reversed([match.start() for match in re.finditer(r"\s", line)]):
         if _there(line[:blank].rstrip(), places):
             return _labelled(line[:blank].rstrip(), line[blank:], number)
-    if file.suffix.lower() == ".csv" and "," in line:
+    if file.suffix.lower() == ".csv" and "," in line and not line.startswith("#"):
         return _columns([cell.strip() for cell in next(csv.reader([line]))], number, file)
     name, _, label = line.rpartition(" ")
     return _labelled(name, label, number) if name else _Row(number, line)

@@ -1,5 +1,7 @@
 """WebDataset tars that others made (video2dataset, clip-video-encode): a folder of them, one, a range, or a URL."""
 
+import hashlib
+import importlib
 import json
 import re
 import tarfile
@@ -7,15 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.build.scan import SPLITS, Found, Source, class_name, text_of
+from shards.atomic import atomic_write
+from shards.build.scan import SPLITS, Found, Member, Source, class_name, text_of
+from shards.cache import cache_folder
 from shards.errors import InputError
 from shards.layouts.lists import numbered_or_sorted
-from shards.remote import fetch_tars, url_of
+from shards.remote import shown, url_of
 
 # webdataset's rule: a key ends at the first dot of the file's name, its folders belong to the key
 NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "flv", "wmv", "ts", "3gp")
-LABELS = ("label_name", "class_name", "class", "label", "category")  # a json's entries, in the order of trying
+LABELS = (
+    "label_name",
+    "class_name",
+    "class",
+    "label",
+    "category",
+)  # a json's entries, in the order of trying
 LONGEST = 2**20  # bytes of a text
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
@@ -52,9 +62,9 @@ def tars_of(src: Path) -> list[Path]:
     Those behind a URL are fetched into the cache first. Empty where `src` names none. Raises InputError for one that
     is not there.
     """
-    named = _expanded(str(src))
+    named = [str(src)] if src.exists() else _expanded(str(src))
     if url_of(src):
-        return sorted(path for one in named for path in fetch_tars(url_of(one) or one))
+        return sorted(path for one in named for path in _fetched(url_of(one) or one))
     if len(named) == 1 and src.is_dir():
         return sorted(path for path in src.rglob("*.tar") if path.is_file() and not path.name.startswith("."))
     tars = [Path(name) for name in named if name.endswith(".tar")]
@@ -91,7 +101,7 @@ def read(src: Path, tars: list[Path]) -> Found:
             f"{_source(sample, top)}.{name}",
             label,
             _split(sample, top),
-            member=sample.members[name],
+            member=Member(sample.key, name, *sample.members[name]),
         )
         for (sample, name), label in zip(videos, labels.of_samples, strict=True)
     ]
@@ -180,6 +190,26 @@ def _expanded(text: str) -> list[str]:
         parts = match[3].split(",")
     else:
         parts = [f"{number:0{len(match[1])}d}" for number in range(int(match[1]), int(match[2]) + 1)]
-    return [
-        name for part in parts for name in _expanded(text[: match.start()] + part + text[match.end() :])
-    ]
+    return [name for part in parts for name in _expanded(text[: match.start()] + part + text[match.end() :])]
+
+
+def _fetched(url: str) -> list[Path]:
+    """The tars at a URL, one or those of a folder, copied into the cache once."""
+    folder = cache_folder() / "tars" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files, base = importlib.import_module("fsspec.core").url_to_fs(url)
+        names = [base] if base.endswith(".tar") else sorted(files.glob(f"{base.rstrip('/')}/*.tar"))
+        fetched = [folder / name.rpartition("/")[2] for name in names]
+        for name, path in zip(names, fetched, strict=True):
+            if not path.is_file() or path.stat().st_size != files.size(name):
+                with atomic_write(path) as temporary:
+                    files.get_file(name, str(temporary))
+    except ImportError as error:
+        raise InputError(f'{shown(url)}: needs {error.name}; pip install "slipstream[remote]"') from None
+    except Exception as error:  # each protocol's library has errors of its own
+        said = (str(error) or type(error).__name__).splitlines()[0].replace(url, shown(url))
+        raise InputError(f"{shown(url)}: {said}; check address, credentials and network") from error
+    if not fetched:
+        raise InputError(f"{shown(url)}: no tars there; give the address of a tar or of a folder of tars")
+    return fetched
