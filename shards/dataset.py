@@ -4,10 +4,12 @@ import errno
 import hashlib
 import json
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,15 +17,19 @@ from shards import quarantine as notes
 from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
-from shards.storage import EndsEarly, LocalShards, read_part
+from shards.storage import EndsEarly, LocalShards
 from shards.table import HEAD, Table
+from shards.video.excerpt import Excerpt, Parts
+from shards.video.mp4 import DecodeError, PacketIndex
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
 # seconds between tries at a tar that cannot be read: a server that comes back, a folder that is mounted again
 PAUSES = (0.1, 0.3, 0.7, 1.4)
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR)  # no regular file of that name
+_MOST_PARTS = 2**26  # bytes of memory: the indexes of some 4,000 videos of 300 frames
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
+Result = TypeVar("Result")
 
 
 class Dataset:
@@ -31,7 +37,7 @@ class Dataset:
 
     path: a folder, or s3://…, gs://…, https://… (the extra `remote`). Of a remote set the table is read first, and
     each tar is fetched whole when a row of it is asked for, into a cache on the local disk. cache_gb: size of that
-    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; see `shards.remote`.
+    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; 0 for none: then each read is a request; see `shards.remote`.
 
     Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
     for, without a password; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
@@ -58,6 +64,8 @@ class Dataset:
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._gone: set[str] = set()  # tars that were waited for in vain
+        self._known: OrderedDict[tuple[int, str], Parts] = OrderedDict()
+        self._known_bytes, self._lock = 0, threading.Lock()
         self._table = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
@@ -142,24 +150,74 @@ class Dataset:
         tar is gone from its folder, ends before the component, or holds other bytes than were written (checked for
         `mp4` and `flow.mp4`, by sha256); OSError for trouble with the disk, which says nothing about the video.
         """
+        return self._checked(row, component, 0, None, lambda data: self._unchanged(row, component, data))
+
+    def packet_index(self, row: int, component: str = "mp4") -> PacketIndex | None:
+        """The index of a row's file, of which only the head is read; None where the file can only be checked whole.
+
+        Raises as `read` does; DamagedError where the head is not the one that was written.
+        """
+        parts = self._parts(row, component)
+        return parts.index if parts else None
+
+    def read_packets(self, row: int, first: int, last: int, component: str = "mp4") -> Excerpt:
+        """These packets of a row's file, for which there is a `packet_index`, and the rest of their GOPs: no other bytes.
+
+        Raises as `read` does; DamagedError where one of the GOPs is not the one that was written. Others are not looked
+        at.
+        """
+        parts = self._parts(row, component)
+        assert parts is not None
+        begin, end = parts.range(first, last)
+        return self._checked(row, component, begin, end - begin, lambda data: parts.excerpt(begin, data))
+
+    def _parts(self, row: int, component: str) -> Parts | None:
+        """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
+        if known := self._known.get((row, component)):
+            return known
+        if f"{component}_gops" not in self._table.names:
+            return None
+        head = self.column(f"{component}_head")[row]
+        (sums,) = self._table.take(f"{component}_gops", np.array([row]))
+        if sums is None or np.isnan(head):
+            return None
+        parts = self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
+        with self._lock:
+            if (row, component) not in self._known:
+                self._known[row, component] = parts
+                self._known_bytes += parts.nbytes
+            while self._known_bytes > _MOST_PARTS:
+                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
+        return parts
+
+    def _checked(
+        self, row: int, component: str, begin: int, size: int | None, check: Callable[[bytes], Result]
+    ) -> Result:
+        """What `check` makes of part of a row's component, by default all of it.
+
+        check: raises DecodeError for bytes that are not those that were written. They are fetched again, once.
+        """
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
             raise IndexError(f"{self.source}: row {row} of {len(self)}")
         if np.isnan(offsets[row]) or np.isnan(sizes[row]):
             raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
-        extent = self.shards[self.shard_numbers[row]], int(offsets[row]), int(sizes[row])
-        data = self._bytes(*extent)
-        if self._is_changed(row, component, data) and self._shards.refetch(extent[0]):
-            data = self._bytes(*extent)
-        if self._is_changed(row, component, data):
-            raise DamagedError(f"{self.path / extent[0]}: not the bytes that were written (sha256)")
-        return data
+        shard, size = self.shards[self.shard_numbers[row]], int(sizes[row]) if size is None else size
+        if begin + size > sizes[row]:
+            raise DamagedError(f"{self.path / shard}: the {component} ends before byte {begin + size}")
+        while True:
+            data = self._bytes(shard, int(offsets[row]) + begin, size)
+            try:
+                return check(data)
+            except DecodeError as error:
+                if not self._shards.refetch(shard):
+                    raise DamagedError(f"{self.path / shard}: {error}") from error
 
-    def _is_changed(self, row: int, component: str, data: bytes) -> bool:
+    def _unchanged(self, row: int, component: str, data: bytes) -> bytes:
         heads = self._table.heads(component)
-        if heads is None or not heads[row]:
-            return False
-        return bool(hashlib.sha256(data).hexdigest()[:HEAD].encode() != heads[row])
+        if heads is None or not heads[row] or hashlib.sha256(data).hexdigest()[:HEAD].encode() == heads[row]:
+            return data
+        raise DecodeError("not the bytes that were written (sha256)")
 
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
         """Part of a tar. What may pass is waited for, once a tar."""
@@ -167,7 +225,7 @@ class Dataset:
         again = True
         while True:
             try:
-                data = read_part(self._shards.descriptor(shard), offset, size)
+                data = self._shards.read(shard, offset, size)
                 self._gone.discard(shard)
                 return data
             except OSError as error:

@@ -1,5 +1,6 @@
 """Data sets behind a URL: the table is read first, then each tar is fetched whole when it is needed, and cached.
 
+Without a cache (--cache-gb 0) nothing is fetched but what is asked for: a range of a tar's bytes for each read.
 The cache is $SLIPSTREAM_CACHE/remote (~/.cache/slipstream/remote); all remote data sets share its size. A tar
 counts as fetched only when its length and sha256 are those that dataset.json states. Credentials and endpoints are
 those of each protocol's own library (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS, …), and
@@ -25,7 +26,7 @@ from shards.cache import Cache, cache_folder
 from shards.documents import LARGEST
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, QUARANTINE, TABLE, parse_description, safe_name
-from shards.storage import Descriptor
+from shards.storage import Descriptor, read_part
 
 Result = TypeVar("Result")
 
@@ -56,13 +57,18 @@ class RemoteShards:
     """The tars of a remote data set. Threads may share one object."""
 
     def __init__(self, url: str, cache_gb: float | None = None) -> None:
-        self.place, self.capacity = shown(url), _capacity(cache_gb)
+        limit = _capacity(cache_gb)
+        self.place, self.capacity = shown(url), limit or None
         self._secrets = _secrets(url)
         self._ended = threading.Event()
         self._files, self._base = self._filesystem(url)
         self._root = cache_folder() / "remote"
-        self._cache = Cache(self._root, self.capacity)
+        self._cache = Cache(self._root, limit)
         self.folder, self._tars = self._fetch_table()
+        if not limit and len(self._files.cat_file(f"{self._base}/{DESCRIPTION}", start=0, end=1)) != 1:
+            raise InputError(
+                f"--cache-gb 0: {self.place} answers no requests for a part of a file; give a cache"
+            )
         self._open: dict[str, tuple[Descriptor, float]] = {}  # and when its use was last noted
         self._lock = threading.Lock()
         self._refetched: set[str] = set()
@@ -77,7 +83,7 @@ class RemoteShards:
                     f"{self.place}/{DESCRIPTION}: {shard} is missing or shorter than the table says; upload all again"
                 )
         least = 2 * max(self._tars[shard]["bytes"] for shard in ends) if ends else 0
-        if self.capacity < least:
+        if self.capacity is not None and self.capacity < least:
             raise InputError(
                 f"--cache-gb {self.capacity / 1e9:g}: two tars of {self.place} do not fit; "
                 f"give {least / 1e9:.3g} or more (or SLIPSTREAM_CACHE_GB)"
@@ -102,6 +108,18 @@ class RemoteShards:
             self._cache.touch(self.folder / shard)
         return descriptor
 
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """That many bytes of a tar. Raises OSError where it ends before, InputError when it cannot be fetched."""
+        if self.capacity is not None:
+            return read_part(self.descriptor(shard), offset, size)
+        return self._tried(shard, lambda: self._range(shard, offset, size))
+
+    def _range(self, shard: str, offset: int, size: int) -> bytes:
+        data = bytes(self._files.cat_file(f"{self._base}/{shard}", start=offset, end=offset + size))
+        if len(data) != size:
+            raise ValueError(f"{len(data)} bytes came instead of {size}")
+        return data
+
     def forget(self, shard: str) -> None:
         """Open the tar anew when it is next asked for."""
         with self._lock:
@@ -119,6 +137,8 @@ class RemoteShards:
 
     def prefetch(self, shards: list[str]) -> None:
         """Begin to fetch these tars, in this order, and return. Trouble shows when a row is read."""
+        if self.capacity is None:
+            return
         with self._lock:
             self._ahead = self._ahead or ThreadPoolExecutor(_AT_ONCE, "slipstream-fetch")
             self._coming = {name: one for name, one in self._coming.items() if not one.done()}
@@ -142,8 +162,11 @@ class RemoteShards:
         )
 
     def _fetch(self, shard: str, to: Path) -> None:
+        self._tried(shard, lambda: self._download(shard, to))
+
+    def _tried(self, shard: str, fetch: Callable[[], Result]) -> Result:
         try:
-            self._patiently(lambda: self._download(shard, to))
+            return self._patiently(fetch)
         except _Failed as failed:
             raise InputError(
                 f"{self.place}/{shard}: cannot be fetched, {failed.times} times tried ({failed}); "
@@ -202,7 +225,7 @@ class RemoteShards:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             if not (folder / TABLE).is_file():
-                rows = self._small(TABLE, table["bytes"] if table else self.capacity)
+                rows = self._small(TABLE, table["bytes"] if table else self.capacity or _capacity(DEFAULT_GB))
                 if table and hashlib.sha256(rows).hexdigest() != table["sha256"]:
                     raise InputError(
                         f"{self.place}/{TABLE}: not the one that {DESCRIPTION} describes; upload both"
@@ -304,7 +327,7 @@ def _capacity(cache_gb: float | None) -> int:
     try:
         capacity = float(text) * 1e9
     except ValueError:
-        capacity = 0.0
-    if not capacity > 0:
-        raise InputError(f"{flag} {text}: give the size of the local cache in GB, more than 0")
+        capacity = -1.0
+    if not 0 <= capacity < float("inf"):
+        raise InputError(f"{flag} {text}: give the size of the local cache in GB, or 0 for none")
     return int(capacity)

@@ -19,6 +19,8 @@ DESCRIPTION = "dataset.json"
 REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
+PARTS = {"head": pa.int64(), "gops": pa.string()}
+"""Columns of a component whose parts can be read and checked alone: see shards.video.excerpt."""
 # A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
 # seconds, decoded_fraction the share of the frames that the source's container announced.
 COLUMNS = pa.schema(
@@ -48,11 +50,13 @@ COLUMNS = pa.schema(
         ("flow.mp4_offset", pa.int64()),
         ("flow.mp4_size", pa.int64()),
         ("flow.mp4_sha256", pa.string()),
+        *[(f"{name}_{what}", kind) for name in ("mp4", "flow.mp4") for what, kind in PARTS.items()],
     ]
 )
 ONLY_WHEN_USED = (
     *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
     *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
+    *(f"{name}_{what}" for name in ("mp4", "flow.mp4") for what in PARTS),
 )
 
 AGAIN = "make the shards again, or fetch the data set again"
@@ -127,6 +131,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "fps": (1e-6, 1e6),
     "failure_time": (0, 1e9),
     "decoded_fraction": (0, 1e9),
+    **dict.fromkeys(("mp4_head", "flow.mp4_head"), (8, 2**28)),
 }
 _OFFSETS = (0, 2**53)  # exact in float64, which a column with nulls becomes
 _SIZES = (0, 2**34)  # a video is decoded from memory
@@ -134,6 +139,7 @@ _PATTERNS = {
     "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
     "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
     "flow.mp4_sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    **dict.fromkeys(("mp4_gops", "flow.mp4_gops"), (r"^([0-9a-f]{8}){2,}$", "checksums of 8 digits each")),
     **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
 }
 KEY = Is(
@@ -153,7 +159,7 @@ def _fact(field: pa.Field) -> Any:
 FACTS = {
     field.name + ("" if field.name in WITHOUT_NULLS else "?"): _fact(field)
     for field in COLUMNS
-    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size"))
+    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size", "_head", "_gops"))
 }
 
 

@@ -83,6 +83,10 @@ class LocalShards:
                 self._open[shard] = Descriptor(self.folder / shard)
             return self._open[shard]
 
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """That many bytes of a tar. Raises OSError where it cannot be read or ends before."""
+        return read_part(self.descriptor(shard), offset, size)
+
     def forget(self, shard: str) -> None:
         """Open the tar anew when it is next asked for."""
         with self._lock:

@@ -36,6 +36,8 @@ OF_EACH_ROW = (
     "source",
     "sha256",
     "flow.mp4_sha256",
+    "mp4_gops",
+    "flow.mp4_gops",
 )  # texts that hardly repeat; any other is stored as a number a row
 
 

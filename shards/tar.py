@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 from shards.atomic import atomic_write
 from shards.documents import short
 from shards.schema import is_tar
+from shards.video.excerpt import noted
 
 
 class Extent(NamedTuple):
@@ -115,6 +116,7 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
                 row = facts | {"shard": name}
                 for component, extent in extents.items():
                     row[f"{component}_offset"], row[f"{component}_size"] = extent
+                row |= noted("mp4", sample.mp4) | noted("flow.mp4", sample.flow or b"")
                 rows.append(row)
                 index.append((sample.key, extents))
     with atomic_write(folder / f"{stem}.idx") as temporary:

@@ -27,13 +27,16 @@ class Summary:
 
 def already_made(job: Job) -> Summary | None:
     """The summary of a data set that is complete; None when it is not. Raises InputError when it is another."""
-    out = job.notes.out
-    if not (out / DESCRIPTION).is_file():
+    if not (job.notes.out / DESCRIPTION).is_file():
         return None
-    info = read_description(out)
-    check_same(out, info["settings"], job.settings)
-    shutil.rmtree(job.notes.folder, ignore_errors=True)  # a kill may have come between the two
-    return _summary(info, len(job.found.unlisted), already=True)
+    check_same(job.notes.out, read_description(job.notes.out)["settings"], job.settings)
+    return summary_of(job.notes, len(job.found.unlisted))
+
+
+def summary_of(notes: Notes, unlisted: int = 0) -> Summary:
+    """The summary of a complete data set; notes that a kill left in it go."""
+    shutil.rmtree(notes.folder, ignore_errors=True)
+    return _summary(read_description(notes.out), unlisted, already=True)
 
 
 def finish(notes: Notes) -> Summary:

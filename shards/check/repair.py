@@ -1,5 +1,6 @@
 """Indexes, table and description made anew from the tars, which stay as they are."""
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -13,8 +14,10 @@ from shards.errors import InputError
 from shards.schema import DESCRIPTION, FACTS, KEY, REJECTED, TABLE, read_description
 from shards.table import publish
 from shards.tar import Shard, index_text, tars_of
+from shards.video.excerpt import WHOLE, noted
 
 KEPT = ".before-repair"
+_SUMS = {"mp4": "sha256", "flow.mp4": "flow.mp4_sha256"}
 _LONGEST_FACTS = 2**20  # bytes of a sample's json
 
 
@@ -79,6 +82,11 @@ def _rows(path: Path, seen: TarSeen, lost: list[str]) -> list[dict[str, Any]]:
             row = facts | {"key": key, "shard": path.name}
             for component, extent in parts.items():
                 row[f"{component}_offset"], row[f"{component}_size"] = extent
+                if component in _SUMS and extent.size >= WHOLE:
+                    tar.seek(extent.offset)
+                    data = tar.read(extent.size)
+                    if hashlib.sha256(data).hexdigest() == facts.get(_SUMS[component]):
+                        row |= noted(component, data)
             rows.append(row)
     return rows
 

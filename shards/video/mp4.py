@@ -65,6 +65,12 @@ class PacketIndex:
     def num_frames(self) -> int:
         return int(self.numbers.max(initial=-1)) + 1
 
+    @property
+    def gops(self) -> NDArray[np.int64]:
+        """The first packet of each group of pictures: the key frames, and in any case packet 0."""
+        keys = np.flatnonzero(self.keys)
+        return keys if len(keys) and keys[0] == 0 else np.concatenate([[0], keys])
+
 
 def read_index(video: bytes | memoryview) -> PacketIndex:
     """The index of an mp4 or mov file's first video track.

@@ -79,6 +79,9 @@ class Encoded(Video):
     def read(self) -> bytes:
         return self._data
 
+    def read_frames(self, numbers: NDArray[np.integer]) -> bytes:
+        return self._data
+
 
 def made(kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int | None = None) -> Backend:
     """A backend: cpu, hybrid, gpu, or memory, which renders cached.Resident. device: the GPU; None for DALI on the CPU."""

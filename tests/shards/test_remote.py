@@ -110,6 +110,8 @@ def test_s3_gives_the_same_rows_and_bytes(made: Path, monkeypatch: pytest.Monkey
         local, remote = Dataset(made), Dataset("s3://videos/sets/small", cache_gb=0.001)
         for row in range(len(local)):
             assert remote.read(row) == local.read(row)
+        ranged = Dataset("s3://videos/sets/small", cache_gb=0)
+        assert ranged.read(5) == local.read(5)
         with pytest.raises(InputError, match=r"s3://videos/nothing: no dataset.json there"):
             Dataset("s3://videos/nothing")
         with pytest.raises(InputError, match=r"s3://no-bucket/x"):
@@ -175,8 +177,8 @@ def test_what_is_not_as_described_ends_in_one_line(
         remote.read(int(np.flatnonzero(remote.shard_numbers == 0)[0]))
     with pytest.raises(InputError, match=r"--cache-gb 1e-05: two tars of http.* do not fit; give"):
         Dataset(f"{server.url}/small", cache_gb=1e-5)
-    with pytest.raises(InputError, match=r"--cache-gb 0: give the size"):
-        Dataset(f"{server.url}/small", cache_gb=0)
+    with pytest.raises(InputError, match=r"--cache-gb -1: give the size"):
+        Dataset(f"{server.url}/small", cache_gb=-1)
     with pytest.raises(InputError, match=r"nowhere: no dataset.json there"):
         Dataset(f"{server.url}/nowhere")
     with pytest.raises(InputError, match=r"--data nonsense://x/y: .*; give a folder"):
