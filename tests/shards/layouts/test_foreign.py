@@ -5,7 +5,6 @@ import json
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def test_what_is_no_list_ends_in_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "three.csv").write_text(f"{folder}/e.mp4,x,0,10\n")
     (tmp_path / "twice.csv").write_text(f"{folder}/e.mp4,x\n{folder}/e.mp4,y\n")
     (tmp_path / "no_path.csv").write_text("label,split\nx,train\n")
-    for source, options, said in (
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("empty.tar", {}, "empty.tar: no sample with a video in 1 tars .*cannot be read as a tar"),
         ("text.tar", {}, "text.tar: no sample with a video .*no video among its members"),
         ("binary.txt", {}, "binary.txt: not a text list; give a folder"),
@@ -105,7 +104,8 @@ def test_what_is_no_list_ends_in_one_line(folder: Path, tmp_path: Path) -> None:
         ("data", {"annotations": tmp_path / "binary.txt"}, "binary.txt: not a text list"),
         ("data", {"annotations": tmp_path / "text.tar"}, "text.tar: not a text list"),
         ("nowhere-{0..3}.tar", {}, "4 of 4 tars are not there, such as .*nowhere-0.tar"),
-    ):
+    )
+    for source, options, said in cases:
         with pytest.raises(InputError, match=said) as caught:
             find(tmp_path / source, **options)
         assert "\n" not in str(caught.value)
@@ -119,7 +119,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [render(folder / f"{n}.mp4", 12 + n, codec="libx264", seed=n, **options) for n in range(4)]
 
 
-def _tars(folder: Path, clips: list[Path], extension: str = "mp4", **parts: Callable[[int], Any]) -> Path:
+def _tars(folder: Path, clips: list[Path], extension: str = "mp4", **parts: Any) -> Path:
     """Two tars by webdataset's own writer, as video2dataset names things; the last sample has no video."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard, name in enumerate(("train-00000.tar", "val-00001.tar")):
@@ -133,7 +133,7 @@ def _tars(folder: Path, clips: list[Path], extension: str = "mp4", **parts: Call
 
 
 NAMES = ("Jump", "Run & walk", "Jump", "Wave")
-PARTS: dict[str, dict[str, Callable[[int], Any]]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "cls": {"cls": lambda n: (2, 0, 2, 1)[n], "json": lambda n: {"label_name": NAMES[n], "url": "x"}},
     "json": {"json": lambda n: {"class": NAMES[n]}, "txt": lambda n: f"caption {n}"},
     "caption": {"json": lambda n: {"fps": 30}, "txt": lambda n: f"caption {n}"},
