@@ -35,6 +35,7 @@ from shards.build.ray import build_on_ray
 from shards.build.run import MEMORY, Limits, Progress, build, prepare
 from shards.layouts import Layout, find
 from shards.layouts.hold_out import hold_out
+from shards.remote import url_of
 from shards.schema import REJECTED, TABLE, safe_name
 from shards.table import Table
 from shards.video.encode import Codec, Encoding, Tune
@@ -165,6 +166,8 @@ def _index_in_place(arguments: Arguments) -> None:
     kept = ("out", "part", "ray", "flow", "copy", "dry_run")
     if given := [name for name in kept if getattr(arguments, name)]:
         raise InputError(f"--in-place: nothing is made anew, so leave out --{given[0].replace('_', '-')}")
+    if url_of(arguments.src):
+        raise InputError("--in-place: SRC is a URL, where nothing can be written; fetch the tars first")
     found = find(arguments.src, arguments.layout, arguments.annotations)
     if arguments.hold_out is not None:
         found = hold_out(found, arguments.hold_out)

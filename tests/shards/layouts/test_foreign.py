@@ -231,6 +231,8 @@ def test_in_place_refuses_what_does_not_suit(tmp_path: Path, clips: list[Path]) 
             index_in_place(found, encoding)
     assert {path.suffix for path in (tmp_path / "tars").iterdir()} == {".tar"}
     result = make_shards(tmp_path / "tars", "--in-place", "--out", "there")
+    remote = make_shards("https://127.0.0.1/tars", "--in-place")
+    assert remote.returncode == 2 and "SRC is a URL" in remote.stderr
     assert result.returncode == 2 and "leave out --out" in result.stderr and result.stderr.count("\n") == 1
 
 
