@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 from shards.atomic import made_once
 from shards.build.pool import Crashed, in_order
 from shards.cache import cache_folder
-from shards.demo.motion import CLASSES, FPS, draw_clip
+from shards.demo.motion import EASY_CLASSES as CLASSES
+from shards.demo.motion import FPS, draw_clip
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4

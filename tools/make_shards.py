@@ -28,12 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 from shards import InputError, one_line
 from shards.build.dry_run import DryRun, dry_run
 from shards.build.finish import UNLISTED, Summary
+from shards.build.in_place import index_in_place
 from shards.build.job import Job, Part
 from shards.build.process_video import Processing
 from shards.build.ray import build_on_ray
 from shards.build.run import MEMORY, Limits, Progress, build, prepare
-from shards.layouts import Layout
-from shards.schema import REJECTED, TABLE
+from shards.layouts import Layout, find
+from shards.layouts.hold_out import hold_out
+from shards.remote import url_of
+from shards.schema import REJECTED, TABLE, safe_name
 from shards.table import Table
 from shards.video.encode import Codec, Encoding, Tune
 from shards.video.flow import Flow
@@ -52,13 +55,19 @@ class Arguments:
     """What the command line says."""
 
     src: tyro.conf.Positional[Path]
-    """Folder of videos in one of the layouts, or a text file that lists videos, `path label` a line."""
+    """Folder of videos in one of the layouts; a list of videos (CSV, TSV, or `path label` a line); or WebDataset tars: a
+    folder of them, one, a range such as 'shards/{000..127}.tar', or s3://… or https://…"""
     out: Path | None = None
     """Folder to write; data/ and the name of SRC when not given."""
     layout: Layout | None = None
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
+    hold_out: float | None = None
+    """Where SRC has no splits: this share of each class becomes split test, the rest train. Chosen by a hash of the
+    names; videos with the same value in a list's column `group` stay together."""
+    in_place: bool = False
+    """Of tars whose videos suit already: write samples.parquet, .idx and dataset.json beside them, and copy nothing."""
     made_for: Annotated[str | None, tyro.conf.arg(name="for", metavar="METHOD")] = None
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left. METHOD: a --objective of train.py."""
@@ -116,6 +125,10 @@ def main() -> None:
     with one_line():
         defaults = _defaults(sys.argv[1:])
     arguments = tyro.cli(Arguments, description=__doc__, default=defaults)
+    if arguments.in_place:
+        with one_line():
+            _index_in_place(arguments)
+        return
     out = arguments.out or Path("data") / _name(arguments.src)
     with one_line("the same command goes on from there", out):
         _run(arguments, out)
@@ -140,7 +153,28 @@ def _suits(method: str) -> "ShardSettings":
 
 
 def _name(src: Path) -> str:
-    return src.stem if src.is_file() else src.resolve().name
+    if src.is_file():
+        return src.stem
+    return (
+        src.resolve().name
+        if src.exists()
+        else safe_name(src.name if "{" not in src.name else src.parent.name)
+    )
+
+
+def _index_in_place(arguments: Arguments) -> None:
+    kept = ("out", "part", "ray", "flow", "copy", "dry_run")
+    if given := [name for name in kept if getattr(arguments, name)]:
+        raise InputError(f"--in-place: nothing is made anew, so leave out --{given[0].replace('_', '-')}")
+    if url_of(arguments.src):
+        raise InputError("--in-place: SRC is a URL, where nothing can be written; fetch the tars first")
+    found = find(arguments.src, arguments.layout, arguments.annotations)
+    if arguments.hold_out is not None:
+        found = hold_out(found, arguments.hold_out)
+    limits = Limits(arguments.workers, arguments.timeout or TIMEOUT, arguments.memory)
+    with closing(_Bar(_name(arguments.src))) as bar:
+        summary = index_in_place(found, _encoding(arguments), limits, bar.show)
+    _report(found.sources[0].path.parent, summary)
 
 
 def _run(arguments: Arguments, out: Path) -> None:
@@ -169,6 +203,7 @@ def _run(arguments: Arguments, out: Path) -> None:
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
         seed=arguments.seed,
+        held_out=arguments.hold_out,
     )
     if made_for:
         print(_suiting(made_for, encoding, stride))

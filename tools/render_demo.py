@@ -26,11 +26,14 @@ class Arguments:
     out: tyro.conf.Positional[Path]
     """Folder to write; new or empty."""
     clips_per_class: tuple[int, int] = (320, 80)
-    """Videos of each of the six motions in the train and in the test split."""
+    """Videos of each of the six classes in the train and in the test split."""
     frames: int = 144
     """Of a video, at 30 a second."""
     seed: int = 1
     """The demo set itself has 0."""
+    easy: bool = False
+    """The demo set of before, demo-v1: each class is one motion, before a still background. Optical-flow statistics tell
+    its classes apart."""
     workers: int = os.cpu_count() or 2
     """Processes that render."""
 
@@ -49,6 +52,7 @@ def main(arguments: Arguments) -> None:
         clips_per_class=counts,
         frames=arguments.frames,
         seed=arguments.seed,
+        easy=arguments.easy,
         workers=arguments.workers,
     )
     print(f"{out}: {len(Dataset(out))} videos, seed {arguments.seed}")

@@ -47,10 +47,10 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
         for column, split in {"split": source.split, **source.columns}.items():
             if isinstance(split, str):
                 splits.setdefault(column, Counter())[split] += 1
-    sizes = [source.path.stat().st_size for source in sources]
+    sizes = [source.size for source in sources]
     tried = max(TRIED, 2 * limits.workers)
     with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
-        tasks = [Task(source.path, job.processing, Path(scratch)) for source in sources[:tried]]
+        tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in sources[:tried]]
         results = in_order(_timed, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
         with closing(results):
             outcomes = list(results)

@@ -1,12 +1,16 @@
 """What is done to one video, in a worker process."""
 
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
@@ -53,11 +57,15 @@ class Processing:
 
 @dataclass(frozen=True)
 class Task:
-    """One video to attempt. scratch: a folder for temporary files, made when it is not there."""
+    """One video to attempt. scratch: a folder for temporary files, made when it is not there.
+
+    member: the video in the tar `path`; None where `path` is the video.
+    """
 
     path: Path
     processing: Processing
     scratch: Path
+    member: Member | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ def process_video(task: Task) -> Clip | Reject:
 
 def _process(task: Task) -> Clip | Reject:
     try:
-        return _clip(task.path, task.processing, task.scratch)
+        with _on_disk(task) as path:
+            return _clip(path, task.processing, task.scratch)
     except Rejected as rejected:
         return Reject(rejected.reason, rejected.detail)
     except MemoryError as error:
@@ -101,6 +110,19 @@ def _process(task: Task) -> Clip | Reject:
         if number in DISK_TROUBLE:
             raise OSError(number, os.strerror(number), str(task.scratch)) from error
         return Reject("unexpected", f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _on_disk(task: Task) -> Iterator[Path]:
+    """The video as a file of its own; a tar's member is copied into one."""
+    if task.member is None:
+        yield task.path
+        return
+    with open(task.path, "rb") as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
+        tar.seek(task.member.offset)
+        copied.write(tar.read(task.member.size))
+        copied.flush()
+        yield Path(copied.name)
 
 
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:

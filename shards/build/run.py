@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from shards.build.pool import Crashed, in_order
 from shards.build.process_video import Processing, Reject, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find
+from shards.layouts.hold_out import hold_out
 from shards.tar import Sample, write_shard
 from shards.video.read import IO_ERROR
 from shards.video.transcode import Clip
@@ -53,10 +54,11 @@ def prepare(
     annotations: Path | None = None,
     per_shard: int = 1000,
     seed: int = 0,
+    held_out: float | None = None,
 ) -> Job:
     """Look at the videos in `folder`, and plan their data set `out`. Writes nothing.
 
-    layout, annotations: see `layouts.find`. The order of the videos is fixed by `seed` and their names, a shard
+    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. The order of the videos is fixed by `seed` and their names, a shard
     is `per_shard` of them, and each is encoded by one thread: neither workers, nor parts, nor a restart change a byte.
 
     Raises InputError when the folder holds nothing usable, or the processing cannot be done here.
@@ -64,9 +66,12 @@ def prepare(
     if processing.flow is not None:
         processing.flow.estimator()
     found = find(folder, layout, annotations)
+    if held_out is not None:
+        found = hold_out(found, held_out)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"--out {out}: lies inside {folder}, where the videos are; give another --out")
-    return plan_job(out, found, processing, per_shard=per_shard, seed=seed)
+    job = plan_job(out, found, processing, per_shard=per_shard, seed=seed)
+    return job if held_out is None else replace(job, settings=job.settings | {"hold_out": held_out})
 
 
 def build(
@@ -106,7 +111,7 @@ def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator
     """
     unread, too_many = 0, min(TOO_MANY_UNREAD, len(job.sources))
     tasks = (
-        Task(job.sources[i].path, job.processing, job.notes.scratch(shard))
+        Task(job.sources[i].path, job.processing, job.notes.scratch(shard), job.sources[i].member)
         for shard in shards
         for i in job.batches[shard]
     )

@@ -7,7 +7,7 @@ import stat
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.errors import InputError
 
@@ -23,11 +23,21 @@ _OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EL
 SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
 
 
+class Member(NamedTuple):
+    """A video in a WebDataset tar: the sample's key, the rest of the member's name, and where its data lies, bytes."""
+
+    key: str
+    name: str
+    offset: int
+    size: int
+
+
 @dataclass(frozen=True)
 class Source:
     """One file to try. `relative` is its path below the folder, as text; None: no label, no split.
 
-    columns: what the layout's annotations say beyond that: split1 … split3, failure_time.
+    columns: what the layout's annotations say beyond that: split1 … split3, failure_time. member: the video in
+    the tar that `path` then is. group: videos of one group are never divided by --hold-out.
     """
 
     path: Path
@@ -35,6 +45,13 @@ class Source:
     label_name: str | None = None
     split: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    member: Member | None = None
+    group: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the video."""
+        return self.member.size if self.member else self.path.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -144,6 +161,14 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
             found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
     return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
+
+
+def has_videos(folder: Path) -> bool:
+    """Whether a file below the folder can be a video, by its name."""
+    return any(
+        path.is_file() and not path.name.startswith(".") and not NOT_VIDEOS.fullmatch(path.name)
+        for path in folder.rglob("*")
+    )
 
 
 def _not_a_file(path: Path) -> str:
