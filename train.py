@@ -24,6 +24,7 @@ from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from tqdm import tqdm
 
 import objectives
+import pipelines
 from objectives import checkpoint
 from objectives.command import parse
 from shards import InputError
@@ -72,7 +73,9 @@ def start(settings: Settings) -> Accelerator:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
-    logging.getLogger("pipelines").setLevel(logging.WARNING)  # each process meets bad videos of its own
+    logging.getLogger(pipelines.__name__).setLevel(
+        logging.WARNING
+    )  # each process meets bad videos of its own
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(

@@ -175,9 +175,9 @@ def available() -> dict[str, type[Objective]]:
 
     Raises InputError, naming the class, where one does not keep the contract.
     """
-    package = importlib.import_module("objectives")
+    package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"objectives.{module.name}")
+        importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Objective]] = {}
     for cls in sorted(_named(Objective), key=lambda cls: cls.name):  # type: ignore[type-abstract]
         _check_contract(cls)
