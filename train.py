@@ -27,6 +27,7 @@ import objectives
 import pipelines
 from objectives import checkpoint
 from objectives.command import parse
+from objectives.origin import metadata
 from shards import InputError
 from shards.aside import written_aside
 from shards.table import QUARANTINE
@@ -114,7 +115,7 @@ def export(run: Run, trainer: Trainer) -> None:
     state = trainer.state
     objective = state.average or state.objective
     with written_aside(run.output / "encoder.safetensors") as aside:
-        checkpoint.save_weights(aside, objective.encoder)
+        checkpoint.save_weights(aside, objective.encoder, metadata(state.objective, trainer.step))
 
 
 def conclude(run: Run, last: dict[str, float] | None) -> str:

@@ -6,14 +6,18 @@ An objective is one file of this package with one subclass of Objective. Nothing
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from objectives.downstream import Downstream, FineTuning
+from objectives.videos import embed_videos
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
 
@@ -151,6 +155,10 @@ class Objective(nn.Module, ABC):
     def represent(self, views: Tensor) -> Tensor:
         """Map windows of downstream's spec (B, V, C, T, H, W) to a feature each, (B, D): by default their views' mean."""
         return self.embed(views).mean(1)
+
+    def embed_videos(self, videos: Sequence[str | Path], **options: Any) -> NDArray[np.float32]:
+        """Features (N, D) of video files, one a video; see objectives.videos.embed_videos."""
+        return embed_videos(self, videos, **options)
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 from objectives import checkpoint
 from objectives.imports import family, listed
 from objectives.imports.files import read
+from objectives.origin import metadata
 from shards import InputError, one_line
 
 
@@ -47,7 +48,7 @@ def main(arguments: Arguments) -> None:
     try:
         aside = checkpoint.begin(arguments.out)
         checkpoint.save_config(aside, objective, origin)
-        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective)
+        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective))
         checkpoint.commit(aside, arguments.out)
     except OSError as error:
         raise InputError(f"--out {arguments.out}: {error.strerror}; choose another folder") from error
