@@ -4,7 +4,7 @@ CUDA ?= cu13
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help train test check format lock .venv
+.PHONY: help train test check format docs lock .venv
 help:  ## what you can make
 	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z.]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -22,6 +22,9 @@ check: .venv/test-$(CUDA)  ## formatting, lint and types
 format: .venv/test-$(CUDA)  ## format the code, and mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/test-$(CUDA)  ## the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 .venv: .venv/train-$(CUDA)  ## install what training needs, and nothing else
 

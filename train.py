@@ -29,7 +29,7 @@ from objectives import checkpoint
 from objectives.command import parse
 from objectives.origin import metadata
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.table import QUARANTINE
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from benchmarks.machine import describe
 from pipelines.decode import decode_frames
 from shards import InputError, one_line
-from shards.encode import Encoding
 from shards.layouts import find
-from shards.transcode import Clip, Rejected, transcode
+from shards.video.encode import Encoding
+from shards.video.transcode import Clip, Rejected, transcode
 
 BASE = Encoding()
 VARIED: dict[str, tuple[Any, ...]] = {

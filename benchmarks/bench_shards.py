@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from shards import InputError, at_least, one_line
-from shards.encode import Encoding
 from shards.layouts import find
+from shards.video.encode import Encoding
 
 ROOT = Path(__file__).parents[1]
 BASE = Encoding()

@@ -19,11 +19,11 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
+from shards.build.pool import Crashed, in_order
 from shards.cache import cache_folder, made_once
-from shards.encode import Encoding, house_frame, write_mp4
-from shards.motion import CLASSES, FPS, draw_clip
-from shards.pool import Crashed, in_order
+from shards.demo.motion import CLASSES, FPS, draw_clip
 from shards.table import publish
+from shards.video.encode import Encoding, house_frame, write_mp4
 from shards.writer import Sample, write_shard
 
 VERSION = "rendered-v4"

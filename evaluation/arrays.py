@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from shards import InputError
 from shards.documents import one_line_of
-from shards.files import open_regular
+from shards.storage import open_regular
 
 _KINDS = {"text": "U", "whole": "iu", "real": "f", "float": "f"}
 

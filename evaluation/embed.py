@@ -11,7 +11,7 @@ from evaluation.bench import Bench, open_bench
 from evaluation.features import Features
 from evaluation.settings import Embed
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 
 def embed(settings: Embed) -> None:

@@ -23,7 +23,7 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.cache import cache_folder
 from shards.documents import Each, parse
 from training.processes import on_main

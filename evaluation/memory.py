@@ -14,7 +14,7 @@ from evaluation.features import Features
 from evaluation.model import ADDRESSES
 from evaluation.splits import Split
 from pipelines.eval_clips import EvalLayout
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 SLOTS, CLIPS = 6, 3
 

@@ -15,7 +15,7 @@ from pipelines.decode import decode_views
 from pipelines.eval_clips import EvalClips, eval_params
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 matplotlib.use("Agg")
 SIDE, FRAMES, MILLISECONDS = 112, 10, 120

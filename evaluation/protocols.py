@@ -15,7 +15,7 @@ from evaluation.result import Outcome, counted, describe, save, save_predictions
 from evaluation.settings import Fraction, Linear, Nonlinear, Retrieval
 from evaluation.splits import Labelled, Split, with_fraction
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 
 def linear(settings: Linear) -> None:

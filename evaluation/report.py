@@ -15,7 +15,7 @@ from evaluation.result import load, results_below
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from training.log import read_metrics
 
 STYLE = """

@@ -20,7 +20,7 @@ from evaluation.bench import Bench
 from evaluation.probe import Trained
 from evaluation.splits import Labelled, Split
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
 
 _SCORE = AllOf(

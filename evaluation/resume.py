@@ -20,7 +20,7 @@ from evaluation.tuning import Tuning
 from objectives import checkpoint
 from objectives.downstream import FineTuning
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.documents import Each, number, parse, read_json, whole
 from training.processes import StopSignals, on_main
 

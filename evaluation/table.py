@@ -9,7 +9,7 @@ from evaluation.metrics import Score
 from evaluation.result import load, results_below
 from evaluation.settings import Table
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 MEASURES = {"top1": "top-1", "clips": "clips"}
 HEAD = ("model", "protocol", "data", "%", "random weights", "size and length", "chance", "beats random", "test videos")  # fmt: skip

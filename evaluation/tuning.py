@@ -23,7 +23,7 @@ from objectives import checkpoint
 from objectives.downstream import FineTuning
 from pipelines.eval_clips import EvalClips
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.documents import number, read_json, whole
 from training.feed import tensors
 from training.log import read_metrics

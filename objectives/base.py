@@ -56,7 +56,7 @@ class Recipe:
 class ShardSettings:
     """What tools/make_shards.py --for METHOD makes: shards no larger, faster or longer to seek in than a method needs.
 
-    short_side: pixels, a multiple of 16 (see shards.encode.Encoding). gop: frames from one key frame to the next.
+    short_side: pixels, a multiple of 16 (see shards.video.encode.Encoding). gop: frames from one key frame to the next.
     fps: frames a second that are stored, None for the video's own rate.
     rate: frames a second that the method looks at; None where it takes stored frames as they come. With a rate,
     stride names the config's field that counts stored frames from one that is looked at to the next: the field's default

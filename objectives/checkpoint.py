@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from objectives.base import Objective, get
 from shards import InputError
 from shards.documents import TEXT, AllOf, Each, Is, number, one_line_of, one_of, problem, read_json, whole
-from shards.files import open_regular
 from shards.schema import is_plain
+from shards.storage import open_regular
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"

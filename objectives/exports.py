@@ -22,7 +22,7 @@ from objectives.imports import families
 from objectives.imports.files import write
 from objectives.origin import clip_layout, metadata, normalisation
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 AGREEMENT = 1e-4  # largest difference of a feature, on one clip, from ours

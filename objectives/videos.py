@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pipelines.eval_clips import EvalClips, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
-from shards.encode import Encoding
-from shards.reading import Rejected
 from shards.table import publish
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.read import Rejected
+from shards.video.transcode import transcode
 from shards.writer import Sample, write_shard
 
 if TYPE_CHECKING:

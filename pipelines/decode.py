@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs
-from shards.mp4 import DecodeError, PacketIndex, damage_named, read_index
+from shards.video.mp4 import DecodeError, PacketIndex, damage_named, read_index
 
 av.logging.set_level(av.logging.FATAL)
 

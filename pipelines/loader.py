@@ -22,7 +22,7 @@ from pipelines.backends import BackendSettings, open_backend
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault
 from pipelines.sampler import BatchIndices, Sample, Sampler
 from shards import DamagedError, Dataset, InputError
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 log = logging.getLogger(__name__)
 _MAKE_FLOW = "make it again with tools/make_shards.py --flow tvl1"

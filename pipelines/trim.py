@@ -5,7 +5,7 @@ import struct
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.mp4 import DecodeError, PacketIndex, box
+from shards.video.mp4 import DecodeError, PacketIndex, box
 
 SEEK_COST = 2  # frames that could be decoded in the time of a seek
 

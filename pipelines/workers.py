@@ -27,7 +27,7 @@ from pipelines.decode import decode_views, keep_freed_memory
 from pipelines.sampling import ViewParams
 from pipelines.transforms.numpy import NumpyTransform
 from pipelines.views import ViewSpec
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view
 _INPUT = 2**20  # bytes of a video that there is room for, at first

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.aside import SUFFIX, written_aside
+from shards.atomic import SUFFIX, written_aside
 from shards.errors import InputError
-from shards.files import Descriptor
+from shards.storage import Descriptor
 
 _PAUSE = 0.1  # seconds between looks at a cache that others are filling
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from shards.documents import one_line_of
 from shards.errors import InputError
-from shards.files import open_regular
 from shards.schema import REPAIR, check_columns, checked, type_of
+from shards.storage import open_regular
 
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 OF_EACH_ROW = ("key", "source", "sha256")  # texts that hardly repeat; any other is stored as a number a row

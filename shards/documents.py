@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import open_regular
+from shards.storage import open_regular
 
 DEEPEST = 64  # levels of nesting: far more than anything of ours has, far less than Python's recursion allows
 LARGEST = 2**28  # bytes of a file; Python needs about ten times as much for what is in it

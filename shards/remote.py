@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from shards import quarantine
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.cache import Cache, cache_folder, locked, not_through_a_link
 from shards.errors import InputError
-from shards.files import Descriptor
 from shards.keys import safe_name
 from shards.schema import parse_description
+from shards.storage import Descriptor
 from shards.table import DESCRIPTION, QUARANTINE, TABLE
 
 DEFAULT_GB = 100.0

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.store import Dataset
+from shards.dataset import Dataset
 
 MULTIPLE = 16  # pixels: H.264 codes pictures in blocks of 16×16
 

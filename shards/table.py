@@ -11,8 +11,8 @@ import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.aside import written_aside
-from shards.files import open_regular
+from shards.atomic import written_aside
+from shards.storage import open_regular
 
 TABLE = "samples.parquet"
 DESCRIPTION = "dataset.json"

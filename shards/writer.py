@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.members import Extent, index_text
 
 

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line, quarantine
-from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
-from shards.histograms import counts, draw
-from shards.repair import repair
+from shards.check.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
+from shards.check.histograms import counts, draw
+from shards.check.repair import repair
 from shards.sides import sides_remark
 
 SHOWN = 5  # problems of a kind that are named one by one, unless --all

@@ -26,19 +26,19 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
-from shards.attempt import Processing
-from shards.build import MEMORY, Limits, Progress, build, prepare
-from shards.cluster import build_on_ray
+from shards.build.dry_run import Forecast, forecast
+from shards.build.finish import UNLISTED, Summary
+from shards.build.job import Job, Part
+from shards.build.process_video import Processing
+from shards.build.ray import build_on_ray
+from shards.build.run import MEMORY, Limits, Progress, build, prepare
 from shards.columns import Columns
-from shards.encode import Codec, Encoding, Tune
-from shards.finish import UNLISTED, Summary
-from shards.flow import Flow
-from shards.forecast import Forecast, forecast
-from shards.job import Job, Part
 from shards.layouts import Layout
-from shards.reading import REASONS, WHOLE_ENOUGH
 from shards.sides import sides_remark
 from shards.table import REJECTED, TABLE
+from shards.video.encode import Codec, Encoding, Tune
+from shards.video.flow import Flow
+from shards.video.read import REASONS, WHOLE_ENOUGH
 
 if TYPE_CHECKING:
     from objectives.base import ShardSettings

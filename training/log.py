@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from shards import InputError
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.documents import TEXT, AllOf, Each, Is, read_json_lines, whole
 
 _LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))

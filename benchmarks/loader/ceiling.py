@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from pipelines.trim import runs, trim
-from shards.mp4 import PacketIndex, read_index
+from shards.video.mp4 import PacketIndex, read_index
 
 from .rounds import Figures, Part, rate
 from .source import Source

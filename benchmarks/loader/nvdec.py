@@ -10,7 +10,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipelines.sampler import Sample
 from pipelines.trim import trim
-from shards.mp4 import read_index
+from shards.video.mp4 import read_index
 
 from .parts import CACHED, WARM, Way
 from .rounds import Figures, Part, rate

@@ -23,7 +23,7 @@ from pipelines.decode import crop_views, decode_frames
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from shards import Dataset, InputError
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 Where = Literal["host", "gpu"]
 _FORMATS = ("yuv420p", "yuvj420p")

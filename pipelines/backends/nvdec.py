@@ -19,7 +19,7 @@ from pipelines.sampler import Sample
 from pipelines.transforms import dali
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.mp4 import DecodeError, read_index
+from shards.video.mp4 import DecodeError, read_index
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ forced by --layout, what is missing raises InputError instead.
 from pathlib import Path
 from typing import Literal, get_args
 
+from shards.build.scan import Found, list_files
 from shards.errors import InputError
 from shards.layouts import folders, hmdb51, kinetics, lists, oops, ucf101
-from shards.sources import Found, list_files
 
 Layout = Literal["kinetics", "ucf101", "hmdb51", "oops", "list", "class-folders", "flat"]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.sources import SPLITS, Found, Listing, Source, class_name
+from shards.build.scan import SPLITS, Found, Listing, Source, class_name
 
 
 def read(listing: Listing, forced: bool) -> Found:

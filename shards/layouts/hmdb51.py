@@ -4,8 +4,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from shards.build.scan import Found, Listing, Source, class_name, stem
 from shards.errors import InputError
-from shards.sources import Found, Listing, Source, class_name, stem
 
 LISTS = r".+_test_split[123]\.txt"
 CODES = {"1": "train", "2": "test", "0": None}

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.build.scan import SPLITS, Found, Listing, Source, class_name, stem, text_of
 from shards.errors import InputError
-from shards.sources import SPLITS, Found, Listing, Source, class_name, stem, text_of
 
 # <youtube id>_<start>_<end>, seconds; some mirrors leave the times out
 CLIP = re.compile(r"([A-Za-z0-9_-]{11})_(\d+)_(\d+)")

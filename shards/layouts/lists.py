@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from shards.build.scan import SPLITS, Found, Listing, Source, class_name, text_of
 from shards.errors import InputError
-from shards.sources import SPLITS, Found, Listing, Source, class_name, text_of
 
 LISTS = r".*\.(txt|lst|list|csv|tsv)"
 

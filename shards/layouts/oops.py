@@ -5,8 +5,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from shards.build.scan import SPLITS, Found, Listing, Source, stem
 from shards.errors import InputError
-from shards.sources import SPLITS, Found, Listing, Source, stem
 
 
 def read(listing: Listing, forced: bool) -> Found | None:

@@ -3,8 +3,8 @@
 import re
 from collections import defaultdict
 
+from shards.build.scan import Found, Listing, Source, stem
 from shards.errors import InputError
-from shards.sources import Found, Listing, Source, stem
 
 LISTS = r"(train|test)list0?[123]\.txt"
 

@@ -7,7 +7,7 @@ from benchmarks.loader.ceiling import Packets, ceiling, decoded_per_used
 from benchmarks.loader.source import Source
 from pipelines.trim import trim
 from shards import Dataset
-from shards.mp4 import read_index
+from shards.video.mp4 import read_index
 from tests.pipelines.reference import numbered_video
 
 GOP = 16

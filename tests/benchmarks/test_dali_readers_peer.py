@@ -14,9 +14,9 @@ from benchmarks.loader.nvdec import nvdec_alone
 from benchmarks.loader.parts import Way
 from benchmarks.loader.source import Source
 from shards import Dataset, InputError
-from shards.encode import Encoding
 from shards.table import publish
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.transcode import transcode
 from shards.writer import Sample, write_shard
 
 WAY = Way("cpu", 1, 1, torch.device("cpu"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from shards.encode import Encoding, write_mp4
 from shards.table import publish
+from shards.video.encode import Encoding, write_mp4
 from shards.writer import Sample, write_shard
 
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220))

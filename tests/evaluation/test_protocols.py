@@ -17,7 +17,7 @@ from evaluation.model import Representation, open_model
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 
 ROOT = Path(__file__).parents[2]
 

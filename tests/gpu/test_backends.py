@@ -11,8 +11,8 @@ from pipelines.backends import BACKENDS, choose_backend
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError, demo
-from shards.encode import Encoding
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.transcode import transcode
 from tests.pipelines.reference import flow_video, made, params_for, render, write_dataset
 from tests.pipelines.test_modalities import DPC, FRAMES, HEIGHT, PACE, TCP, WIDTH, samples
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from shards import Dataset, demo
-from shards.encode import Encoding
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.transcode import transcode
 from tests.pipelines.reference import numbered_video, write_dataset
 
 FRAMES = 40

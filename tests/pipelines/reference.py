@@ -23,8 +23,8 @@ from pipelines.sampler import Sample, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.encode import Encoding, write_mp4
 from shards.table import publish
+from shards.video.encode import Encoding, write_mp4
 from shards.writer import Sample as Packed
 from shards.writer import write_shard
 

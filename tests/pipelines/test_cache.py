@@ -17,9 +17,9 @@ from pipelines.backends.nvdec import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from shards.encode import Encoding
-from shards.mp4 import DecodeError
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.mp4 import DecodeError
+from shards.video.transcode import transcode
 from tests.pipelines.conftest import FRAMES
 from tests.pipelines.reference import flow_video, loader, made, params_for, render, write_dataset
 from tests.pipelines.test_decode import hand_params, hurt

@@ -15,9 +15,9 @@ from pipelines.decode import check_frames, decode_views
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.encode import Encoding
-from shards.mp4 import DecodeError
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.mp4 import DecodeError
+from shards.video.transcode import transcode
 from tests.pipelines.conftest import FRAMES, NUMBERED
 from tests.pipelines.reference import REAL, decoded_views, numbered_video, params_for, read_numbers
 

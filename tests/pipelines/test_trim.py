@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import objectives
 from pipelines.sampling import sample_params
 from pipelines.trim import runs, trim
-from shards.encode import Encoding, write_mp4
-from shards.mp4 import DecodeError, PacketIndex, read_index
+from shards.video.encode import Encoding, write_mp4
+from shards.video.mp4 import DecodeError, PacketIndex, read_index
 from tests.pipelines.reference import REAL, flow_video
 
 TORTURE = REAL.parent / "torture"

@@ -18,7 +18,7 @@ from pipelines.sampling import sample_params
 from pipelines.views import Jitter, ViewSpec
 from pipelines.workers import _KNOWN, Maker, Region, Worker
 from shards import Dataset
-from shards.mp4 import DecodeError
+from shards.video.mp4 import DecodeError
 from tests.pipelines.damage import damage
 
 SPEC = ViewSpec(offsets=((0, 2, 4), (6, 8, 10)), size=32, jitter=Jitter(), colour_scope="frame")

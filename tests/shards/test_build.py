@@ -12,11 +12,11 @@ import pytest
 from independent import ENVIRONMENT, TOOL, files, make_shards, render, said
 
 from shards import Dataset, InputError
-from shards.attempt import Processing
-from shards.build import Limits, Progress, prepare
-from shards.build import build as build_job
-from shards.encode import Encoding
-from shards.finish import Summary
+from shards.build.finish import Summary
+from shards.build.process_video import Processing
+from shards.build.run import Limits, Progress, prepare
+from shards.build.run import build as build_job
+from shards.video.encode import Encoding
 
 
 def build(

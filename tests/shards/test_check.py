@@ -14,8 +14,8 @@ import pytest
 from independent import ENVIRONMENT, ROOT, files, said
 
 from shards import Dataset, InputError
-from shards.check import PROBLEMS, Report, check
-from shards.repair import repair
+from shards.check.check import PROBLEMS, Report, check
+from shards.check.repair import repair
 
 TOOL = ROOT / "tools" / "check_shards.py"
 

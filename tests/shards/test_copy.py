@@ -9,10 +9,10 @@ import av
 import pytest
 from independent import decode, render
 
-from shards.attempt import Processing, Task, attempt
-from shards.encode import Encoding
-from shards.remux import copy
-from shards.transcode import Clip, transcode
+from shards.build.process_video import Processing, Task, attempt
+from shards.video.encode import Encoding
+from shards.video.remux import copy
+from shards.video.transcode import Clip, transcode
 
 ASKED = Encoding(gop=8, short_side=64)
 

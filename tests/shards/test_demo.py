@@ -14,7 +14,7 @@ from independent import ENVIRONMENT, decode, files
 
 from shards import Dataset
 from shards.demo import ensure, render
-from shards.motion import CLASSES, draw_clip
+from shards.demo.motion import CLASSES, draw_clip
 
 TRAIN, TEST = 32, 8
 

@@ -11,9 +11,9 @@ import pytest
 from independent import render
 
 from shards import InputError
-from shards.encode import CRF, Encoding
-from shards.flow import Flow, flow_video, read_flow
-from shards.transcode import transcode
+from shards.video.encode import CRF, Encoding
+from shards.video.flow import Flow, flow_video, read_flow
+from shards.video.transcode import transcode
 
 cv2 = pytest.importorskip("cv2", reason="needs the extra `flow` (opencv-contrib-python-headless)")
 FRAMES = 7

@@ -8,8 +8,8 @@ import pytest
 from independent import decode, make_shards, render, said
 
 from shards import Dataset
-from shards.check import check
-from shards.repair import repair
+from shards.check.check import check
+from shards.check.repair import repair
 
 pytest.importorskip("cv2", reason="OpenCV, an extra, is not installed")
 

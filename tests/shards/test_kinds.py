@@ -9,10 +9,10 @@ from independent import make_shards, render, said
 from PIL import Image
 
 from shards import Dataset
-from shards.attempt import Processing, Reject, Task, attempt
-from shards.encode import Encoding
-from shards.remux import copy
-from shards.transcode import Clip, Rejected, transcode
+from shards.build.process_video import Processing, Reject, Task, attempt
+from shards.video.encode import Encoding
+from shards.video.remux import copy
+from shards.video.transcode import Clip, Rejected, transcode
 
 TEXT = "Hello world, this is a text.\n" * 80
 ANSI = "\x1b[31mred\x1b[0m \x1b[2J\x1b[1;1H text\n" * 50

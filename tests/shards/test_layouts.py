@@ -11,11 +11,11 @@ import pytest
 from independent import make_shards, render
 
 from shards import Dataset, InputError
-from shards.attempt import Processing
-from shards.build import Limits, build, prepare
-from shards.encode import Encoding
+from shards.build.process_video import Processing
+from shards.build.run import Limits, build, prepare
+from shards.build.scan import Found
 from shards.layouts import find
-from shards.sources import Found
+from shards.video.encode import Encoding
 
 Maker = Callable[..., Path]
 

@@ -7,11 +7,11 @@ import pytest
 from independent import TOOL, files, make_shards, render, run_tool, said
 
 from shards import InputError
-from shards.attempt import Processing
-from shards.build import build, prepare
-from shards.encode import Encoding
-from shards.job import Job, Part
-from shards.merge import merge
+from shards.build.job import Job, Part
+from shards.build.merge import merge
+from shards.build.process_video import Processing
+from shards.build.run import build, prepare
+from shards.video.encode import Encoding
 
 MERGE = TOOL.with_name("merge_shards.py")
 

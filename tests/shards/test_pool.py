@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from independent import ENVIRONMENT
 
-from shards.pool import AHEAD, Crashed, in_order
+from shards.build.pool import AHEAD, Crashed, in_order
 
 
 def test_results_come_in_the_order_of_the_tasks_falsy_ones_too() -> None:
@@ -42,7 +42,7 @@ def test_tasks_are_taken_as_they_are_needed() -> None:
 
 def test_workers_end_when_their_parent_is_killed() -> None:
     code = (
-        "import os; from shards.pool import in_order\n"
+        "import os; from shards.build.pool import in_order\n"
         "for pid in in_order(eval, ['__import__(\"os\").getpid()', '__import__(\"time\").sleep(60)'], 1):\n"
         "    print(pid, flush=True); os.kill(os.getpid(), 9)\n"
     )

@@ -8,9 +8,9 @@ import pytest
 from independent import decode, render
 
 from shards import InputError
-from shards.attempt import Processing
-from shards.encode import Encoding
-from shards.transcode import Rejected, transcode
+from shards.build.process_video import Processing
+from shards.video.encode import Encoding
+from shards.video.transcode import Rejected, transcode
 
 
 def _cut(path: Path, share: float) -> Path:

@@ -20,7 +20,7 @@ from independent import (
 )
 
 from shards import Dataset
-from shards.transcode import REASONS
+from shards.video.transcode import REASONS
 
 UT = SHARED / "ut-interaction"
 TORTURE = SHARED / "torture"
@@ -133,7 +133,7 @@ def test_the_bytes_do_not_depend_on_what_was_in_memory(codec: str) -> None:
     if not clip.is_file():
         pytest.skip(f"{clip} is not there")
     code = (
-        "import hashlib, sys; from pathlib import Path; from shards.transcode import Encoding, transcode\n"
+        "import hashlib, sys; from pathlib import Path; from shards.video.transcode import Encoding, transcode\n"
         "for side in (86, 240):\n"
         "    clip = transcode(Path(sys.argv[1]), Encoding(codec=sys.argv[2], short_side=side))\n"
         "    print(hashlib.sha256(clip.data).hexdigest())"

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from independent import SHARED, decode, make_shards, render
 
 from shards import Dataset
-from shards.attempt import Processing, Reject, Task, attempt
-from shards.encode import Encoding
-from shards.remux import copy
-from shards.repeats import Repeats, find_repeats
-from shards.transcode import Rejected, transcode
+from shards.build.process_video import Processing, Reject, Task, attempt
+from shards.video.encode import Encoding
+from shards.video.remux import copy
+from shards.video.repeats import Repeats, find_repeats
+from shards.video.transcode import Rejected, transcode
 
 JHMDB = SHARED / "jhmdb"
 # ffmpeg -f lavfi -i testsrc=size=32x32:rate=25:duration=0.4 -c:v libtheora -q:v 0 -bitexact: frames 1 and 2 of 10 are empty

@@ -9,8 +9,8 @@ import av
 from independent import ENVIRONMENT, ROOT, TOOL, make_shards, render
 
 from shards import Dataset
-from shards.build import Limits
-from shards.reading import REASONS
+from shards.build.run import Limits
+from shards.video.read import REASONS
 
 # Python runs a sitecustomize module in every process: this one gives FFmpeg the bugs that it has now and then.
 SICK_FFMPEG = """

@@ -17,11 +17,12 @@ from independent import ENVIRONMENT, ROOT, SHARED, decode, make_shards, render, 
 
 from benchmarks import render as rendered
 from pipelines.backends import BackendSettings
-from shards import Dataset, demo, motion
-from shards.encode import Encoding
-from shards.pictures import cropped, fitted, upright
+from shards import Dataset, demo
+from shards.demo import motion
 from shards.sides import nvdec_remark, sides_remark, uneven
-from shards.transcode import transcode
+from shards.video.encode import Encoding
+from shards.video.pictures import cropped, fitted, upright
+from shards.video.transcode import transcode
 from training.run import Run
 from training.speed import Speed, uneven_sides
 

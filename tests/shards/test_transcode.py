@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from independent import decode, render
 
 from shards import InputError
-from shards.encode import CRF, Tune
-from shards.transcode import REASONS, Encoding, Rejected, fitted, transcode
+from shards.video.encode import CRF, Tune
+from shards.video.transcode import REASONS, Encoding, Rejected, fitted, transcode
 
 CODECS = sorted(CRF)
 

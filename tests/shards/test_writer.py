@@ -70,7 +70,7 @@ def test_dali_decodes_frames_by_number_from_a_house_mp4(tmp_path: Path, codec: s
     dali = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     from independent import decode, render
 
-    from shards.transcode import Encoding, transcode
+    from shards.video.transcode import Encoding, transcode
 
     clip = transcode(render(tmp_path / "in.avi", codec="ffv1"), Encoding(codec=codec))
     numbers = [39, 0, 17, 17, 5]

@@ -12,7 +12,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from shards import Dataset, demo
-from shards.encode import Encoding, house_frame, write_mp4
+from shards.video.encode import Encoding, house_frame, write_mp4
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 from av.video.frame import PictureType
 
-from shards.encode import CONTAINER, Encoding
-from shards.pictures import fitted, turn
-from shards.reading import (
+from shards.video.encode import CONTAINER, Encoding
+from shards.video.pictures import fitted, turn
+from shards.video.read import (
     WHOLE_ENOUGH,
     Tally,
     check_no_still,
@@ -20,8 +20,8 @@ from shards.reading import (
     largest_video,
     opened,
 )
-from shards.repeats import find_repeats
-from shards.transcode import Clip, describe
+from shards.video.repeats import find_repeats
+from shards.video.transcode import Clip, describe
 
 LONGEST_OFFSET = Fraction(1, 4)  # of a frame: what rounding to a container's clock may move a time stamp
 

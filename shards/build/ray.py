@@ -5,11 +5,11 @@ import os
 import shutil
 from contextlib import closing
 
-from shards.build import Limits, Progress, attempts, make_shard
-from shards.claim import claimed
+from shards.build.finish import Summary, already_made, finish
+from shards.build.job import Job, Part
+from shards.build.lock import claimed
+from shards.build.run import Limits, Progress, attempts, make_shard
 from shards.errors import InputError
-from shards.finish import Summary, already_made, finish
-from shards.job import Job, Part
 
 
 def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress | None = None) -> Summary:

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.aside import written_aside
+from shards.atomic import written_aside
+from shards.check.examine import TarSeen, examine_tar
 from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
-from shards.examine import TarSeen, examine_tar
 from shards.members import index_text, tars_of
 from shards.schema import FACTS, KEY, read_description
 from shards.table import DESCRIPTION, REJECTED, TABLE, publish

@@ -4,9 +4,9 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from shards.aside import sweep, written_aside
+from shards.atomic import sweep, written_aside
+from shards.build.job import Job, Notes, check_same
 from shards.errors import InputError
-from shards.job import Job, Notes, check_same
 from shards.schema import read_description
 from shards.table import DESCRIPTION, REJECTED, publish, write_json_lines
 

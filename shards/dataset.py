@@ -13,9 +13,9 @@ import numpy as np
 from shards import quarantine as notes
 from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
-from shards.files import LocalShards, read_part
 from shards.remote import RemoteShards, url_of
 from shards.schema import REPAIR, read_description
+from shards.storage import LocalShards, read_part
 from shards.table import DESCRIPTION, TABLE
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"

@@ -7,11 +7,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.attempt import Reject, Task, attempt
-from shards.build import Limits
-from shards.job import Job, Part
-from shards.pool import Crashed, in_order
-from shards.transcode import Clip
+from shards.build.job import Job, Part
+from shards.build.pool import Crashed, in_order
+from shards.build.process_video import Reject, Task, attempt
+from shards.build.run import Limits
+from shards.video.transcode import Clip
 
 TRIED = 8
 

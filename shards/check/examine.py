@@ -8,8 +8,8 @@ from pathlib import Path
 import av
 
 from shards.members import Contents, Extent, index_text, walk
-from shards.reading import quiet
 from shards.table import stamp
+from shards.video.read import quiet
 
 CHANGED = "the bytes are not those that were written"
 

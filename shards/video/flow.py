@@ -14,8 +14,8 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
-from shards.encode import Codec, Encoding, write_mp4
 from shards.errors import InputError
+from shards.video.encode import Codec, Encoding, write_mp4
 
 Algorithm = Literal["tvl1", "dis"]
 Frame = NDArray[np.uint8]

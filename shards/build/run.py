@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.attempt import Processing, Reject, Task, attempt
-from shards.claim import claimed
+from shards.build.finish import Summary, already_made, finish
+from shards.build.job import Job, Part, plan_job
+from shards.build.lock import claimed
+from shards.build.pool import Crashed, in_order
+from shards.build.process_video import Processing, Reject, Task, attempt
 from shards.errors import InputError
-from shards.finish import Summary, already_made, finish
-from shards.job import Job, Part, plan_job
 from shards.layouts import Layout, find
-from shards.pool import Crashed, in_order
-from shards.transcode import Clip
+from shards.video.transcode import Clip
 from shards.writer import Sample, write_shard
 
 Progress = Callable[[int, int], None]  # (videos done, videos in all)

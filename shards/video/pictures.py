@@ -7,8 +7,8 @@ from fractions import Fraction
 import av
 from av.video.reformatter import VideoReformatter
 
-from shards.encode import Codec, Encoding, house_frame
-from shards.reading import Rejected, Tally
+from shards.video.encode import Codec, Encoding, house_frame
+from shards.video.read import Rejected, Tally
 
 LONGEST_PIXEL = 8
 MOST_COPIES = 100  # output frames a decoded frame; more means broken time stamps, not slow motion

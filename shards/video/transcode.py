@@ -9,9 +9,9 @@ from typing import Any
 
 import av
 
-from shards.encode import Encoding, write_mp4
-from shards.pictures import fitted, resampled, upright
-from shards.reading import (
+from shards.video.encode import Encoding, write_mp4
+from shards.video.pictures import fitted, resampled, upright
+from shards.video.read import (
     REASONS,
     WHOLE_ENOUGH,
     Rejected,
@@ -25,7 +25,7 @@ from shards.reading import (
     opened,
     quiet,
 )
-from shards.repeats import find_repeats
+from shards.video.repeats import find_repeats
 
 __all__ = ["REASONS", "Clip", "Encoding", "Rejected", "fitted", "quiet", "transcode"]
 

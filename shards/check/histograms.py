@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.aside import written_aside
+from shards.atomic import written_aside
 from shards.columns import Columns
 from shards.errors import InputError
 

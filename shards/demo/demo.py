@@ -15,11 +15,11 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from shards.build.pool import Crashed, in_order
 from shards.cache import cache_folder, made_once
-from shards.encode import Encoding, house_frame, write_mp4
-from shards.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
-from shards.pool import Crashed, in_order
+from shards.demo.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.table import publish
+from shards.video.encode import Encoding, house_frame, write_mp4
 from shards.writer import Sample, write_shard
 
 VERSION = "demo-v1"  # a change of what is rendered needs another name, or old caches would pass for it

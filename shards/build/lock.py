@@ -8,9 +8,9 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from shards.aside import sweep
+from shards.atomic import sweep
+from shards.build.job import Job, Notes, Part, check_same
 from shards.errors import InputError
-from shards.job import Job, Notes, Part, check_same
 from shards.table import REJECTED
 
 # Byte n of the lock file stands for shard n, the one far behind them for the outline. POSIX locks, not flock:

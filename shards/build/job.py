@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.attempt import Processing
+from shards.build.process_video import Processing
+from shards.build.scan import Found, Source
 from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole
-from shards.encode import BEFORE
 from shards.errors import InputError
 from shards.keys import keys, safe_name
 from shards.schema import TAR
-from shards.sources import Found, Source
 from shards.table import write_json
+from shards.video.encode import BEFORE
 from shards.writer import Shard
 
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from shards import quarantine
+from shards.build.pool import Crashed, in_order
+from shards.check.examine import TarSeen, VideoSeen, VideoTask, examine_tar, examine_video
 from shards.columns import Columns
 from shards.errors import InputError
-from shards.examine import TarSeen, VideoSeen, VideoTask, examine_tar, examine_video
 from shards.members import Extent, tars_of
-from shards.pool import Crashed, in_order
 from shards.schema import read_description
 from shards.table import DESCRIPTION, TABLE, stamp
 

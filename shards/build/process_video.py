@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shards.encode import Encoding
 from shards.errors import InputError
-from shards.flow import Flow, flow_video
-from shards.reading import WHOLE_ENOUGH, Rejected
-from shards.remux import copy
-from shards.transcode import DISK_TROUBLE, Clip, transcode
+from shards.video.encode import Encoding
+from shards.video.flow import Flow, flow_video
+from shards.video.read import WHOLE_ENOUGH, Rejected
+from shards.video.remux import copy
+from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
 
 @dataclass(frozen=True)

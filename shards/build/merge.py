@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from shards.aside import written_aside
-from shards.claim import begin, locked
+from shards.atomic import written_aside
+from shards.build.finish import Summary, finish
+from shards.build.job import Notes
+from shards.build.lock import begin, locked
 from shards.errors import InputError
-from shards.finish import Summary, finish
-from shards.job import Notes
 from shards.table import DESCRIPTION
 
 
