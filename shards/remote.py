@@ -208,7 +208,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         files, base = importlib.import_module("fsspec.core").url_to_fs(url)
     except ImportError as error:
-        raise InputError(f'--data {url}: {_line(error)}; pip install "slipstream[remote]"') from None
+        raise InputError(f"--data {url}: {_line(error)}; pip install fsspec aiohttp s3fs") from None
     except ValueError as error:
         raise InputError(f"--data {url}: {_line(error)}; give a folder, s3://, gs:// or https://") from None
     return files, base.rstrip("/")

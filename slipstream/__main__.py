@@ -5,9 +5,9 @@ slipstream train --objective dpc           on several GPUs: accelerate launch -m
 slipstream evaluate linear --checkpoint runs/dpc
 """
 
-import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import shards
 
@@ -31,7 +31,10 @@ def main() -> None:
     if name not in known:
         sys.exit(f"error: {name}: there is no such command; choose one of {', '.join(known)}")
     sys.argv = [f"slipstream {name}", *sys.argv[2:]]
-    runpy.run_path(str(known[name]), run_name="__main__")
+    # as runpy.run_path, which would put the script's path into sys.argv, and so into "usage: …"
+    script = sys.modules["__main__"] = ModuleType("__main__")
+    script.__file__ = str(known[name])
+    exec(compile(known[name].read_bytes(), script.__file__, "exec"), script.__dict__)
 
 
 if __name__ == "__main__":
