@@ -76,7 +76,7 @@ class HubModel(PyTorchModelHubMixin):
     """
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Objective:
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Objective:  # type: ignore[override]
         if Path(model_id).is_dir():
             return load(model_id)
         known = ("revision", "cache_dir", "force_download", "local_files_only", "token")

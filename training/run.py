@@ -128,9 +128,8 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
     Raises InputError where their tensors are not the same in name and size.
     """
     earlier = objectives.load(directory)
-    to, of = objective, earlier
-    if earlier.name != objective.name:
-        to, of = objective.encoder, earlier.encoder
+    whole = earlier.name == objective.name
+    to, of = (objective, earlier) if whole else (objective.encoder, earlier.encoder)
     ours, theirs = to.state_dict(), of.state_dict()
     if wrong := [
         key
@@ -138,11 +137,11 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
         if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
     ]:
         raise InputError(
-            f"--init-from {directory}: the {earlier.name} there has another {'network' if of is earlier else 'encoder'} "
+            f"--init-from {directory}: the {earlier.name} there has another {'network' if whole else 'encoder'} "
             f"({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
     to.load_state_dict(theirs)
-    if of is not earlier:
+    if not whole:
         log.warning(
             "--init-from %s: the encoder of %s; the rest of %s starts anew",
             directory,
