@@ -29,8 +29,8 @@ from objectives import checkpoint
 from objectives.command import parse
 from objectives.origin import metadata
 from shards import InputError
-from shards.atomic import written_aside
-from shards.table import QUARANTINE
+from shards.atomic import atomic_write
+from shards.schema import QUARANTINE
 from training.processes import StopSignals, ended, on_main
 from training.run import Run, init_from, open_run
 from training.settings import Settings
@@ -114,7 +114,7 @@ def export(run: Run, trainer: Trainer) -> None:
     """Write what downstream use needs: the encoder's weights, the averaged ones with --ema, and its config."""
     state = trainer.state
     objective = state.average or state.objective
-    with written_aside(run.output / "encoder.safetensors") as aside:
+    with atomic_write(run.output / "encoder.safetensors") as aside:
         checkpoint.save_weights(aside, objective.encoder, metadata(state.objective, trainer.step))
 
 

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         cases[f"--clips-per-decode {clips}"] = data, spec, {"clips": clips}
     for share in settings.cpu_share:
         cases[f"--cpu-share {share:g}"] = data, spec, {"cpu_share": share}
-    for where in ("host", "gpu") if kind.on_gpu else ("host",):
+    for where in kind.caches:
         cases[f"--cache {where}"] = data, spec, {"cache": where, "cache_gib": settings.cache_gib}
     for path in settings.others:
         cls = objectives.get(settings.objective)

@@ -31,7 +31,9 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from shards import one_line
-from shards.table import DESCRIPTION, TABLE, stamp, write_json
+from shards.documents import write_json
+from shards.schema import DESCRIPTION, TABLE
+from shards.table import stamp
 
 ROOT = Path(__file__).parents[1]
 BATCH = 256

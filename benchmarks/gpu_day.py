@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 from benchmarks.loader.gpu_stages import STAGES, Day, Notes, Stage
 from shards import InputError, at_least, one_line
 from shards.cache import cache_folder
-from shards.table import write_json
+from shards.documents import write_json
 
 UNDER_WAY = "under way"
 

@@ -19,12 +19,13 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
+from shards.atomic import made_once
 from shards.build.pool import Crashed, in_order
-from shards.cache import cache_folder, made_once
+from shards.cache import cache_folder
 from shards.demo.motion import CLASSES, FPS, draw_clip
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4
-from shards.writer import Sample, write_shard
 
 VERSION = "rendered-v4"
 VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 336, 256

@@ -11,7 +11,7 @@ from evaluation.bench import Bench, open_bench
 from evaluation.features import Features
 from evaluation.settings import Embed
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 
 def embed(settings: Embed) -> None:
@@ -38,9 +38,9 @@ def embed(settings: Embed) -> None:
 def _write(bench: Bench, features: Features, to: Path) -> None:
     keys = bench.dataset.keys(features.row)
     if to.suffix == ".npy":
-        with written_aside(to) as aside, aside.open("wb") as handle:
+        with atomic_write(to) as aside, aside.open("wb") as handle:
             np.save(handle, features.x)
-        with written_aside(to.with_suffix(".txt")) as aside:
+        with atomic_write(to.with_suffix(".txt")) as aside:
             aside.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
         return
     D = features.x.shape[1]
@@ -50,5 +50,5 @@ def _write(bench: Bench, features: Features, to: Path) -> None:
         "start": pa.array(features.start),
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.x.ravel()), D),
     }
-    with written_aside(to) as aside:
+    with atomic_write(to) as aside:
         pq.write_table(pa.table(columns), aside)

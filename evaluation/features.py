@@ -23,7 +23,7 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.cache import cache_folder
 from shards.documents import Each, parse
 from training.processes import on_main
@@ -158,7 +158,7 @@ def _compute(
 def _write_chunk(
     file: Path, xs: list[NDArray], index: list[NDArray], failed: dict[int, str], dataset: Dataset
 ) -> None:
-    with written_aside(file) as aside, aside.open("wb") as handle:
+    with atomic_write(file) as aside, aside.open("wb") as handle:
         np.savez(
             handle,
             x=np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
@@ -188,5 +188,5 @@ def _gather(dataset: Dataset, windows: EvalClips, files: list[Path]) -> Features
 
 
 def _write_json(path: Path, content: dict) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=1) + "\n")

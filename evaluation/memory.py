@@ -14,7 +14,7 @@ from evaluation.features import Features
 from evaluation.model import ADDRESSES
 from evaluation.splits import Split
 from pipelines.eval_clips import EvalLayout
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 SLOTS, CLIPS = 6, 3
 
@@ -35,7 +35,7 @@ def save_memory(folder: Path, bench: Bench, p: Features, labels: np.ndarray) -> 
     places = np.stack([_best(p, slot) for slot in slots])
     videos = p.by_video()
     memory = bench.model.objective.get_parameter("memory.slots")
-    with written_aside(folder / "memory.npz") as aside, aside.open("wb") as handle:
+    with atomic_write(folder / "memory.npz") as aside, aside.open("wb") as handle:
         np.savez_compressed(
             handle,
             usage=usage,

@@ -15,7 +15,7 @@ from evaluation.result import Outcome, counted, describe, save, save_predictions
 from evaluation.settings import Fraction, Linear, Nonlinear, Retrieval
 from evaluation.splits import Labelled, Split, with_fraction
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 
 def linear(settings: Linear) -> None:
@@ -200,7 +200,7 @@ def retrieve(settings: Retrieval) -> None:
     tested = both[1].of(splits[0].test).by_video()
     if p:
         save_memory(folder, bench, p, labelled.labels)
-    with written_aside(folder / "features.npz") as aside, aside.open("wb") as handle:
+    with atomic_write(folder / "features.npz") as aside, aside.open("wb") as handle:
         np.savez(handle, x=tested.x, label=labelled.labels[tested.row])
     lines = [bench.model.origin, counted(bench, splits, evaluated, failed)]
     for name, found in {"videos": recalls, "  random weights": baselines.get("random")}.items():

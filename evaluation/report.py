@@ -15,7 +15,7 @@ from evaluation.result import load, results_below
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from training.log import read_metrics
 
 STYLE = """
@@ -58,7 +58,7 @@ def report(settings: Report) -> None:
     )
     try:
         settings.html.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(settings.html) as aside:
+        with atomic_write(settings.html) as aside:
             aside.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(

@@ -20,7 +20,7 @@ from evaluation.bench import Bench
 from evaluation.probe import Trained
 from evaluation.splits import Labelled, Split
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
 
 _SCORE = AllOf(
@@ -129,7 +129,7 @@ def describe(
 
 
 def save(folder: Path, result: dict[str, Any]) -> None:
-    with written_aside(folder / "result.json") as aside:
+    with atomic_write(folder / "result.json") as aside:
         aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -141,7 +141,7 @@ def save_predictions(
     found: dict[str, Any] = {
         name: np.concatenate([o.probabilities for o in some], axis=1) for name, some in of.items()
     }
-    with written_aside(folder / "predictions.npz") as aside, aside.open("wb") as handle:
+    with atomic_write(folder / "predictions.npz") as aside, aside.open("wb") as handle:
         np.savez_compressed(
             handle,
             key=np.array(bench.dataset.keys(rows)),

@@ -20,7 +20,7 @@ from evaluation.tuning import Tuning
 from objectives import checkpoint
 from objectives.downstream import FineTuning
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import Each, number, parse, read_json, whole
 from training.processes import StopSignals, on_main
 
@@ -46,7 +46,7 @@ def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     if not path.exists():
         for old in folder.glob("**/*-seed*"):
             shutil.rmtree(old)
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(asked, indent=1) + "\n")
     elif not resume:
         raise InputError(
@@ -82,7 +82,7 @@ def tested(
 
 
 def _write(path: Path, found: Features, chosen: dict[str, Any]) -> None:
-    with written_aside(path) as aside, aside.open("wb") as handle:
+    with atomic_write(path) as aside, aside.open("wb") as handle:
         np.savez(
             handle,
             x=found.x,

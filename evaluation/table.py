@@ -9,7 +9,7 @@ from evaluation.metrics import Score
 from evaluation.result import load, results_below
 from evaluation.settings import Table
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 MEASURES = {"top1": "top-1", "clips": "clips"}
 HEAD = ("model", "protocol", "data", "%", "random weights", "size and length", "chance", "beats random", "test videos")  # fmt: skip
@@ -126,7 +126,7 @@ def markdown(rows: list[Row]) -> str:
 def _write(path: Path, flag: str, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{flag} {path}: {error.strerror}; choose a place that can be written to") from error

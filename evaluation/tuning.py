@@ -23,7 +23,7 @@ from objectives import checkpoint
 from objectives.downstream import FineTuning
 from pipelines.eval_clips import EvalClips
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import number, read_json, whole
 from training.feed import tensors
 from training.log import read_metrics
@@ -124,7 +124,7 @@ class Tuning:
         return top1
 
     def _write_best(self) -> None:
-        with written_aside(self.folder / BEST) as aside:
+        with atomic_write(self.folder / BEST) as aside:
             checkpoint.save_weights(aside, self.classifier)
 
     def run(self, stop: StopSignals, steps: int, every: int, patience: int) -> Features:
@@ -161,7 +161,7 @@ class Tuning:
         path = self.folder / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         lines = [one for one in lines if one["step"] < line["step"]] + [line]
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text("".join(json.dumps(one) + "\n" for one in lines))
 
     def save(self) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Table 1, as METHODS reads it: channels, spatial kernel and stride, temporal kernel and stride, residual steps.
+# Table 1: channels, spatial kernel and stride, temporal kernel and stride, residual steps.
 # Its argument lists contradict its sizes in places; the sizes and the parameter count (17.3 M) hold.
 TABLE_1 = {
     3: (128, 4, 2, 1, 1, 3),
@@ -44,6 +44,7 @@ class ResidualStep(nn.Module):
     """x → pooled x + temporal(ReLU(spatial x)); the shortcut has no parameters, as in AMDIM.
 
     It averages over the same window as the convolutions, and pads the channels with zeros where they grow.
+    he_init: the branch begins at 0, its first convolution at He's weights, as in AMDIM's code.
     """
 
     def __init__(
@@ -54,10 +55,15 @@ class ResidualStep(nn.Module):
         stride: int = 1,
         t_kernel: int = 1,
         t_stride: int = 1,
+        *,
+        he_init: bool = False,
     ) -> None:
         super().__init__()
         self.spatial = _spatial(inputs, outputs, kernel, stride)
         self.temporal = _temporal(outputs, t_kernel, t_stride)
+        if he_init:
+            nn.init.kaiming_normal_(self.spatial.weight, nonlinearity="relu")
+            nn.init.zeros_(self.temporal.weight)
         self.window, self.stride = (t_kernel, kernel, kernel), (t_stride, stride, stride)
         self.grow = outputs - inputs
 
@@ -73,21 +79,25 @@ class VDIMEncoder(nn.Module):
 
     Convolutions after the first block are valid (no padding), so that features up to block 6 depend on a patch
     of the input only. There is no norm but the one on the output (section 4: "batch norm is used on the output
-    of the encoder"). width multiplies every channel count.
+    of the encoder"). width multiplies every channel count. he_init: residual branches begin at 0, other convolutions with He's weights.
     """
 
-    def __init__(self, width: float = 1.0) -> None:
+    def __init__(self, width: float = 1.0, *, he_init: bool = False) -> None:
         super().__init__()
         first = _channels(64, width)
         self.blocks = nn.ModuleDict(
             {"1": ConvBlock(3, first, 5, 2, padding=2), "2": ConvBlock(first, first, 3, 1, padding=0)}
         )
+        if he_init:
+            for conv in self.blocks.modules():
+                if isinstance(conv, nn.Conv3d):
+                    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         inputs, self.dims = first, {}
         for index, (channels, kernel, stride, t_kernel, t_stride, steps) in TABLE_1.items():
             outputs = _channels(channels, width)
-            grown = ResidualStep(inputs, outputs, kernel, stride, t_kernel, t_stride)
+            grown = ResidualStep(inputs, outputs, kernel, stride, t_kernel, t_stride, he_init=he_init)
             self.blocks[str(index)] = nn.Sequential(
-                grown, *(ResidualStep(outputs, outputs) for _ in range(steps))
+                grown, *(ResidualStep(outputs, outputs, he_init=he_init) for _ in range(steps))
             )
             self.dims[index] = inputs = outputs  # channels of each block
         self.dim = inputs

@@ -1,6 +1,6 @@
 """How a paper looks at labelled videos once the network is trained: which windows, and which classifier."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipelines.eval_clips import EvalLayout
@@ -11,9 +11,13 @@ from pipelines.views import ViewSpec
 class FineTuning:
     """Supervised training of the whole network.
 
-    spec: a training clip, augmented; tests see the same frames without augmentation. decay_at: steps at which the
-    learning rate is multiplied by decay_by; every_steps: so again every so many steps, for ever. weight_decay: towards 0;
-    pull: towards the pretrained weights (TCP section 4.2.4). hidden: width of a layer before the last; 0 is none.
+    spec: a training clip, augmented; tests see the same frames without augmentation.
+    decay_at: steps at which the learning rate is multiplied by decay_by; decay_every: it is multiplied after every so
+    many steps too, 0 is never.
+    weight_decay: towards 0. pull: towards the pretrained weights (TCP section 4.2.4).
+    hidden: width of a layer before the last; 0 is none. batch_norm: of the feature, before the head's first layer.
+    freeze: train the head alone; the network stays in evaluation mode.
+    scratch: the recipe for random weights; None is this one without the pull.
     """
 
     spec: ViewSpec
@@ -28,6 +32,14 @@ class FineTuning:
     decay_by: float = 0.1
     dropout: float = 0.5
     hidden: int = 0
+    batch_norm: bool = True
+    freeze: bool = False
+    scratch: "FineTuning | None" = None
+
+    @property
+    def from_scratch(self) -> "FineTuning":
+        """The recipe for random weights, which are not pulled towards."""
+        return self.scratch or replace(self, pull=0.0)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from objectives.imports import families
 from objectives.imports.files import write
 from objectives.origin import clip_layout, metadata, normalisation
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 AGREEMENT = 1e-4  # largest difference of a feature, on one clip, from ours
@@ -82,7 +82,7 @@ class Features(nn.Module):
 def torch_export(objective: Objective, out: Path, step: int | None) -> str:
     """A .pt2 file for torch.export.load, of any batch size, checked by loading it."""
     program, views = _program(objective)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         with aside.open("wb") as file:
             torch.export.save(program, file, extra_files=metadata(objective, step))
         with aside.open("rb") as file:
@@ -101,7 +101,7 @@ def onnx(objective: Objective, out: Path, step: int | None) -> str:
     program, views = _program(objective)
     exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["feature"])
     exported.model.metadata_props.update(metadata(objective, step))
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         exported.save(aside, external_data=False)
         session = runtime.InferenceSession(aside.read_bytes(), providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
@@ -140,7 +140,7 @@ def authors(objective: Objective, out: Path, step: int | None) -> str:
             f"--to authors: the authors' code of {objective.name} cannot hold this checkpoint: {why}"
         )
     tensors = fitting[0].tensors(objective)
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         write(aside, tensors, wrapped=fitting[0].wrapped)
     return f"{len(tensors)} tensors as {fitting[0].source} names them"
 
@@ -171,7 +171,7 @@ def _shapes(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 
 def _save(out: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
-    with written_aside(out) as aside:
+    with atomic_write(out) as aside:
         save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata=facts)
 
 

@@ -1,6 +1,6 @@
 """Contrastive losses that objectives share, computed in float32.
 
-    info_nce     locations of a video against all locations of all videos        VDIM, Eq. 3
+    info_nce     locations of a video against all locations of other videos      VDIM, Eq. 3
     dense_nce    a prediction against all targets, few scores at a time          DPC, Eq. 5; MemDPC, Eq. 6
     nt_xent      views of a video against all other views                        SimCLR, Eq. 1
     pair_nce     clips with the same label against all other clips               Pace, Eq. 2 and 3
@@ -56,18 +56,21 @@ def scores(anchors_AND: Tensor, others_BMD: Tensor, *, scale: bool) -> Tensor:
     return product / anchors_AND.shape[-1] ** 0.5 if scale else product
 
 
-def info_nce(scores_ANBM: Tensor, offset: int = 0) -> Tensor:
+def info_nce(scores_ANBM: Tensor, offset: int = 0, *, own_locations: bool = False) -> Tensor:
     """InfoNCE over locations: the mean over anchors, their locations and the positive video's locations.
 
-    VDIM Eq. 3, read with the anchor's location i fixed: the positives are (i, i′) of one video; the denominator
-    runs over all locations i′ of every video of the batch, its own included.
-    scores: (A, N, B, M); anchor a is of video offset + a. Returns a scalar.
+    VDIM Eq. 3, read with the anchor's location i fixed: the positives are (i, i′) of one video. A positive's denominator
+    has itself and all locations of all other videos (Figure 1; AMDIM's code); with own_locations the other locations of
+    its own video too (Eq. 3 as it is written). scores: (A, N, B, M); anchor a is of video offset + a. Returns a scalar.
     """
-    A = scores_ANBM.shape[0]
-    normaliser_AN = scores_ANBM.flatten(2).logsumexp(-1)
-    own = torch.arange(A, device=scores_ANBM.device)
-    positive_ANM = scores_ANBM[own, :, own + offset]
-    return normaliser_AN.mean() - positive_ANM.mean()
+    A, B = scores_ANBM.shape[0], scores_ANBM.shape[2]
+    own_A = torch.arange(A, device=scores_ANBM.device)
+    positive_ANM = scores_ANBM[own_A, :, own_A + offset]
+    if own_locations:
+        return scores_ANBM.flatten(2).logsumexp(-1).mean() - positive_ANM.mean()
+    is_own_A1B1 = (torch.arange(B, device=own_A.device) == own_A[:, None] + offset)[:, None, :, None]
+    negatives_AN = scores_ANBM.masked_fill(is_own_A1B1, -torch.inf).flatten(2).logsumexp(-1)
+    return F.softplus(negatives_AN[..., None] - positive_ANM).mean()
 
 
 @torch.no_grad()

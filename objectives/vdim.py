@@ -7,9 +7,10 @@
 
 Settled here, where the paper is silent: the loss is the mean over locations and the sum over layer pairs
 (each pair weighs alike, as in AMDIM; Eq. 4's sum over locations would weigh local 1 343 times the global pair),
-and the pair (8, 8), which is in J×J′ and in its reverse, counts once. Boxes, jitter and grey are AMDIM's for 128²
-images. With temporal difference, φ normalises differences by a batch norm of their own, so that the statistics
-which evaluation uses are those of plain features.
+and the pair (8, 8), which is in J×J′ and in its reverse, counts once. Negatives are features of other videos (Figure 1
+and AMDIM's code); --own-locations is Eq. 3 as written. Boxes, jitter, grey and the one flip for both views are AMDIM's
+for 128² images. With temporal difference, φ normalises differences by a batch norm of their own, so that the
+statistics which evaluation uses are those of plain features.
 """
 
 from collections.abc import Mapping
@@ -56,6 +57,14 @@ class VDIMConfig:
     """Consequents are f(second half) − f(first half) of a second view of 64 frames."""
     colour: Literal["jitter", "lab"] = "jitter"
     """Random colour jitter and grey, or Lab with one channel dropped."""
+    jitter: tuple[float, ...] = (0.4, 0.4, 0.4, 0.1)
+    """Brightness, contrast and saturation change by up to these shares, hue by this share of the circle (AMDIM)."""
+    jitter_probability: float = 0.8
+    """Share of the views whose colours are jittered (AMDIM)."""
+    grey: float = 0.25
+    """Share of the views that lose their colour (AMDIM)."""
+    flip: Literal["clip", "view", "none"] = "clip"
+    """Mirror both views or none of them (AMDIM), each view on its own, or never."""
     rotation: float = 0.0
     """Turn each view by an angle from ±this many degrees; 0 is off."""
     padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
@@ -68,6 +77,10 @@ class VDIMConfig:
     """Use the pairs J′ × J as well."""
     negatives: Literal["local", "gathered"] = "local"
     """Contrast with the videos of this process, or of all of them (with gradient)."""
+    own_locations: bool = False
+    """Contrast a positive with the other locations of its own video too, as Eq. 3 is written."""
+    init: Literal["amdim", "torch"] = "amdim"
+    """Residual branches begin at zero, other convolutions with He's weights (AMDIM's code); or torch's own for all."""
     scale_scores: bool = True
     """Divide scores by √D (AMDIM)."""
     soft_clip: float = 20.0
@@ -76,8 +89,8 @@ class VDIMConfig:
     """Weight of the mean squared score, before clipping (AMDIM); 0 is off."""
     lr: float = 2e-4
     """Adam's learning rate."""
-    warmup_steps: int = 0
-    """Optimizer steps of linear warm-up; the paper names none."""
+    warmup_steps: int = 500
+    """Optimizer steps of linear warm-up (AMDIM's code; the paper names none)."""
 
     def __post_init__(self) -> None:
         if self.backbone != "vdim":
@@ -101,6 +114,14 @@ class VDIMConfig:
                 f"--temporal-difference: block {min(unplaced)} must be an antecedent too, since φ's batch norm of "
                 "plain features would never be trained; add it to --antecedents, or use --reverse"
             )
+        if len(self.jitter) != 4 or not all(0 <= strength < float("inf") for strength in self.jitter):
+            raise InputError(
+                f"--jitter {' '.join(map(str, self.jitter))}: give brightness, contrast, saturation and hue, each at "
+                "least 0, such as 0.4 0.4 0.4 0.1"
+            )
+        for name in ("grey", "jitter_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be from 0 to 1")
         at_least(self, 0, "rotation", "soft_clip", "score_penalty", "warmup_steps")
         for name in ("width", "lr"):
             if not 0 < getattr(self, name) < float("inf"):
@@ -128,7 +149,7 @@ class VDIM(Objective):
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)
         self.layers = tuple(sorted({GLOBAL, *(layer for pair in config.pairs for layer in pair)}))
-        self.encoder = VDIMEncoder(config.width)
+        self.encoder = VDIMEncoder(config.width, he_init=config.init == "amdim")
         dims = self.encoder.dims
         self.phi = nn.ModuleDict({str(j): ContrastiveModel(dims[j], self.encoder.dim) for j in self.layers})
         self.difference_norms = nn.ModuleDict(
@@ -153,11 +174,10 @@ class VDIM(Objective):
             size=SIZE,
             area=(0.3, 1.0),
             ratio=(0.7, 1.4),
-            flip=0.5,
+            flip=0.0 if config.flip == "none" else 0.5,
+            flip_scope="clip" if config.flip == "clip" else "box",
             rotation=config.rotation,
-            jitter=Jitter(0.4, 0.4, 0.4, 0.2, probability=0.8, grey=0.2)
-            if config.colour == "jitter"
-            else None,
+            jitter=jitter(config) if config.colour == "jitter" else None,
             lab_drop=config.colour == "lab",
             box_scope="view",
             colour_scope="view",
@@ -198,7 +218,7 @@ class VDIM(Objective):
             scores = losses.scores(antecedents[j], consequents[k], scale=config.scale_scores)
             penalty = config.score_penalty * scores.square().mean() if config.score_penalty else 0.0
             clipped = config.soft_clip * torch.tanh(scores / config.soft_clip) if config.soft_clip else scores
-            pair_loss = losses.info_nce(clipped, offset)
+            pair_loss = losses.info_nce(clipped, offset, own_locations=config.own_locations)
             loss = loss + pair_loss + penalty
             metrics |= {f"loss_{j}_{k}": pair_loss.detach(), f"top1_{j}_{k}": losses.top1(scores, offset)}
         headline = (GLOBAL, GLOBAL) if (GLOBAL, GLOBAL) in config.pairs else config.pairs[0]
@@ -241,6 +261,11 @@ class VDIM(Objective):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, 2e-4 (section 4)."""
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
+
+
+def jitter(config: VDIMConfig) -> Jitter:
+    """The jitter and grey that the config names."""
+    return Jitter(*config.jitter, probability=config.jitter_probability, grey=config.grey)
 
 
 def _locations(f_BDthw: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from pipelines.eval_clips import EvalClips, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding
 from shards.video.read import Rejected
 from shards.video.transcode import transcode
-from shards.writer import Sample, write_shard
 
 if TYPE_CHECKING:
     from objectives.base import Objective

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs
-from shards.video.mp4 import DecodeError, PacketIndex, damage_named, read_index
+from shards.video.excerpt import Excerpt, indexed
+from shards.video.mp4 import DecodeError, PacketIndex, damage_named
 
 av.logging.set_level(av.logging.FATAL)
 
@@ -50,7 +51,7 @@ FramesOf = Callable[[list[int]], Iterable[tuple[int, av.VideoFrame]]]
 
 
 def decode_views(
-    video: bytes,
+    video: bytes | Excerpt,
     params: ViewParams,
     size: int,
     modality: str = "rgb",
@@ -58,25 +59,24 @@ def decode_views(
 ) -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
-    video: an mp4 file. params: of one sample (frames (V, T), boxes (V, 4), flips (V,)). size: side of a view in
+    video: an mp4 file, or what of it the frames need. params: of one sample (frames (V, T), boxes (V, 4), flips (V,)). size: side of a view in
     pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1) for a difference; (u, v) for flow, whose
     video holds u above v. In memory it is (V·T, P, size, size): `out`, where that is given.
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the parameters ask for.
     """
-    index = read_index(video)
-    return crop_views(partial(_decode, index, video), params, size, modality, out)
+    return crop_views(partial(_decode, indexed(video)), params, size, modality, out)
 
 
 def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (number, frame) for each of the ascending frame numbers; raises DecodeError as decode_views does."""
-    yield from _decode(read_index(video), video, numbers)
+    yield from _decode(indexed(video), numbers)
 
 
 def check_frames(video: bytes, numbers: list[int] | None = None) -> None:
     """Decode these frames, by default all; raises DecodeError if FFmpeg finds anything wrong with them."""
-    index = read_index(video)
-    for _ in _decode(index, video, list(range(index.num_frames)) if numbers is None else numbers):
+    found = indexed(video)
+    for _ in _decode(found, list(range(found.index.num_frames)) if numbers is None else numbers):
         pass
 
 
@@ -91,16 +91,17 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**28)
 
 
-def _decode(index: PacketIndex, video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+def _decode(video: Excerpt, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (number, frame) for each of the ascending frame numbers."""
+    index, data = video.index, video.data
     shown = np.sort(index.ranks[index.numbers >= 0])  # of each frame number
     if numbers and numbers[-1] >= len(shown):
         raise DecodeError(f"frame {numbers[-1]} is not there, the video has {len(shown)}")
     wanted = dict(zip(shown[numbers].tolist(), numbers, strict=True))
     with damage_named():
-        for run in runs(index, video, np.asarray(numbers)):
+        for run in runs(index, data, np.asarray(numbers)):
             decoder = _decoder(index)
-            for packet in _packets(index, video, run):
+            for packet in _packets(index, data, run):
                 for frame in decoder.decode(packet):
                     number = wanted.pop(frame.pts, None)
                     if frame.is_corrupt:
@@ -111,13 +112,13 @@ def _decode(index: PacketIndex, video: bytes, numbers: list[int]) -> Iterator[tu
         raise DecodeError(f"frame {min(wanted.values())} does not decode")
 
 
-def _packets(index: PacketIndex, video: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
+def _packets(index: PacketIndex, data: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
     """The packets of a run, with ranks as time stamps, and None for the end."""
     for place, first, size in zip(
         index.ranks[run].tolist(), index.offsets[run].tolist(), index.sizes[run].tolist(), strict=True
     ):
         packet = av.Packet(size)  # Packet(bytes) has no padding behind the data, which decoders read over
-        packet.update(video[first : first + size])
+        packet.update(data[first : first + size])
         packet.pts = place
         yield packet
     yield None

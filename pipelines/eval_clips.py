@@ -130,7 +130,8 @@ class EvalSampler:
     """Batches of given clips, each once, in order; a video that cannot be decoded is left out.
 
     The clips of one video are decoded together: a batch holds whole videos, as many as fit into batch_size clips. Only a
-    video of more clips than that is divided. So what a batch holds does not depend on how the batches are divided among
+    video of more clips than that is divided: each of its batches decodes the frames of its own clips, so those that clips of
+    two batches share are decoded twice. So what a batch holds does not depend on how the batches are divided among
     processes. batches: which of them to make, all by default. A position counts batches.
     """
 

@@ -222,7 +222,7 @@ class Loader:
             spec = self.sampler.spec
             empty = torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
             return lambda: empty
-        return self.backend.render([sample for sample, _ in there], [material for _, material in there])
+        return self.backend.render([sample for sample, _ in there], [needed for _, needed in there])
 
     def _prepare(self, batch: BatchIndices, place: int, out: Any) -> Prepared:
         """Pool: what one place of the batch needs, stepping over videos that cannot be used."""

@@ -124,7 +124,8 @@ def sample_params(
     turn_u = turn_u.reshape(B, G, 2)
     pace = np.floor(pace_u * len(spec.paces)).astype(np.int64) if spec.paces else None
     boxes = sample_boxes(spec, box_u.reshape(B, G, K, 4), widths, heights)
-    flips = (turn_u[..., 0] < spec.flip)[:, box_of]
+    flip_of = box_of if spec.flip_scope == "box" else np.zeros_like(box_of)
+    flips = (turn_u[..., 0] < spec.flip)[:, flip_of]
     colours = _colours(spec, colour_u.reshape(B, N, 7))[:, colour_of]
     return ViewParams(
         frames=_frames(spec, start_u[:, start_of], start_of, pace, num_frames),

@@ -5,9 +5,16 @@ import struct
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.video.mp4 import DecodeError, PacketIndex, box
+from shards.video.boxes import DecodeError, box
+from shards.video.mp4 import PacketIndex
 
 SEEK_COST = 2  # frames that could be decoded in the time of a seek
+
+
+def span(index: PacketIndex, numbers: NDArray) -> tuple[int, int]:
+    """The first and the last packet that `runs` and `trim` look at. Raises DecodeError if the video lacks a frame."""
+    stretches = _stretches(index, _packets_of(index, numbers))
+    return stretches[0][0], stretches[-1][1]
 
 
 def runs(index: PacketIndex, video: bytes | memoryview, numbers: NDArray) -> list[NDArray[np.int64]]:
@@ -63,9 +70,7 @@ def _stretches(index: PacketIndex, wanted: NDArray[np.int64]) -> list[tuple[int,
     """First and last packet of each run."""
     if not len(wanted):
         return []
-    starts = np.flatnonzero(index.keys)
-    if not len(starts) or starts[0] != 0:
-        starts = np.concatenate([[0], starts])
+    starts = index.gops
     gop = np.searchsorted(starts, wanted, side="right") - 1
     ranks = index.ranks[wanted]
     leading = index.ranks[starts[gop]] > ranks  # shown before its key frame: it refers to the GOP before, too

@@ -44,6 +44,7 @@ class ViewSpec:
     area, with this width:height ratio. flip: probability. rotation: degrees, one angle from [−rotation, rotation].
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
     groups: for each view the group whose random numbers it shares where the scope is "view"; by default its own.
+    flip_scope: "box" draws a flip with each box; "clip" mirrors all views of a clip or none.
     padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts over ("wrap"), or is refused
     ("error").
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
@@ -69,6 +70,7 @@ class ViewSpec:
     jitter: Jitter | None = None
     lab_drop: bool = False
     box_scope: Literal["view", "clip"] = "clip"
+    flip_scope: Literal["box", "clip"] = "box"
     colour_scope: Literal["frame", "view", "clip"] = "clip"
     start_scope: Literal["view", "clip"] = "clip"
     groups: tuple[int, ...] = ()

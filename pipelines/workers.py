@@ -27,6 +27,7 @@ from pipelines.decode import decode_views, keep_freed_memory
 from pipelines.sampling import ViewParams
 from pipelines.transforms.numpy import NumpyTransform
 from pipelines.views import ViewSpec
+from shards.video.excerpt import Excerpt
 from shards.video.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view
@@ -41,7 +42,7 @@ class Maker:
         self._spec = spec
         self._transform = None if pixels else NumpyTransform(spec)
 
-    def __call__(self, video: bytes, params: ViewParams, out: NDArray[Any]) -> None:
+    def __call__(self, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> None:
         """out: of the sample's clips, (clips, …) as `CpuDecodeBackend.buffer` lends it. Raises DecodeError."""
         spec, frames = self._spec, out.reshape(-1, *out.shape[2:])
         if self._transform is None:
@@ -87,7 +88,7 @@ class Worker:
         """Its number; None before the first clip."""
         return self._process.pid if self._process else None
 
-    def make(self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]) -> None:
+    def make(self, video: bytes | Excerpt, params: ViewParams, region: Region, out: NDArray[Any]) -> None:
         """As Maker, of a part of a region.
 
         Raises DecodeError too for a video on which two processes crash; MemoryError where memory runs out, which is not
@@ -108,14 +109,20 @@ class Worker:
         if kind:
             raise _ERRORS[kind](said)
 
-    def _ask(self, video: bytes, params: ViewParams, region: Region, out: NDArray[Any]) -> tuple[str, str]:
+    def _ask(
+        self, video: bytes | Excerpt, params: ViewParams, region: Region, out: NDArray[Any]
+    ) -> tuple[str, str]:
         assert self._process is not None
-        if len(self._input.array) < len(video):
-            self._input = Region((2 * len(video),), np.uint8)
-        self._input.array[: len(video)] = np.frombuffer(video, np.uint8)
+        index, data = (video.index, video.data) if isinstance(video, Excerpt) else (None, video)
+        if len(self._input.array) < len(data):
+            self._input = Region((2 * len(data),), np.uint8)
+        self._input.array[: len(data)] = np.frombuffer(data, np.uint8)
         offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
         new = [one for one in (self._input, region) if one.number not in self._known]
-        source, place = (self._input.number, len(video)), (region.number, offset, out.shape, out.dtype.str)
+        source, place = (
+            (self._input.number, len(data), index),
+            (region.number, offset, out.shape, out.dtype.str),
+        )
         self._connection.send((params, [(one.number, one.bytes) for one in new], source, place))
         for one in new:
             send_handle(self._connection, one.descriptor, self._process.pid)
@@ -162,13 +169,14 @@ def serve(descriptor: int) -> None:
         spec, pixels = connection.recv()
         maker = Maker(spec, pixels=pixels)
         while True:
-            params, new, (source, length), (number, offset, shape, dtype) = connection.recv()
+            params, new, (source, length, index), (number, offset, shape, dtype) = connection.recv()
             for one, size in new:
                 handle = recv_handle(connection)
                 maps[one] = mmap.mmap(handle, size)
                 os.close(handle)
             _keep(maps, {one: maps[one] for one in (source, number)})
-            video = maps[source][:length]
+            data = maps[source][:length]
+            video = Excerpt(index, data) if index else data
             out = np.frombuffer(maps[number], dtype, prod(shape), offset).reshape(shape)
             connection.send(_attempt(maker, video, params, out))
             del out
@@ -180,7 +188,7 @@ _ERRORS: dict[str, type[Exception]] = {"damage": DecodeError, "memory": MemoryEr
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
-def _attempt(maker: Maker, video: bytes, params: ViewParams, out: NDArray[Any]) -> tuple[str, str]:
+def _attempt(maker: Maker, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> tuple[str, str]:
     """A key of _ERRORS and what there is to say; both empty where it went well."""
     try:
         maker(video, params, out)

@@ -1,18 +1,13 @@
 """Whole files in a folder of limited size, shared by any number of processes and threads."""
 
-import errno
-import fcntl
 import os
-import shutil
 import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from shards.atomic import SUFFIX, written_aside
-from shards.errors import InputError
+from shards.atomic import SUFFIX, atomic_write, lock_of, locked
 from shards.storage import Descriptor
 
 _PAUSE = 0.1  # seconds between looks at a cache that others are filling
@@ -45,11 +40,16 @@ class Cache:
                     return Descriptor(path, follow=False)
             except FileNotFoundError:
                 pass  # removed just now
-            with locked(_lock_of(path)):
+            with locked(lock_of(path)):
                 if not _is_whole(path, size):
-                    with written_aside(path) as temporary:
+                    with atomic_write(path) as temporary:
                         self._reserve(temporary, size)
                         fetch(temporary)
+
+    def discard(self, path: Path) -> None:
+        """Remove a file whose content is not what was fetched."""
+        with locked(lock_of(path)):
+            path.unlink(missing_ok=True)
 
     def touch(self, path: Path) -> None:
         """Note that a file is in use."""
@@ -70,11 +70,14 @@ class Cache:
         groups = [group for group in self._root.iterdir() if group.is_dir() and not group.is_symlink()]
         for partial in [path for group in groups for path in group.glob(f".*{SUFFIX}")]:
             whole = partial.with_name(partial.name[1:].removesuffix(SUFFIX))
-            with locked(_lock_of(whole), wait=False) as mine:
+            with locked(lock_of(whole), wait=False) as mine:
                 if mine:
                     partial.unlink(missing_ok=True)
         paths = [path for group in groups for path in group.iterdir() if path.suffix in (".tar", SUFFIX)]
-        there = [(path.lstat(), path) for path in paths]
+        there = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # a partial file that got its name just now
+                there.append((path.lstat(), path))
         used = sum(status.st_size for status, _ in there)
         for status, path in sorted(there, key=lambda one: one[0].st_mtime_ns):
             if used + size <= self._limit:
@@ -85,61 +88,9 @@ class Cache:
         return used + size <= self._limit
 
 
-def made_once(done: Path, make: Callable[[Path], None]) -> Path:
-    """The folder `done`; when it is not there yet, `make` fills an empty one that then takes its name.
-
-    Safe from several processes at once: one makes it, the others wait.
-    """
-    if done.is_dir():
-        return done
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with locked(_lock_of(done)):
-        if done.is_dir():
-            return done
-        for stale in done.parent.glob(f".{done.name}-*"):
-            shutil.rmtree(stale)
-        aside = Path(tempfile.mkdtemp(dir=done.parent, prefix=f".{done.name}-"))
-        try:
-            make(aside)
-            os.chmod(aside, 0o755)
-            os.rename(aside, done)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return done
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock, also against other threads; with wait=False says whether it was to be had.
-
-    Raises InputError where the lock's file is a symbolic link: it would be made wherever that leads.
-    """
-    with open(path, "w", opener=not_through_a_link) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def not_through_a_link(path: str, flags: int) -> int:
-    """An opener, for `open`, of a file to be written. Raises InputError where it is a symbolic link."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise InputError(f"{path}: is a link, and links are not written through; remove it") from None
-
-
 def _is_whole(path: Path, size: int) -> bool:
     try:
         status = path.lstat()
     except FileNotFoundError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size == size
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")

@@ -4,23 +4,32 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from shards import quarantine as notes
-from shards.columns import HEAD, Columns
 from shards.errors import DamagedError, InputError
-from shards.remote import RemoteShards, url_of
-from shards.schema import REPAIR, read_description
-from shards.storage import LocalShards, read_part
-from shards.table import DESCRIPTION, TABLE
+from shards.remote import RemoteShards, shown, url_of
+from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
+from shards.storage import EndsEarly, LocalShards
+from shards.table import HEAD, Table
+from shards.video.excerpt import Excerpt, Parts
+from shards.video.mp4 import DecodeError, PacketIndex
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
 _log = logging.getLogger(__name__)
+# seconds between tries at a tar that cannot be read: a server that comes back, a folder that is mounted again
+PAUSES = (0.1, 0.3, 0.7, 1.4)
+_GONE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR)  # no regular file of that name
+_MOST_PARTS = 2**26  # bytes of memory: the indexes of some 4,000 videos of 300 frames
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
+Result = TypeVar("Result")
 
 
 class Dataset:
@@ -28,10 +37,10 @@ class Dataset:
 
     path: a folder, or s3://…, gs://…, https://… (the extra `remote`). Of a remote set the table is read first, and
     each tar is fetched whole when a row of it is asked for, into a cache on the local disk. cache_gb: size of that
-    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; see `shards.remote`.
+    cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; 0 for none: then each read is a request; see `shards.remote`.
 
     Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
-    for; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
+    for, without a password; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
     changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
 
     What a data set says of itself passes shards.schema before it is used: the description and the tars' names here,
@@ -44,7 +53,8 @@ class Dataset:
     """
 
     def __init__(self, path: str | Path, *, cache_gb: float | None = None, damaged: bool = False) -> None:
-        self.source, self._cache_gb, self._damaged = str(path), cache_gb, damaged
+        self._address, self._cache_gb, self._damaged = str(path), cache_gb, damaged
+        self.source = shown(self._address)
         url = url_of(path)
         self._shards = RemoteShards(url, cache_gb) if url else LocalShards(Path(path))
         self.path = self._shards.folder
@@ -53,7 +63,10 @@ class Dataset:
         self.classes: list[str] = list(self.info["classes"])
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        self._columns = Columns(self.path / TABLE, len(self.classes))
+        self._gone: set[str] = set()  # tars that were waited for in vain
+        self._known: OrderedDict[tuple[int, str], Parts] = OrderedDict()
+        self._known_bytes, self._lock = 0, threading.Lock()
+        self._table = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
             raise InputError(f"{self.path / TABLE}: {found}; {REPAIR}")
@@ -65,28 +78,28 @@ class Dataset:
             _log.warning("%s", error)
 
     def __len__(self) -> int:
-        return len(self._columns)
+        return len(self._table)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.source, self._cache_gb, self._damaged)
+        return _reopened, (self._address, self._cache_gb, self._damaged)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
-        return self._columns.values(name)
+        return self._table.values(name)
 
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         """The keys of some rows; unlike `column("key")`, nothing is made for the others."""
-        return [str(key) for key in self._columns.take("key", np.asarray(rows, dtype=np.int64))]
+        return [str(key) for key in self._table.take("key", np.asarray(rows, dtype=np.int64))]
 
     @property
     def shards(self) -> list[str]:
         """The names of the tars that rows lie in, ascending."""
-        return self._columns.codes("shard").texts
+        return self._table.codes("shard").texts
 
     @property
     def shard_numbers(self) -> np.ndarray:
         """(rows,) int32: which of `shards` a row lies in. Not to be written to."""
-        return self._columns.codes("shard").codes
+        return self._table.codes("shard").codes
 
     @property
     def window(self) -> int | None:
@@ -134,33 +147,103 @@ class Dataset:
         """The bytes of a row's component (`mp4`, `json`, `cls`, `flow.mp4`). Safe from several threads at once.
 
         Raises InputError when the row has no such component or its tar cannot be fetched; DamagedError when the
-        tar is gone, ends before the component, or holds other bytes than were written (told for `mp4`, by sha256).
+        tar is gone from its folder, ends before the component, or holds other bytes than were written (checked for
+        `mp4` and `flow.mp4`, by sha256); OSError for trouble with the disk, which says nothing about the video.
+        """
+        return self._checked(row, component, 0, None, lambda data: self._unchanged(row, component, data))
+
+    def packet_index(self, row: int, component: str = "mp4") -> PacketIndex | None:
+        """The index of a row's file, of which only the head is read; None where the file can only be checked whole.
+
+        Raises as `read` does; DamagedError where the head is not the one that was written.
+        """
+        parts = self._parts(row, component)
+        return parts.index if parts else None
+
+    def read_packets(self, row: int, first: int, last: int, component: str = "mp4") -> Excerpt:
+        """These packets of a row's file, for which there is a `packet_index`, and the rest of their GOPs: no other bytes.
+
+        Raises as `read` does; DamagedError where one of the GOPs is not the one that was written. Others are not looked
+        at.
+        """
+        parts = self._parts(row, component)
+        assert parts is not None
+        begin, end = parts.range(first, last)
+        return self._checked(row, component, begin, end - begin, lambda data: parts.excerpt(begin, data))
+
+    def _parts(self, row: int, component: str) -> Parts | None:
+        """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
+        if known := self._known.get((row, component)):
+            return known
+        if f"{component}_gops" not in self._table.names:
+            return None
+        head = self.column(f"{component}_head")[row]
+        (sums,) = self._table.take(f"{component}_gops", np.array([row]))
+        if sums is None or np.isnan(head):
+            return None
+        parts = self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
+        with self._lock:
+            if (row, component) not in self._known:
+                self._known[row, component] = parts
+                self._known_bytes += parts.nbytes
+            while self._known_bytes > _MOST_PARTS:
+                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
+        return parts
+
+    def _checked(
+        self, row: int, component: str, begin: int, size: int | None, check: Callable[[bytes], Result]
+    ) -> Result:
+        """What `check` makes of part of a row's component, by default all of it.
+
+        check: raises DecodeError for bytes that are not those that were written. They are fetched again, once.
         """
         offsets, sizes = self.column(f"{component}_offset"), self.column(f"{component}_size")
         if not 0 <= row < len(self):
             raise IndexError(f"{self.source}: row {row} of {len(self)}")
         if np.isnan(offsets[row]) or np.isnan(sizes[row]):
             raise InputError(f"{self.source}: row {row} ({self.keys([row])[0]}) has no {component}")
-        shard = self.shards[self.shard_numbers[row]]
-        try:
-            data = self._bytes(shard, int(offsets[row]), int(sizes[row]))
-        except OSError as error:
-            if error.errno in _OWN_LACK:
-                raise
-            raise DamagedError(f"{self.path / shard}: {error.strerror or error}") from error
-        if (
-            component == "mp4"
-            and hashlib.sha256(data).hexdigest()[:HEAD].encode() != self._columns.heads[row]
-        ):
-            raise DamagedError(f"{self.path / shard}: not the bytes that were written (sha256)")
-        return data
+        shard, size = self.shards[self.shard_numbers[row]], int(sizes[row]) if size is None else size
+        if begin + size > sizes[row]:
+            raise DamagedError(f"{self.path / shard}: the {component} ends before byte {begin + size}")
+        while True:
+            data = self._bytes(shard, int(offsets[row]) + begin, size)
+            try:
+                return check(data)
+            except DecodeError as error:
+                if not self._shards.refetch(shard):
+                    raise DamagedError(f"{self.path / shard}: {error}") from error
+
+    def _unchanged(self, row: int, component: str, data: bytes) -> bytes:
+        heads = self._table.heads(component)
+        if heads is None or not heads[row] or hashlib.sha256(data).hexdigest()[:HEAD].encode() == heads[row]:
+            return data
+        raise DecodeError("not the bytes that were written (sha256)")
 
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
-        try:
-            return read_part(self._shards.descriptor(shard), offset, size)
-        except OSError:
-            self._shards.forget(shard)  # it may have been put back, or the network have lost sight of it
-            return read_part(self._shards.descriptor(shard), offset, size)
+        """Part of a tar. What may pass is waited for, once a tar."""
+        pauses = iter(() if shard in self._gone else PAUSES)
+        again = True
+        while True:
+            try:
+                data = self._shards.read(shard, offset, size)
+                self._gone.discard(shard)
+                return data
+            except OSError as error:
+                self._shards.forget(shard)  # it may have been put back
+                place, said = self.path / shard, error.strerror or str(error)
+                if isinstance(error, EndsEarly):
+                    if not again:
+                        raise DamagedError(f"{place}: {said}") from error
+                    again = False
+                    continue
+                pause = None if error.errno in _OWN_LACK else next(pauses, None)
+                if pause is None:
+                    # the folder is there, and lacks this one file
+                    if error.errno in _GONE and (self.path / DESCRIPTION).is_file():
+                        self._gone.add(shard)
+                        raise DamagedError(f"{place}: {said}") from error
+                    raise OSError(error.errno, said, str(place)) from error
+                time.sleep(pause)
 
     def webdataset(self, rows: Sequence[int] | np.ndarray | None = None, **options: Any) -> Any:
         """webdataset's own reader of the tars (webdataset.WebDataset): dicts of __key__, mp4, json, cls, bytes each.
@@ -187,7 +270,7 @@ class Dataset:
     def quarantined(self) -> np.ndarray:
         """Ascending numbers, int64, of the rows that quarantine.jsonl names."""
         bad = notes.noted(self.path)
-        return np.flatnonzero(self._columns.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(self._table.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
 
     def close(self) -> None:
         """Close the tars; a later read opens them again."""
@@ -206,7 +289,7 @@ class Dataset:
         there = np.ones(len(self), dtype=bool)
         there[self.quarantined()] = False
         ends = np.zeros(len(self.shards), dtype=np.int64)
-        for name in self._columns.names:
+        for name in self._table.names:
             if name.endswith("_offset"):
                 end = self.column(name) + self.column(f"{name.removesuffix('_offset')}_size")
                 np.maximum.at(
@@ -217,9 +300,9 @@ class Dataset:
     def _in_split(self, split: str, column: str) -> np.ndarray:
         named, _, value = split.rpartition(":")
         column = named or column
-        if column not in self._columns.names:
+        if column not in self._table.names:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
-        codes, there = self._columns.codes(column)
+        codes, there = self._table.codes(column)
         if value not in there:
             known = ", ".join(self._splits()[:20]) or "none"
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
@@ -227,8 +310,8 @@ class Dataset:
 
     def _splits(self) -> list[str]:
         """What `select` takes as split."""
-        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._columns.names]
-        named = [(name, value) for name in columns for value in self._columns.codes(name)[1]]
+        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
+        named = [(name, value) for name in columns for value in self._table.codes(name)[1]]
         return [value if name == "split" else f"{name}:{value}" for name, value in named]
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""JSON from a disk or a server: one gate for all of it. What does not have the expected shape ends in one line.
+"""JSON, read and written. Whatever is read from a disk or a server passes one gate: what has not the expected shape
+ends in one line.
 
 A shape says what is expected. It is one of
   str, bool, dict, list   a value of this type
@@ -14,12 +15,13 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import atomic_write
 from shards.errors import InputError
 from shards.storage import open_regular
 
@@ -157,6 +159,19 @@ def read_bytes(path: Path, fix: str, most: int = LARGEST) -> bytes:
             return handle.read(most)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; {fix}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object, for people to read."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    with atomic_write(path) as temporary:
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
+        temporary.write_text(lines, encoding="utf-8")
 
 
 def _is_deep(value: Any) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.documents import parse, read_bytes
 from shards.errors import InputError
-from shards.table import QUARANTINE
+from shards.schema import QUARANTINE
 
 _ENTRY = {"key": str, "reason?": str}
 _log = logging.getLogger(__name__)

@@ -13,12 +13,61 @@ import pyarrow.compute as pc
 
 from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_json, short, whole
 from shards.errors import InputError
-from shards.table import COLUMNS, DESCRIPTION
+
+TABLE = "samples.parquet"
+DESCRIPTION = "dataset.json"
+REJECTED = "rejected.jsonl"
+QUARANTINE = "quarantine.jsonl"
+
+PARTS = {"head": pa.int64(), "gops": pa.string()}
+"""Columns of a component whose parts can be read and checked alone: see shards.video.excerpt."""
+# A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
+# seconds, decoded_fraction the share of the frames that the source's container announced.
+COLUMNS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("num_frames", pa.int32()),
+        ("fps", pa.float64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("label", pa.int32()),
+        ("label_name", pa.string()),
+        ("split", pa.string()),
+        ("split1", pa.string()),
+        ("split2", pa.string()),
+        ("split3", pa.string()),
+        ("failure_time", pa.float64()),
+        ("decoded_fraction", pa.float64()),
+        ("source", pa.string()),
+        ("sha256", pa.string()),
+        ("mp4_offset", pa.int64()),
+        ("mp4_size", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("cls_offset", pa.int64()),
+        ("cls_size", pa.int64()),
+        ("flow.mp4_offset", pa.int64()),
+        ("flow.mp4_size", pa.int64()),
+        ("flow.mp4_sha256", pa.string()),
+        *[(f"{name}_{what}", kind) for name in ("mp4", "flow.mp4") for what, kind in PARTS.items()],
+    ]
+)
+ONLY_WHEN_USED = (
+    *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
+    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
+    *(f"{name}_{what}" for name in ("mp4", "flow.mp4") for what in PARTS),
+)
 
 AGAIN = "make the shards again, or fetch the data set again"
 REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
 _PLAIN = re.compile(r"(?!\.{1,2}$)(?![A-Za-z]:)[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 _LONGEST = 200  # bytes; with what we add for temporary files and locks it fits the 255 of a file system
+
+
+def safe_name(text: str) -> str:
+    """`text` with everything but [A-Za-z0-9_-] replaced by an underscore."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
 
 
 def is_plain(name: Any) -> bool:
@@ -82,12 +131,15 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "fps": (1e-6, 1e6),
     "failure_time": (0, 1e9),
     "decoded_fraction": (0, 1e9),
+    **dict.fromkeys(("mp4_head", "flow.mp4_head"), (8, 2**28)),
 }
 _OFFSETS = (0, 2**53)  # exact in float64, which a column with nulls becomes
 _SIZES = (0, 2**34)  # a video is decoded from memory
 _PATTERNS = {
     "key": (r"^[^\x00-\x20\x7f]{1,200}$", "a short text without spaces"),  # rows.txt is split at them
     "sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    "flow.mp4_sha256": (r"^[0-9a-f]{64}$", SHA256.says),
+    **dict.fromkeys(("mp4_gops", "flow.mp4_gops"), (r"^([0-9a-f]{8}){2,}$", "checksums of 8 digits each")),
     **dict.fromkeys(("split", "split1", "split2", "split3"), (r"^[^\x00-\x1f\x7f]{0,200}$", "a short text")),
 }
 KEY = Is(
@@ -100,14 +152,14 @@ def _fact(field: pa.Field) -> Any:
     if field.name in BOUNDS:
         low, high = BOUNDS[field.name]
         return whole(int(low), int(high)) if pa.types.is_integer(field.type) else number(low, high)
-    return SHA256 if field.name == "sha256" else TEXT if field.name in _PATTERNS else str
+    return SHA256 if field.name.endswith("sha256") else TEXT if field.name in _PATTERNS else str
 
 
 # A sample's json in its tar: its row of the table but for where it lies.
 FACTS = {
     field.name + ("" if field.name in WITHOUT_NULLS else "?"): _fact(field)
     for field in COLUMNS
-    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size"))
+    if field.name not in ("key", "shard") and not field.name.endswith(("_offset", "_size", "_head", "_gops"))
 }
 
 

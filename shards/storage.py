@@ -35,14 +35,18 @@ class Descriptor:
             os.close(self.number)
 
 
+class EndsEarly(OSError):
+    """A file that is shorter than what is asked for."""
+
+
 def read_part(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    """That many bytes of a file from there on. Raises OSError where it ends before."""
+    """That many bytes of a file from there on. Raises EndsEarly where it ends before."""
     parts: list[bytes] = []
     missing = size
     while missing:
         part = os.pread(descriptor.number, missing, offset + size - missing)
         if not part:
-            raise OSError(f"ends {missing} bytes before the end of the video")
+            raise EndsEarly(f"ends {missing} bytes before the end of the video")
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -79,10 +83,18 @@ class LocalShards:
                 self._open[shard] = Descriptor(self.folder / shard)
             return self._open[shard]
 
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """That many bytes of a tar. Raises OSError where it cannot be read or ends before."""
+        return read_part(self.descriptor(shard), offset, size)
+
     def forget(self, shard: str) -> None:
         """Open the tar anew when it is next asked for."""
         with self._lock:
             self._open.pop(shard, None)
+
+    def refetch(self, shard: str) -> bool:
+        """False: there is nowhere to fetch a tar from."""
+        return False
 
     def prefetch(self, shards: list[str]) -> None:
         """Nothing to do: they are here."""

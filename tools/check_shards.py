@@ -25,7 +25,7 @@ from shards import InputError, one_line, quarantine
 from shards.check.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
 from shards.check.histograms import counts, draw
 from shards.check.repair import repair
-from shards.sides import sides_remark
+from shards.video.pictures import sides_remark
 
 SHOWN = 5  # problems of a kind that are named one by one, unless --all
 

@@ -29,10 +29,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import Dataset, InputError, demo, one_line
 from shards.errors import new_or_empty
-from shards.keys import safe_name
+from shards.schema import safe_name
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import BEFORE, Encoding, house_frame, write_mp4
-from shards.writer import Sample, write_shard
 
 
 @dataclass(frozen=True)

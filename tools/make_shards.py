@@ -26,18 +26,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
-from shards.build.dry_run import Forecast, forecast
+from shards.build.dry_run import DryRun, dry_run
 from shards.build.finish import UNLISTED, Summary
 from shards.build.job import Job, Part
 from shards.build.process_video import Processing
 from shards.build.ray import build_on_ray
 from shards.build.run import MEMORY, Limits, Progress, build, prepare
-from shards.columns import Columns
 from shards.layouts import Layout
-from shards.sides import sides_remark
-from shards.table import REJECTED, TABLE
+from shards.schema import REJECTED, TABLE
+from shards.table import Table
 from shards.video.encode import Codec, Encoding, Tune
 from shards.video.flow import Flow
+from shards.video.pictures import sides_remark
 from shards.video.read import REASONS, WHOLE_ENOUGH
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _run(arguments: Arguments, out: Path) -> None:
     if made_for:
         print(_suiting(made_for, encoding, stride))
     if arguments.dry_run:
-        _show(forecast(job, limits, part), limits)
+        _show(dry_run(job, limits, part), limits)
         return
     with closing(_Bar(out.name)) as bar:
         summary = _make(job, limits, part, arguments.ray, bar.show)
@@ -230,7 +230,7 @@ class _Bar:
             self._bar.close()
 
 
-def _show(plan: Forecast, limits: Limits) -> None:
+def _show(plan: DryRun, limits: Limits) -> None:
     print(f"layout     {plan.layout}")
     print(f"videos     {plan.videos} files, {plan.bytes / 1e6:.1f} MB, in {plan.shards} shards")
     print(
@@ -260,7 +260,7 @@ def _report(out: Path, summary: Summary) -> None:
         print(f"rejected: {sum(summary.rejected.values())}, listed in {out / REJECTED}")
         for reason, count in summary.rejected.items():
             print(f"  {count:6d} {reason}: {REASONS.get(reason, '')}")
-    columns = Columns(out / TABLE)
+    columns = Table(out / TABLE)
     if remark := sides_remark(columns.values("width"), columns.values("height")):
         print(remark)
 

@@ -32,7 +32,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     with one_line("the same command goes on from there", arguments.out):
         summary = merge(arguments.out, arguments.parts)
-        print(f"{arguments.out} is complete: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
+        state = "was complete already" if summary.already else "is complete"
+        print(f"{arguments.out} {state}: {summary.rows} videos, {summary.bytes / 1e6:.1f} MB in tars")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import torch
 
 from pipelines.backends import BACKENDS
 from pipelines.views import ViewSpec
-from shards.cache import cache_folder, locked
-from shards.documents import Each, number, one_of, read_json, whole
-from shards.table import write_json
+from shards.atomic import locked
+from shards.cache import cache_folder
+from shards.documents import Each, number, one_of, read_json, whole, write_json
 
 FILE = "tuned.json"
 _ENTRY = {

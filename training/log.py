@@ -11,7 +11,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from shards import InputError
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, Each, Is, read_json_lines, whole
 
 _LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))
@@ -82,5 +82,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _forget_lines_after(path: Path, step: int) -> None:
     kept = "".join(json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step)
     if kept.encode() != path.read_bytes():
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(kept)

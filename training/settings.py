@@ -18,7 +18,7 @@ class Settings:
     data: Path | None = None
     """A data set made by tools/make_shards.py, a folder or s3://, gs://, https://; the rendered demo set by default."""
     cache_gb: float | None = None
-    """Size of the local cache of a remote data set, GB; $SLIPSTREAM_CACHE_GB, else 100, by default."""
+    """Size of the local cache of a remote data set, GB; 0: none, each clip is requested; $SLIPSTREAM_CACHE_GB, else 100, by default."""
     split: str | None = None
     """Use only the rows of this split: train, or, where there are several, split1:train."""
     val_split: str | None = None

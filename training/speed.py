@@ -12,7 +12,6 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.sides import nvdec_remark
 from training import autotune
 from training.run import Run
 from training.settings import Settings
@@ -75,8 +74,7 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     threads = settings.threads or share(found["threads"] if found else cores())
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
-        known = found.get("cpu_share", 0.0) if found else 0.0
-        cpu_share = 0.0 if BACKENDS[name].decodes_on_cpu else known
+        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share", 0.0) if found else 0.0)
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",
@@ -86,7 +84,7 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
     backend = BackendSettings(
         name,
-        processes=decode_processes(name, threads, settings.decode_with, beside_nvdec=cpu_share > 0),
+        processes=decode_processes(name, threads, settings.decode_with, cpu_share),
         threads=threads,
         nvdec_threads=settings.nvdec_threads,
         cpu_share=cpu_share,
@@ -96,12 +94,10 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     return Speed(backend, threads, prefetch, f"loader: {flags}")
 
 
-def decode_processes(name: str, threads: int, asked: str = "auto", *, beside_nvdec: bool = False) -> int:
+def decode_processes(name: str, threads: int, asked: str = "auto", cpu_share: float = 0.0) -> int:
     """How many processes decode for the backend of this name; 0 where threads do. asked: see --decode-with."""
-    if not (BACKENDS[name].decodes_on_cpu or beside_nvdec):
-        return 0
-    many = share(cores()) >= _CORES_FOR_PROCESSES
-    return threads if asked == "processes" or (asked == "auto" and many) else 0
+    wanted = asked == "processes" or (asked == "auto" and share(cores()) >= _CORES_FOR_PROCESSES)
+    return BACKENDS[name].processes(threads, cpu_share) if wanted else 0
 
 
 class Waiting:
@@ -133,13 +129,11 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     kind = BACKENDS[speed.backend.name]
     if late < 0.5 or not speed.prefetch:
         found.append(f"--prefetch {2 * speed.prefetch or _PREFETCH}")
-    if kind.decodes_on_cpu and speed.threads < share(cores()):
-        found.append(f"--threads {share(cores())}, as many as there are cores for this process")
-    others = [name for name in reversed(available(run.dataset)) if name != speed.backend.name]
-    found += [f"--device {name}" for name in others if BACKENDS[name].on_gpu and kind.decodes_on_cpu][:1]
+    others = [name for name in available(run.dataset) if name != speed.backend.name]
+    found += kind.advice(replace(speed.backend, threads=speed.threads), share(cores()), others)
     gib = _decoded_gib(run)
     if settings.cache is None and gib < _room("host"):
-        where = "gpu" if kind.on_gpu and gib < _room("gpu") else "host"
+        where = next(cache for cache in reversed(kind.caches) if gib < _room(cache))
         found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
     if autotune.lookup(settings.objective, spec) is None:
         found.append(
@@ -152,8 +146,6 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
             f"shards of tools/make_shards.py --for {settings.objective}: the videos' short side is {side:.0f}, "
             f"and {enough} is enough"
         )
-    if not kind.decodes_on_cpu and not speed.backend.cpu_share:
-        found.append("--cpu-share 0.3, so that the CPU decodes beside NVDEC")
     if settings.clips_per_decode == 1:
         found.append("--clips-per-decode 2 (it changes the negatives: docs/guides/speed.md)")
     return found
@@ -161,7 +153,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
 
 def uneven_sides(speed: Speed, run: Run) -> str:
     """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
-    return "" if BACKENDS[speed.backend.name].decodes_on_cpu else nvdec_remark(run.dataset, run.rows)
+    return BACKENDS[speed.backend.name].remark(run.dataset, run.rows)
 
 
 def _decoded_gib(run: Run) -> float:

@@ -24,7 +24,7 @@ CPU_CODECS = ("vp9", "mjpeg")
 def dali_readers(source: Source, way: Way, batches: int) -> Part:
     """Raises InputError where DALI's own decoder cannot read the data here."""
     codec = source.dataset.info["settings"].get("codec", "h264")
-    on_gpu = not way.kind.decodes_on_cpu
+    on_gpu = "nvdec" in way.kind.timed
     if not on_gpu and codec not in CPU_CODECS:
         raise InputError(
             f"--against dali-readers: DALI's own decoder reads {codec} on NVDEC only, which this run does not use "

@@ -30,8 +30,8 @@ from benchmarks.loader.training import model_alone, random_batch, together, trai
 from benchmarks.machine import describe
 from pipelines.backends import available, choose_backend
 from shards import Dataset
-from shards.cache import made_once
-from shards.table import write_json
+from shards.atomic import made_once
+from shards.documents import write_json
 
 ROOT = Path(__file__).parents[2]
 EVEN, UNEVEN = 336, 340  # pixels of width; the second makes NVDEC open a decoder for every video

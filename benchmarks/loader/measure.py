@@ -121,9 +121,9 @@ def _parts(
 ) -> dict[str, Part]:
     batches = settings.batches
     parts: dict[str, Part] = {"loader": loader_alone(source, way, batches)}
-    if way.kind.decodes_on_cpu or "spdl" in settings.against:
+    if "decode" in way.kind.timed or "spdl" in settings.against:
         parts["decode"] = decode_alone(source, way, batches, stack)
-    if way.kind.decodes_on_cpu:
+    if "augment" in way.kind.timed:
         parts["augment"] = augment_alone(source, way, batches, stack)
     else:
         from .nvdec import nvdec_alone
@@ -169,7 +169,7 @@ def _block(rounds: dict[str, list[Figures]], source: Source, way: Way, settings:
     loader["frames_per_s"] = loader["clips_per_s"] * source.spec.views * source.spec.frames
     by_ffmpeg = decoded_per_used(source, batches, as_file=False)
     loader["frames_decoded_per_frame_used"] = (
-        by_ffmpeg if way.kind.decodes_on_cpu else decoded_per_used(source, batches, as_file=True)
+        by_ffmpeg if "decode" in way.kind.timed else decoded_per_used(source, batches, as_file=True)
     )
     parts: dict[str, Any] = {
         f"{name}_{key}": value

@@ -55,7 +55,7 @@ class Way:
             threads=self.threads,
             nvdec_threads=self.nvdec_threads,
             pipelines=self.pipelines,
-            processes=self.threads if self.processes and self.kind.decodes_on_cpu else 0,
+            processes=self.kind.processes(self.threads, 0.0) if self.processes else 0,
             on_cpu_dali=self.on_cpu_dali,
         )
 
@@ -193,11 +193,8 @@ def _under_way(start: Callable[[], Rendered], most: int, source: Source, way: Wa
 def copy_alone(source: Source, way: Way, batches: int) -> Part:
     """The host's share of a batch, in pinned memory, to the GPU; gib_per_s too."""
     spec, clips = source.spec, source.batch_size
-    pixels_a_clip = spec.views * spec.frames * spec.size**2
-    if not way.kind.decodes_on_cpu:
-        per_clip = int(source.dataset.column(f"{source.component}_size")[source.rows].mean())
-    else:
-        per_clip = pixels_a_clip * (spec.planes if way.kind.on_gpu else spec.channels * 4)
+    encoded = int(source.dataset.column(f"{source.component}_size")[source.rows].mean())
+    per_clip = way.kind.bytes_to_gpu(spec, encoded)
     host = torch.empty(per_clip * clips, dtype=torch.uint8).pin_memory()
 
     def part(_: int) -> Figures:

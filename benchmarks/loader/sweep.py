@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from pipelines.backends import BACKENDS, choose_backend
+from pipelines.backends import BACKENDS, SHARING, choose_backend
 from shards import InputError
 from training.autotune import Tuned
 
@@ -110,13 +110,10 @@ def cpu_share(ways: list[Way], timed: Callable[[list[Way]], list[Figures]]) -> f
 
     ways: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
     """
-    most: dict[bool, Way] = {}
-    for one in ways:
-        if one.kind.on_gpu:
-            most[one.kind.decodes_on_cpu] = one
+    most = {one.backend: one for one in ways if one.backend in SHARING}
     if len(most) < 2:
         return None
-    on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[True], most[False]]))
+    on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[name] for name in SHARING]))
     return round(on_cpu / (on_cpu + on_gpu), 2)
 
 

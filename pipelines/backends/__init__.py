@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipelines.backends.base import Backend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
+from shards.video.pictures import sides_remark
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
@@ -42,8 +43,9 @@ class BackendSettings:
     name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
     DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
     pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
-    cpu_share: of the samples, decoded on the CPU beside NVDEC (gpu only). cache: keep decoded videos in host or GPU
-    memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
+    cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
+    in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
+    GPU's, for tests.
     """
 
     name: str = "cpu"
@@ -84,28 +86,80 @@ def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) 
     nvdec = NvdecBackend(spec, samples, clips, threads=threads, device=_gpu(settings), pipelines=pipelines)
     if not settings.cpu_share:
         return nvdec
-    beside = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)
-    return SharedBackend(nvdec, beside, settings.cpu_share)
+    return SharedBackend(nvdec, _with_nvdec(settings, spec, samples, clips), settings.cpu_share)
+
+
+def _with_nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+    """The backend for those samples of an NVDEC loader that the CPU decodes."""
+    return (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a backend before it is made.
+    """What there is to know of a backend before it is made; as it stands, of one whose videos FFmpeg decodes.
 
-    make: settings, spec, most videos and most clips of a video in a batch → the backend. decodes_on_cpu: its videos, so
-    that more cores make it faster. on_gpu: its views lie in GPU memory.
+    make: settings, spec, most videos and most clips of a video in a batch → the backend. caches: where it can keep
+    decoded videos. timed: its parts that benchmarks time one by one.
     """
 
     make: Callable[[BackendSettings, ViewSpec, int, int], Backend]
-    decodes_on_cpu: bool
-    on_gpu: bool
+    caches: tuple[Literal["host", "gpu"], ...]
+    timed: tuple[str, ...] = ("decode", "augment")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its views lie in GPU memory."""
+        return "gpu" in self.caches
+
+    def processes(self, threads: int, cpu_share: float) -> int:
+        """How many processes could decode, in place of so many threads."""
+        return threads
+
+    def cpu_share(self, measured: float) -> float:
+        """BackendSettings.cpu_share, where this share would be the fastest."""
+        return 0.0
+
+    def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
+        """What goes to the GPU of a clip whose video has so many bytes."""
+        return spec.views * spec.frames * spec.size**2 * (spec.planes if self.on_gpu else spec.channels * 4)
+
+    def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
+        """Flags that may make it faster. cores: for this process. others: backends that this machine has, too."""
+        threads = [f"--threads {cores}, as many as there are cores for this process"]
+        faster = [f"--device {name}" for name in others if BACKENDS[name].on_gpu]
+        return threads * (settings.threads < cores) + faster[-1:]
+
+    def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
+        """One line on what of these rows makes it slow; empty for nothing."""
+        return ""
+
+
+class NvdecKind(Kind):
+    """The same of a backend whose videos NVDEC decodes."""
+
+    def processes(self, threads: int, cpu_share: float) -> int:
+        return threads if cpu_share else 0
+
+    def cpu_share(self, measured: float) -> float:
+        return measured
+
+    def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
+        return encoded
+
+    def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
+        return [] if settings.cpu_share else ["--cpu-share 0.3, so that the CPU decodes as well"]
+
+    def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
+        return sides_remark(dataset.column("width")[rows], dataset.column("height")[rows])
 
 
 BACKENDS: dict[str, Kind] = {
-    "cpu": Kind(_cpu, decodes_on_cpu=True, on_gpu=False),
-    "hybrid": Kind(_hybrid, decodes_on_cpu=True, on_gpu=True),
-    "gpu": Kind(_nvdec, decodes_on_cpu=False, on_gpu=True),
+    "cpu": Kind(_cpu, ("host",)),
+    "hybrid": Kind(_hybrid, ("host", "gpu")),
+    "gpu": NvdecKind(_nvdec, ("host", "gpu"), timed=("trim", "nvdec", "graph")),
 }
+SHARING = ("hybrid", "gpu")
+"""The backends whose rates say what share of the samples the CPU should decode: (CPU, NVDEC)."""
 
 
 def open_backend(
@@ -127,16 +181,15 @@ def open_backend(
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
     gpu = _gpu(settings) if BACKENDS[settings.name].on_gpu else None
     cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
-    on_cpu = backend
-    if not isinstance(backend, CpuDecodeBackend):
-        on_cpu = (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, max_samples, max_clips)
-    assert isinstance(on_cpu, CpuDecodeBackend)
-    if settings.cache == "host":
-        return CachedBackend(backend, on_cpu, None, cache)
-    from pipelines.backends.nvdec import MemoryBackend
+    if settings.cache == "gpu":
+        from pipelines.backends.nvdec import MemoryBackend
 
-    memory = MemoryBackend(spec, max_samples, max_clips, threads=settings.threads, device=gpu)
-    return CachedBackend(backend, on_cpu, memory, cache)
+        memory: Backend = MemoryBackend(spec, max_samples, max_clips, threads=settings.threads, device=gpu)
+    elif isinstance(backend, CpuDecodeBackend):
+        memory = backend
+    else:
+        memory = _with_nvdec(replace(settings, processes=0), spec, max_samples, max_clips)
+    return CachedBackend(backend, memory, cache)
 
 
 def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None = None) -> str:
@@ -230,7 +283,7 @@ def _check(settings: BackendSettings) -> None:
     if not 0 <= settings.cpu_share <= 1:
         raise InputError(f"--cpu-share {settings.cpu_share:g}: give a share from 0 to 1")
     kind = BACKENDS[settings.name]
-    if settings.cpu_share and kind.decodes_on_cpu:
+    if settings.cpu_share and not kind.cpu_share(settings.cpu_share):
         raise InputError(
             f"--cpu-share {settings.cpu_share:g}: with --device {settings.name} the CPU decodes all: leave it out"
         )

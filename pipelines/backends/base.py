@@ -10,12 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.sampler import Sample
+from pipelines.trim import span
 from pipelines.views import ViewSpec
 from shards import Dataset
+from shards.video.excerpt import Excerpt
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
 _OF_THE_DEVICE = re.compile(
@@ -35,7 +39,7 @@ where the batch could not be rendered."""
 
 
 class Video:
-    """The encoded video of a row, read when it is asked for. Raises as Dataset.read does."""
+    """The encoded video of a row, read when it is asked for. Raises as Dataset.read does, DecodeError if it lacks a frame."""
 
     def __init__(self, dataset: Dataset, row: int, component: str) -> None:
         self.row = row
@@ -44,6 +48,14 @@ class Video:
     def read(self) -> bytes:
         """The whole file."""
         return self._dataset.read(self.row, self._component)
+
+    def read_frames(self, numbers: NDArray[np.integer]) -> bytes | Excerpt:
+        """What these frames are decoded from: the part of the file that holds them, if it can be read alone."""
+        index = self._dataset.packet_index(self.row, self._component)
+        if index is None:
+            return self.read()
+        first, last = span(index, np.unique(numbers))
+        return self._dataset.read_packets(self.row, first, last, self._component)
 
 
 class Backend(ABC):
@@ -81,7 +93,7 @@ class Backend(ABC):
         raise error
 
     def processes(self) -> list[int]:
-        """Processes that work for this backend, beside this one."""
+        """Numbers of the other processes that work for this backend."""
         return []
 
     def describe(self) -> str:
@@ -92,43 +104,45 @@ class Backend(ABC):
         """Let go of threads and memory."""
 
 
-class Routed(Backend):
-    """Several backends in one: each sample goes the way that `route` says. All make the same views."""
+class Combined(Backend):
+    """Several backends in one. Each sample is made by one of `members`; all of them make the same views."""
 
-    def __init__(self, routes: list[Backend]) -> None:
-        first = routes[0]
+    def __init__(self, members: list[Backend]) -> None:
+        first = members[0]
         super().__init__(first.spec, first.max_samples, first.max_clips)
-        self.routes = routes
-        self.concurrent = min(route.concurrent for route in routes)
+        self.members = members
+        self.concurrent = min(member.concurrent for member in members)
+
+    def buffer(self, samples: list[Sample]) -> list[Any]:
+        """Memory of the first member that needs some."""
+        for member in self.members:
+            lent = member.buffer(samples)
+            if lent[0] is not None:
+                return lent
+        return [None] * len(samples)
 
     @abstractmethod
     def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-        """The number of the route that renders the sample, and what it needs for that."""
+        """The number of the member that renders the sample, and what it needs for that."""
 
     def render(self, samples: list[Sample], prepared: list[tuple[int, Any]]) -> Rendered:
-        ways: dict[int, list[int]] = {}
-        for place, (way, _) in enumerate(prepared):
-            ways.setdefault(way, []).append(place)
+        places_of = {number: self._places(prepared, number) for number in sorted({n for n, _ in prepared})}
         started = [
-            self.routes[way].render([samples[p] for p in places], [prepared[p][1] for p in places])
-            for way, places in ways.items()
+            self.members[number].render([samples[p] for p in places], [prepared[p][1] for p in places])
+            for number, places in places_of.items()
         ]
         if len(started) == 1:
             return started[0]
-        clips_before = [0]
-        for sample in samples:
-            clips_before.append(clips_before[-1] + sample.clips)
+        firsts = np.cumsum([0, *(sample.clips for sample in samples)])
 
         def views() -> Tensor:
             made = [rendered() for rendered in started]
             _, V, C, T, H, W = made[0].shape
-            out = made[0].new_empty(clips_before[-1], V, T, H, W, C).permute(0, 1, 5, 2, 3, 4)
-            for part, places in zip(made, ways.values(), strict=True):
-                first = 0
-                for place in places:
-                    count = samples[place].clips
-                    out[clips_before[place] : clips_before[place] + count] = part[first : first + count]
-                    first += count
+            out = made[0].new_empty(firsts[-1], V, T, H, W, C).permute(0, 1, 5, 2, 3, 4)
+            for part, places in zip(made, places_of.values(), strict=True):
+                clips = part.split([samples[place].clips for place in places])
+                for place, views in zip(places, clips, strict=True):
+                    out[firsts[place] : firsts[place + 1]] = views
             return out
 
         return views
@@ -137,10 +151,12 @@ class Routed(Backend):
         self, samples: list[Sample], prepared: list[tuple[int, Any]], error: RuntimeError
     ) -> dict[int, str]:
         found: dict[int, str] = {}
-        for way, route in enumerate(self.routes):
-            places = [place for place, (taken, _) in enumerate(prepared) if taken == way]
+        for number, member in enumerate(self.members):
+            places = self._places(prepared, number)
             try:
-                reasons = route.refused([samples[p] for p in places], [prepared[p][1] for p in places], error)
+                reasons = member.refused(
+                    [samples[p] for p in places], [prepared[p][1] for p in places], error
+                )
             except RuntimeError as other:
                 if is_device_fault(other):
                     raise
@@ -151,11 +167,16 @@ class Routed(Backend):
         return found
 
     def processes(self) -> list[int]:
-        return [process for route in self.routes for process in route.processes()]
+        return [process for member in self.members for process in member.processes()]
 
     def close(self) -> None:
-        for route in self.routes:
-            route.close()
+        for member in self.members:
+            member.close()
+
+    @staticmethod
+    def _places(prepared: list[tuple[int, Any]], number: int) -> list[int]:
+        """The samples that a member makes."""
+        return [place for place, (one, _) in enumerate(prepared) if one == number]
 
 
 def is_device_fault(error: RuntimeError) -> bool:

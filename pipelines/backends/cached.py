@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.backends.base import Backend, Routed, Video
+from pipelines.backends.base import Backend, Combined, Video
 from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import crop_views, decode_frames
 from pipelines.sampler import Sample
@@ -79,7 +79,7 @@ class Decoded:
 class Resident:
     """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
 
-    full_range: of its levels. stream: on which they are copied, beside the model's; None on a CPU.
+    full_range: of its levels. stream: on which they are copied, not the model's; None on a CPU.
     """
 
     luma: Tensor
@@ -100,9 +100,11 @@ class Resident:
         full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
         return cls(luma, chroma, full, stream)
 
-    def take(self, numbers: NDArray[np.int32]) -> tuple[Any, Any]:
-        """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer."""
-        index = torch.from_numpy(numbers.astype(np.int64)).to(self.luma.device)
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer.
+
+        index: (F,) int64, on the device.
+        """
         taken = self.luma.index_select(0, index), self.chroma.index_select(0, index)
         return taken if self.luma.is_cuda else (taken[0].numpy(), taken[1].numpy())
 
@@ -189,27 +191,25 @@ def _check_room(gib: float, device: torch.device) -> None:
         )
 
 
-class CachedBackend(Routed):
-    """A backend with a cache before it. on_cpu: what cached pixels go through; for a cache in GPU memory unused."""
+class CachedBackend(Combined):
+    """A backend with a cache before it.
 
-    def __init__(
-        self, inner: Backend, on_cpu: CpuDecodeBackend, from_memory: Backend | None, cache: Cache
-    ) -> None:
-        super().__init__([inner, on_cpu, *([from_memory] if from_memory else [])])
-        self._on_cpu, self.cache = on_cpu, cache
+    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or nvdec.MemoryBackend; perhaps `inner`.
+    """
 
-    def buffer(self, samples: list[Sample]) -> list[Any]:
-        inner = self.routes[0].buffer(samples)
-        return inner if inner[0] is not None else self._on_cpu.buffer(samples)
+    def __init__(self, inner: Backend, memory: Backend, cache: Cache) -> None:
+        super().__init__([inner] if memory is inner else [inner, memory])
+        self.cache = cache
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-        kept = self.cache.get(video.row, video.read)
-        if isinstance(kept, Resident):
-            return 2, kept
-        if kept is not None:
+        kept: Any = self.cache.get(video.row, video.read)
+        if kept is None:
+            return 0, self.members[0].prepare(video, sample, out)
+        memory = self.members[-1]
+        if isinstance(memory, CpuDecodeBackend):
             pixels = kept.crop(sample.params, self.spec.size, self.spec.modality)
-            return 1, self._on_cpu.accept(pixels, sample.params, out)
-        return 0, self.routes[0].prepare(video, sample, out)
+            kept = memory.accept(pixels, sample.params, out)
+        return len(self.members) - 1, kept
 
     def describe(self) -> str:
         return self.cache.describe()

@@ -49,7 +49,7 @@ class CpuDecodeBackend(Backend):
         return list(self._memory.take(sum(clips)).split(clips))
 
     def prepare(self, video: Video, sample: Sample, out: Tensor) -> Tensor:
-        data = video.read()
+        data = video.read_frames(sample.params.frames)
         if not self._workers:
             self._maker(data, sample.params, out.numpy())
             return out

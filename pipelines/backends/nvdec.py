@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import colour
-from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_fault
+from pipelines.backends.base import Backend, Combined, Rendered, Video, is_device_fault
 from pipelines.backends.cached import Resident
 from pipelines.backends.hybrid import UNDER_WAY, DaliGraph
 from pipelines.decode import check_frames
@@ -19,7 +19,8 @@ from pipelines.sampler import Sample
 from pipelines.transforms import dali
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.video.mp4 import DecodeError, read_index
+from shards.video.excerpt import indexed
+from shards.video.mp4 import DecodeError
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class NvdecBackend(Backend):
         self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=device)
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
-        data = video.read()
-        file, numbers = trim(read_index(data), data, np.unique(sample.params.frames))
+        wanted = np.unique(sample.params.frames)
+        found = indexed(video.read_frames(wanted))
+        file, numbers = trim(found.index, found.data, wanted)
         return _Trimmed(np.frombuffer(file, np.uint8), numbers)
 
     def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
@@ -87,19 +89,16 @@ class NvdecBackend(Backend):
         return ""
 
 
-class SharedBackend(Routed):
+class SharedBackend(Combined):
     """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
 
     def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
         super().__init__([nvdec, on_cpu])
         self._share = cpu_share
 
-    def buffer(self, samples: list[Sample]) -> list[Any]:
-        return self.routes[1].buffer(samples)
-
     def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-        way = int(in_share(sample.slot, self._share))
-        return way, self.routes[way].prepare(video, sample, out)
+        number = int(in_share(sample.slot, self._share))
+        return number, self.members[number].prepare(video, sample, out)
 
 
 def in_share(slot: int, share: float) -> bool:
@@ -135,7 +134,11 @@ class MemoryBackend(Backend):
         params = [graph.filled(sample.params, sample.clips) for sample in samples]
         numbers, inputs = dali.frame_inputs(self.spec, params, graph.clips)
         with torch.cuda.stream(prepared[0].stream):
-            planes = [video.take(wanted) for video, wanted in zip(prepared, numbers, strict=True)]
+            index = torch.from_numpy(np.concatenate(numbers).astype(np.int64))
+            if prepared[0].luma.is_cuda:  # from memory that is not pinned, the host would wait for the copy
+                index = index.pin_memory().to(prepared[0].luma.device, non_blocking=True)
+            parts = index.split([len(one) for one in numbers])
+            planes = [video.take(part) for video, part in zip(prepared, parts, strict=True)]
         return graph.render(
             samples,
             {

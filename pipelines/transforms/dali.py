@@ -67,7 +67,7 @@ def inputs(spec: ViewSpec, params: list[ViewParams], clips: int = 1) -> dict[str
 def frame_inputs(
     spec: ViewSpec, params: list[ViewParams], clips: int = 1
 ) -> tuple[list[NDArray[np.int32]], dict[str, list[NDArray[Any]]]]:
-    """The frame numbers of each sample, ascending and each once; and what `define` takes beside the frames themselves.
+    """The frame numbers of each sample, ascending and each once; and what `define` takes with the frames themselves.
 
     order: for each group of views that share a box, the places of its pictures among the sample's. A picture is a frame,
     or for flow half of one: first all of u, then all of v.

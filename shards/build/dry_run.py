@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shards.build.job import Job, Part
 from shards.build.pool import Crashed, in_order
-from shards.build.process_video import Reject, Task, attempt
+from shards.build.process_video import Reject, Task, process_video
 from shards.build.run import Limits
 from shards.video.transcode import Clip
 
@@ -17,7 +17,7 @@ TRIED = 8
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DryRun:
     """videos and bytes: of the sources. splits: column → split → videos. size: bytes of the tars; seconds: with
     the limits' workers, from `tried` videos; both None when none of these became a sample."""
 
@@ -37,7 +37,7 @@ class Forecast:
     seconds: float | None
 
 
-def forecast(job: Job, limits: Limits, part: Part | None = None) -> Forecast:
+def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
     """Try the first few videos of a job, in the order of its shards, which is random. Writes no shard."""
     shards = job.shards(part or Part())
     sources = [job.sources[i] for shard in shards for i in job.batches[shard]]
@@ -65,7 +65,7 @@ def forecast(job: Job, limits: Limits, part: Part | None = None) -> Forecast:
         else:
             made += len(outcome[1].data) + len(outcome[1].flow or b"")
     share = sum(sizes) / max(1, sum(sizes[:tried]))
-    return Forecast(
+    return DryRun(
         layout=job.found.layout,
         videos=len(sources),
         bytes=sum(sizes),
@@ -85,5 +85,5 @@ def forecast(job: Job, limits: Limits, part: Part | None = None) -> Forecast:
 
 def _timed(task: Task) -> tuple[float, Clip | Reject]:
     start = time.perf_counter()
-    result = attempt(task)
+    result = process_video(task)
     return time.perf_counter() - start, result

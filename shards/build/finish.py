@@ -4,11 +4,12 @@ import shutil
 from dataclasses import dataclass
 from typing import Any
 
-from shards.atomic import sweep, written_aside
+from shards.atomic import atomic_write, sweep
 from shards.build.job import Job, Notes, check_same
+from shards.documents import write_json_lines
 from shards.errors import InputError
-from shards.schema import read_description
-from shards.table import DESCRIPTION, REJECTED, publish, write_json_lines
+from shards.schema import DESCRIPTION, REJECTED, read_description
+from shards.table import publish
 
 UNLISTED = "unlisted.txt"  # videos that the annotations do not list, a relative path a line
 
@@ -26,13 +27,16 @@ class Summary:
 
 def already_made(job: Job) -> Summary | None:
     """The summary of a data set that is complete; None when it is not. Raises InputError when it is another."""
-    out = job.notes.out
-    if not (out / DESCRIPTION).is_file():
+    if not (job.notes.out / DESCRIPTION).is_file():
         return None
-    info = read_description(out)
-    check_same(out, info["settings"], job.settings)
-    shutil.rmtree(job.notes.folder, ignore_errors=True)  # a kill may have come between the two
-    return _summary(info, len(job.found.unlisted), already=True)
+    check_same(job.notes.out, read_description(job.notes.out)["settings"], job.settings)
+    return summary_of(job.notes, len(job.found.unlisted))
+
+
+def summary_of(notes: Notes, unlisted: int = 0) -> Summary:
+    """The summary of a complete data set; notes that a kill left in it go."""
+    shutil.rmtree(notes.folder, ignore_errors=True)
+    return _summary(read_description(notes.out), unlisted, already=True)
 
 
 def finish(notes: Notes) -> Summary:
@@ -63,7 +67,7 @@ def finish(notes: Notes) -> Summary:
         found = f"none of {len(rejected)} files became a sample (the first: {first})"
         raise InputError(f"{notes.out}: {found}; see {notes.out / REJECTED} and give a folder of videos")
     if outline["unlisted"]:
-        with written_aside(notes.out / UNLISTED) as temporary:
+        with atomic_write(notes.out / UNLISTED) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
     info = publish(notes.out, outline["classes"], shards, outline["settings"], rejected + missing, name=name)

@@ -1,21 +1,21 @@
 """A data set in the making: which videos go into which shard, and the notes that a restart goes by."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.build.process_video import Processing
 from shards.build.scan import Found, Source
-from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole
+from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole, write_json
 from shards.errors import InputError
-from shards.keys import keys, safe_name
-from shards.schema import TAR
-from shards.table import write_json
+from shards.schema import TAR, safe_name
+from shards.tar import Shard
 from shards.video.encode import BEFORE
-from shards.writer import Shard
 
+LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
 OUTLINE = "job.json"
 _OUTLINE = {
@@ -148,6 +148,23 @@ def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int,
     )
 
 
+def keys(relatives: Sequence[str]) -> list[str]:
+    """A unique key of [A-Za-z0-9_-] for each relative path: handshake/17_13_0.avi → handshake-17_13_0.
+
+    Where several paths give the same key, each of them gets a hash of its path appended: the same whatever
+    their order. Relative paths must differ.
+    """
+    plain = [_plain_key(relative) for relative in relatives]
+    result = plain
+    for digits in (8, 16):
+        shared = {key for key, count in Counter(result).items() if count > 1}
+        result = [
+            f"{short}-{hashlib.sha256(relative.encode()).hexdigest()[:digits]}" if key in shared else key
+            for key, short, relative in zip(result, plain, relatives, strict=True)
+        ]
+    return result
+
+
 def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise InputError when `out` was made, or begun, with other settings or from other videos."""
     there = BEFORE | there
@@ -175,3 +192,9 @@ def _digest(sources: list[Source]) -> str:
         (one.relative, one.path.stat().st_size, one.label_name, one.split, one.columns) for one in sources
     ]
     return hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
+
+
+def _plain_key(relative: str) -> str:
+    folder, _, name = relative.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    return safe_name(f"{folder}/{stem}".strip("/").replace("/", "-"))[:LONGEST_KEY] or "_"

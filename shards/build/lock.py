@@ -11,7 +11,7 @@ from typing import Any
 from shards.atomic import sweep
 from shards.build.job import Job, Notes, Part, check_same
 from shards.errors import InputError
-from shards.table import REJECTED
+from shards.schema import REJECTED
 
 # Byte n of the lock file stands for shard n, the one far behind them for the outline. POSIX locks, not flock:
 # NFS passes them on to other machines.
@@ -19,7 +19,7 @@ OUTLINE_BYTE = 2**40
 
 
 @contextmanager
-def claimed(job: Job, part: Part | None) -> Iterator[None]:
+def locked_job(job: Job, part: Part | None) -> Iterator[None]:
     """Be the only one to write a part of a job, or all of it (None), in a new folder or where it was cut off.
 
     Raises InputError when another process is at work on one of these shards, or the folder holds something
@@ -27,7 +27,7 @@ def claimed(job: Job, part: Part | None) -> Iterator[None]:
     """
     notes = job.notes
     _check_free(notes)
-    with locked(notes, None if part is None else job.shards(part)) as lock:
+    with locked_shards(notes, None if part is None else job.shards(part)) as lock:
         if part is not None:
             fcntl.lockf(lock, fcntl.LOCK_EX, 1, OUTLINE_BYTE)
         begin(notes, job.outline)
@@ -40,7 +40,7 @@ def claimed(job: Job, part: Part | None) -> Iterator[None]:
 
 
 @contextmanager
-def locked(notes: Notes, shards: Iterable[int] | None) -> Iterator[BufferedRandom]:
+def locked_shards(notes: Notes, shards: Iterable[int] | None) -> Iterator[BufferedRandom]:
     """Hold the shards' locks; None: the whole folder's. Raises InputError when another process has one."""
     notes.folder.mkdir(parents=True, exist_ok=True)
     with open(notes.folder / "lock", "ab+") as lock:

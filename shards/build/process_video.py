@@ -62,7 +62,7 @@ class Reject:
     detail: str
 
 
-def attempt(task: Task) -> Clip | Reject:
+def process_video(task: Task) -> Clip | Reject:
     """One video's clip. No error of one video may end a job of a hundred thousand.
 
     Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.

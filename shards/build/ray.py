@@ -7,8 +7,8 @@ from contextlib import closing
 
 from shards.build.finish import Summary, already_made, finish
 from shards.build.job import Job, Part
-from shards.build.lock import claimed
-from shards.build.run import Limits, Progress, attempts, make_shard
+from shards.build.lock import locked_job
+from shards.build.run import Limits, Progress, make_shard, process_videos
 from shards.errors import InputError
 
 
@@ -32,7 +32,7 @@ def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress |
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"--ray {address}: {str(error).splitlines()[0]}; give a running cluster") from error
     try:
-        with claimed(job, None):
+        with locked_job(job, None):
             _run(job, limits, progress)
             return finish(job.notes)
     finally:
@@ -63,5 +63,5 @@ def _run(job: Job, limits: Limits, progress: Progress | None) -> None:
 
 def _make_shard(job: Job, shard: int, limits: Limits) -> None:
     shutil.rmtree(job.notes.scratch(shard), ignore_errors=True)  # of a machine that was lost
-    with closing(attempts(job, [shard], limits)) as results:
+    with closing(process_videos(job, [shard], limits)) as results:
         make_shard(job, shard, results)

@@ -9,13 +9,13 @@ from typing import Any
 
 from shards.build.finish import Summary, already_made, finish
 from shards.build.job import Job, Part, plan_job
-from shards.build.lock import claimed
+from shards.build.lock import locked_job
 from shards.build.pool import Crashed, in_order
-from shards.build.process_video import Processing, Reject, Task, attempt
+from shards.build.process_video import Processing, Reject, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find
+from shards.tar import Sample, write_shard
 from shards.video.transcode import Clip
-from shards.writer import Sample, write_shard
 
 Progress = Callable[[int, int], None]  # (videos done, videos in all)
 MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
@@ -83,7 +83,7 @@ def build(
     summary = already_made(job)
     if summary is not None:
         return summary
-    with claimed(job, part):
+    with locked_job(job, part):
         _make_shards(job, list(job.unfinished(part or Part())), limits, part, progress)
         return finish(job.notes) if part is None else None
 
@@ -96,14 +96,14 @@ def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
     shutil.rmtree(job.notes.scratch(shard), ignore_errors=True)
 
 
-def attempts(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
+def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
     """The results of the videos of some shards, in their order."""
     tasks = (
         Task(job.sources[i].path, job.processing, job.notes.scratch(shard))
         for shard in shards
         for i in job.batches[shard]
     )
-    results = in_order(attempt, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+    results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
     with closing(results):
         for result in results:
             yield Reject(result.reason, result.detail) if isinstance(result, Crashed) else result
@@ -114,7 +114,7 @@ def _make_shards(
 ) -> None:
     total = sum(len(job.batches[shard]) for shard in job.shards(part or Part()))
     ahead = sum(len(job.batches[shard]) for shard in todo)
-    with closing(attempts(job, todo, limits)) as results:
+    with closing(process_videos(job, todo, limits)) as results:
         counted = _counted(results, total - ahead, total, progress)
         for shard in todo:
             make_shard(job, shard, counted)

@@ -13,11 +13,10 @@ import numpy as np
 from shards import quarantine
 from shards.build.pool import Crashed, in_order
 from shards.check.examine import TarSeen, VideoSeen, VideoTask, examine_tar, examine_video
-from shards.columns import Columns
 from shards.errors import InputError
-from shards.members import Extent, tars_of
-from shards.schema import read_description
-from shards.table import DESCRIPTION, TABLE, stamp
+from shards.schema import DESCRIPTION, TABLE, read_description
+from shards.table import Table, stamp
+from shards.tar import Extent, tars_of
 
 PROBLEMS = {
     "description": "dataset.json is missing, or does not say what that of a data set says",
@@ -69,7 +68,7 @@ class Report:
 
     problems: list[Problem] = field(default_factory=list)
     tars: int = 0
-    columns: Columns | None = None
+    columns: Table | None = None
     skipped: int = 0
 
     def add(self, kind: str, where: str, detail: str = "", row: int | None = None) -> None:
@@ -134,7 +133,7 @@ def _description(folder: Path, report: Report) -> dict[str, Any]:
         return {}
 
 
-def _table(folder: Path, info: dict[str, Any], report: Report) -> Columns | None:
+def _table(folder: Path, info: dict[str, Any], report: Report) -> Table | None:
     path = folder / TABLE
     if not path.is_file():
         report.add("table", TABLE, "missing")
@@ -142,7 +141,7 @@ def _table(folder: Path, info: dict[str, Any], report: Report) -> Columns | None
     if info.get("table") and stamp(path) != info["table"]:
         report.add("table", TABLE, f"not the one that {DESCRIPTION} describes")
     try:
-        columns = Columns(path, len(info["classes"]) if info else None)
+        columns = Table(path, len(info["classes"]) if info else None)
         for name in columns.names:
             columns.values(name)
     except InputError as error:
@@ -152,7 +151,7 @@ def _table(folder: Path, info: dict[str, Any], report: Report) -> Columns | None
 
 
 def _check_tars(
-    seen: dict[str, TarSeen], info: dict[str, Any], columns: Columns | None, report: Report
+    seen: dict[str, TarSeen], info: dict[str, Any], columns: Table | None, report: Report
 ) -> None:
     listed: dict[str, Any] = info.get("tars", {})
     named = set(listed) | set(columns.codes("shard").texts if columns else ())
@@ -171,7 +170,7 @@ def _check_tars(
 
 def _check_rows(
     folder: Path,
-    columns: Columns,
+    columns: Table,
     seen: dict[str, TarSeen],
     report: Report,
     fast: bool,
@@ -234,14 +233,14 @@ def _check_keys(keys: np.ndarray, shards: np.ndarray, seen: dict[str, TarSeen], 
                 report.add("missing_row", f"{name}: {key}")
 
 
-def _extent(columns: Columns, row: int, component: str) -> Extent | None:
+def _extent(columns: Table, row: int, component: str) -> Extent | None:
     if f"{component}_offset" not in columns.names:
         return None
     offset, size = (columns.values(f"{component}_{name}")[row] for name in ("offset", "size"))
     return None if np.isnan(offset) or np.isnan(size) else Extent(int(offset), int(size))
 
 
-def _misplaced(columns: Columns, row: int, tar: TarSeen | None) -> tuple[str, str] | None:
+def _misplaced(columns: Table, row: int, tar: TarSeen | None) -> tuple[str, str] | None:
     """What is wrong with where a row points, before anything is read there."""
     if tar is None:
         return "past_end", f"{columns.values('shard')[row]} is not there"
@@ -257,7 +256,7 @@ def _misplaced(columns: Columns, row: int, tar: TarSeen | None) -> tuple[str, st
     return None
 
 
-def _task(folder: Path, columns: Columns, row: int, decode: bool) -> VideoTask:
+def _task(folder: Path, columns: Table, row: int, decode: bool) -> VideoTask:
     video = _extent(columns, row, "mp4")
     assert video is not None  # _misplaced
     return VideoTask(
@@ -272,7 +271,7 @@ def _task(folder: Path, columns: Columns, row: int, decode: bool) -> VideoTask:
     )
 
 
-def _flow_checksum(columns: Columns, row: int) -> str | None:
+def _flow_checksum(columns: Table, row: int) -> str | None:
     """None for a row without flow, and in tables made before flow had a checksum."""
     if "flow.mp4_sha256" not in columns.names:
         return None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import av
 
-from shards.members import Contents, Extent, index_text, walk
 from shards.table import stamp
+from shards.tar import Contents, Extent, index_text, walk
 from shards.video.read import quiet
 
 CHANGED = "the bytes are not those that were written"

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.atomic import written_aside
-from shards.columns import Columns
+from shards.atomic import atomic_write
 from shards.errors import InputError
+from shards.table import Table
 
 
-def counts(columns: Columns, name: str) -> Counter[str]:
+def counts(columns: Table, name: str) -> Counter[str]:
     """Rows of each text of a column; rows without one are left out, as is a column that is not there."""
     if name not in columns.names:
         return Counter()
@@ -21,7 +21,7 @@ def counts(columns: Columns, name: str) -> Counter[str]:
     return Counter(dict(zip(texts, numbers.tolist(), strict=True)))
 
 
-def draw(columns: Columns, path: Path, title: str) -> None:
+def draw(columns: Table, path: Path, title: str) -> None:
     """Four histograms as a PNG. Raises InputError where matplotlib is not installed."""
     try:
         figures: Any = importlib.import_module("matplotlib.figure")
@@ -43,5 +43,5 @@ def draw(columns: Columns, path: Path, title: str) -> None:
     of_each = sorted(counts(columns, "label_name").values(), reverse=True)
     labels.bar(range(len(of_each)), of_each)
     labels.set(xlabel="class, the largest first", ylabel="videos")
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png")

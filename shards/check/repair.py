@@ -1,21 +1,23 @@
 """Indexes, table and description made anew from the tars, which stay as they are."""
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import written_aside
+from shards.atomic import atomic_write
 from shards.check.examine import TarSeen, examine_tar
 from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
-from shards.members import index_text, tars_of
-from shards.schema import FACTS, KEY, read_description
-from shards.table import DESCRIPTION, REJECTED, TABLE, publish
-from shards.writer import Shard
+from shards.schema import DESCRIPTION, FACTS, KEY, REJECTED, TABLE, read_description
+from shards.table import publish
+from shards.tar import Shard, index_text, tars_of
+from shards.video.excerpt import WHOLE, noted
 
 KEPT = ".before-repair"
+_SUMS = {"mp4": "sha256", "flow.mp4": "flow.mp4_sha256"}
 _LONGEST_FACTS = 2**20  # bytes of a sample's json
 
 
@@ -38,7 +40,7 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         examined = list(pool.map(examine_tar, paths))
     for path, seen in zip(paths, examined, strict=True):
         if seen.index:
-            with written_aside(path.with_suffix(".idx")) as temporary:
+            with atomic_write(path.with_suffix(".idx")) as temporary:
                 temporary.write_text(index_text(seen.contents.samples.items()))
         if rows := _rows(path, seen, lost):
             shards.append(Shard(seen.name, seen.bytes, seen.sha256, rows))
@@ -80,6 +82,11 @@ def _rows(path: Path, seen: TarSeen, lost: list[str]) -> list[dict[str, Any]]:
             row = facts | {"key": key, "shard": path.name}
             for component, extent in parts.items():
                 row[f"{component}_offset"], row[f"{component}_size"] = extent
+                if component in _SUMS and extent.size >= WHOLE:
+                    tar.seek(extent.offset)
+                    data = tar.read(extent.size)
+                    if hashlib.sha256(data).hexdigest() == facts.get(_SUMS[component]):
+                        row |= noted(component, data)
             rows.append(row)
     return rows
 

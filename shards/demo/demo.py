@@ -15,12 +15,13 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from shards.atomic import made_once
 from shards.build.pool import Crashed, in_order
-from shards.cache import cache_folder, made_once
+from shards.cache import cache_folder
 from shards.demo.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4
-from shards.writer import Sample, write_shard
 
 VERSION = "demo-v1"  # a change of what is rendered needs another name, or old caches would pass for it
 ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast", tune="none", b_frames=0)

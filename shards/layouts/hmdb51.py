@@ -12,7 +12,7 @@ CODES = {"1": "train", "2": "test", "0": None}
 
 
 def read(listing: Listing, forced: bool) -> Found | None:
-    """Columns split1, split2, split3 are "train", "test", or null where the split leaves the video out."""
+    """Table split1, split2, split3 are "train", "test", or null where the split leaves the video out."""
     splits: defaultdict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
     for path in listing.annotation_files(LISTS):
         label, number = re.fullmatch(r"(.+)_test_split(\d)\.txt", path.name).groups()  # type: ignore[union-attr]

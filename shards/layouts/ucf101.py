@@ -10,7 +10,7 @@ LISTS = r"(train|test)list0?[123]\.txt"
 
 
 def read(listing: Listing, forced: bool) -> Found | None:
-    """Columns split1, split2, split3 are "train" or "test"; labels are numbered as classInd.txt numbers them.
+    """Table split1, split2, split3 are "train" or "test"; labels are numbered as classInd.txt numbers them.
 
     Videos are found by their names, v_<class>_g<group>_c<clip>, wherever they lie and whatever their extension.
     """

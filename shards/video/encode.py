@@ -44,7 +44,7 @@ class Encoding:
     (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
     frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
     multiple: pixels; width and height are multiples of it (shards.video.pictures.fitted says how). NVDEC reuses a decoder
-    only between videos whose sides are multiples of 16 (shards.sides). 1: sides are even, nothing more.
+    only between videos whose sides are multiples of 16 (shards.video.pictures). 1: sides are even, nothing more.
     """
 
     codec: Codec = "h264"

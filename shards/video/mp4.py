@@ -9,18 +9,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.video.boxes import Box, DecodeError, Unusual, box, describe_codec
+
 # where the file states one size for all packets, and so holds no table that bounds them
 MOST_EQUAL_PACKETS = 1 << 20
-
-
-class DecodeError(Exception):
-    """A video that cannot be decoded as its row of the table promises."""
 
 
 @contextmanager
@@ -68,9 +65,11 @@ class PacketIndex:
     def num_frames(self) -> int:
         return int(self.numbers.max(initial=-1)) + 1
 
-
-class _Unusual(Exception):
-    """A file that FFmpeg may read, and the parser below does not."""
+    @property
+    def gops(self) -> NDArray[np.int64]:
+        """The first packet of each group of pictures: the key frames, and in any case packet 0."""
+        keys = np.flatnonzero(self.keys)
+        return keys if len(keys) and keys[0] == 0 else np.concatenate([[0], keys])
 
 
 def read_index(video: bytes | memoryview) -> PacketIndex:
@@ -83,7 +82,7 @@ def read_index(video: bytes | memoryview) -> PacketIndex:
     data = memoryview(video)
     try:
         index = _parsed(data)
-    except _Unusual:
+    except Unusual:
         index = _demuxed(data)
     except (struct.error, IndexError, ValueError) as error:
         raise DecodeError(f"the mp4's index is damaged: {error}") from error
@@ -93,59 +92,6 @@ def read_index(video: bytes | memoryview) -> PacketIndex:
     if beyond or index.offsets.min() < 0 or ends.min() < 0:
         raise DecodeError(f"the packets lie in bytes {index.offsets.min()} to {ends.max()} of {len(data)}")
     return index
-
-
-@dataclass(frozen=True)
-class _Box:
-    data: memoryview
-    start: int  # of its content
-    end: int
-
-    def numbers(self, layout: str, at: int = 0) -> tuple[Any, ...]:
-        """Big-endian numbers, `at` bytes into the content."""
-        if self.start + at + struct.calcsize(">" + layout) > self.end:
-            raise DecodeError("a box of the mp4's index is too short")
-        return struct.unpack_from(">" + layout, self.data, self.start + at)
-
-    def content(self) -> bytes:
-        return bytes(self.data[self.start : self.end])
-
-    def table(self, *, columns: int = 1, at: int = 4, dtype: str = ">u4") -> NDArray[np.int64]:
-        """Its rows (N, columns), which follow their count `at` bytes into the content."""
-        (rows,) = self.numbers("I", at)
-        items = rows * columns
-        if items * np.dtype(dtype).itemsize > self.end - self.start - at - 4:
-            raise DecodeError(f"a table of the mp4's index announces {rows} rows and ends before")
-        values = np.frombuffer(self.data, dtype, items, self.start + at + 4)
-        return values.astype(np.int64).reshape(rows, columns)
-
-    def boxes(self, at: int = 0) -> Iterator[tuple[bytes, "_Box"]]:
-        """The boxes in it: (name, box)."""
-        place = self.start + at
-        while place + 8 <= self.end:
-            size, name = struct.unpack_from(">I4s", self.data, place)
-            header = 8
-            if size == 1 and place + 16 <= self.end:
-                (size,), header = struct.unpack_from(">Q", self.data, place + 8), 16
-            size = size or self.end - place
-            if size < header or place + size > self.end:
-                raise _Unusual(f"box {name!r} has {size} bytes of {self.end - place}")
-            yield name, _Box(self.data, place + header, place + size)
-            place += size
-
-    def children(self, at: int = 0) -> "dict[bytes, _Box]":
-        """The first box of each name in it."""
-        return dict(reversed(list(self.boxes(at))))
-
-    def child(self, *path: bytes) -> "_Box":
-        """The first box of that name in it; in that one the next, …."""
-        box = self
-        for name in path:
-            inner = box.children()
-            if name not in inner:
-                raise _Unusual(f"no box {name!r}")
-            box = inner[name]
-        return box
 
 
 def _parsed(data: memoryview) -> PacketIndex:
@@ -165,7 +111,7 @@ def _parsed(data: memoryview) -> PacketIndex:
         head=head,
         description=box(b"stsd", stbl.child(b"stsd").content()),
         ranks=ranks,
-        **_described(stbl.child(b"stsd")),
+        **describe_codec(stbl.child(b"stsd")),
     )
 
 
@@ -180,58 +126,58 @@ def _ordered(
     return ranks, numbers
 
 
-def _find_moov(data: memoryview) -> tuple[_Box, int]:
+def _find_moov(data: memoryview) -> tuple[Box, int]:
     """The index, and how many bytes of the file hold it and all that precedes it; 0 where that is the media too."""
     media_seen = False
-    for name, box in _Box(data, 0, len(data)).boxes():
+    for name, inner in Box(data, 0, len(data)).boxes():
         if name == b"moov":
-            return box, 0 if media_seen else box.end
+            return inner, 0 if media_seen else inner.end
         media_seen |= name == b"mdat"
-    raise _Unusual("no moov")
+    raise Unusual("no moov")
 
 
-def _video_track(moov: _Box) -> _Box:
+def _video_track(moov: Box) -> Box:
     if b"mvex" in moov.children():
-        raise _Unusual("fragments")
-    for name, box in moov.boxes():
-        if name == b"trak" and box.child(b"mdia", b"hdlr").numbers("4s", 8) == (b"vide",):
-            return box
-    raise _Unusual("no video track")
+        raise Unusual("fragments")
+    for name, inner in moov.boxes():
+        if name == b"trak" and inner.child(b"mdia", b"hdlr").numbers("4s", 8) == (b"vide",):
+            return inner
+    raise Unusual("no video track")
 
 
-def _timescale(header: _Box) -> int:
+def _timescale(header: Box) -> int:
     """Ticks a second, of mvhd and mdhd."""
     (version,) = header.numbers("B")
     (ticks,) = header.numbers("I", 20 if version == 1 else 12)
     if ticks == 0:
-        raise _Unusual("no timescale")
+        raise Unusual("no timescale")
     return ticks
 
 
-def _sizes(stsz: _Box) -> NDArray[np.int64]:
+def _sizes(stsz: Box) -> NDArray[np.int64]:
     size, count = stsz.numbers("II", 4)
     if size and count > MOST_EQUAL_PACKETS:
         raise DecodeError(f"the mp4's index announces {count} packets of {size} bytes")
     sizes = np.full(count, size, np.int64) if size else stsz.table(at=8)[:, 0]
     if not sizes.all() or not count:
-        raise _Unusual("empty packets")
+        raise Unusual("empty packets")
     return sizes
 
 
 def _repeated(runs_N2: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Rows of (times, value) → the first `count` values."""
     if runs_N2[:, 0].sum() != count:
-        raise _Unusual(f"times of {runs_N2[:, 0].sum()} packets, and {count} packets")
+        raise Unusual(f"times of {runs_N2[:, 0].sum()} packets, and {count} packets")
     return np.repeat(runs_N2[:, 1], runs_N2[:, 0])
 
 
-def _times(tables: dict[bytes, _Box], count: int) -> NDArray[np.int64]:
+def _times(tables: dict[bytes, Box], count: int) -> NDArray[np.int64]:
     """When each packet's frame is presented, in ticks."""
     if b"stts" not in tables:
-        raise _Unusual("no times")
+        raise Unusual("no times")
     durations = _repeated(tables[b"stts"].table(columns=2), count)
     if durations.max() >= 1 << 31:
-        raise _Unusual("negative durations")
+        raise Unusual("negative durations")
     times = np.cumsum(durations) - durations
     if b"ctts" in tables:  # signed in version 1, and in what some writers call version 0
         offsets = _repeated(tables[b"ctts"].table(columns=2), count)
@@ -239,7 +185,7 @@ def _times(tables: dict[bytes, _Box], count: int) -> NDArray[np.int64]:
     return times
 
 
-def _shown(track: _Box, times: NDArray[np.int64], movie: int, media: int) -> NDArray[np.bool_]:
+def _shown(track: Box, times: NDArray[np.int64], movie: int, media: int) -> NDArray[np.bool_]:
     """Whether the edit list shows each packet's frame. movie, media: ticks a second of the list and of the times."""
     edits = []
     if b"edts" in track.children():
@@ -247,7 +193,7 @@ def _shown(track: _Box, times: NDArray[np.int64], movie: int, media: int) -> NDA
         version, count = elst.numbers("B3xI")
         layout = "Qqi" if version == 1 else "Iii"
         if count > 16:
-            raise _Unusual(f"{count} edits")
+            raise Unusual(f"{count} edits")
         edits = [elst.numbers(layout, 8 + n * struct.calcsize(">" + layout)) for n in range(count)]
         while edits and edits[0][1] == -1:  # shown later: numbers stay as they are
             edits.pop(0)
@@ -255,111 +201,48 @@ def _shown(track: _Box, times: NDArray[np.int64], movie: int, media: int) -> NDA
         return np.ones(len(times), bool)
     duration, first, rate = edits[0]
     if len(edits) > 1 or first < 0 or duration == 0 or rate != 1 << 16:
-        raise _Unusual("an edit list that does more than skip frames")
+        raise Unusual("an edit list that does more than skip frames")
     first += min(int(times.min()), 0)  # FFmpeg counts from the earliest frame where offsets are negative
     shown = (times >= first) & (times < first + round(duration * media / movie))
     if not shown.any():
-        raise _Unusual("no frame is shown")
+        raise Unusual("no frame is shown")
     return shown
 
 
-def _offsets(tables: dict[bytes, _Box], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _offsets(tables: dict[bytes, Box], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """First byte of each packet: packets lie one after another in chunks."""
     if b"stco" in tables:
         chunks = tables[b"stco"].table()[:, 0]
     elif b"co64" in tables:
         chunks = tables[b"co64"].table(dtype=">i8")[:, 0]
     else:
-        raise _Unusual("no chunks")
+        raise Unusual("no chunks")
     if b"stsc" not in tables:
-        raise _Unusual("no packets in chunks")
+        raise Unusual("no packets in chunks")
     first, each, description = tables[b"stsc"].table(columns=3).T
     chunks_of = np.diff(first, append=len(chunks) + 1)
     sound = len(first) and first[0] == 1 and chunks_of.min() >= 1 and chunks.min() >= 0
     if not sound or (description != 1).any():
-        raise _Unusual("packets of several kinds, or without a place")
+        raise Unusual("packets of several kinds, or without a place")
     counts = np.repeat(each, chunks_of)
     if counts.sum() != len(sizes) or counts.max() > len(sizes):
-        raise _Unusual(f"{counts.sum()} packets in chunks, and {len(sizes)} packets")
+        raise Unusual(f"{counts.sum()} packets in chunks, and {len(sizes)} packets")
     before = np.cumsum(sizes) - sizes
     first_packets = np.minimum(np.cumsum(counts) - counts, len(sizes) - 1)
     return before + np.repeat(chunks - before[first_packets], counts)
 
 
-def _keys(tables: dict[bytes, _Box], count: int) -> NDArray[np.bool_]:
+def _keys(tables: dict[bytes, Box], count: int) -> NDArray[np.bool_]:
     if b"sbgp" in tables and tables[b"sbgp"].numbers("4s", 4)[0] in (b"rap ", b"sync"):
-        raise _Unusual("key frames in sample groups")
+        raise Unusual("key frames in sample groups")
     if b"stss" not in tables:
         return np.ones(count, bool)
     places = np.concatenate([tables[name].table()[:, 0] - 1 for name in (b"stss", b"stps") if name in tables])
     if not len(places) or places.min() < 0 or places.max() >= count:
-        raise _Unusual("key frames that are not there")
+        raise Unusual("key frames that are not there")
     keys = np.zeros(count, bool)
     keys[places] = True
     return keys
-
-
-def _described(stsd: _Box) -> dict[str, Any]:
-    """What the only sample description states: codec, extradata, width, height, full_range, colorspace."""
-    entries = list(stsd.boxes(8))
-    if stsd.numbers("I", 4) != (1,) or len(entries) != 1:
-        raise _Unusual("several sample descriptions")
-    name, entry = entries[0]
-    if name not in _CODECS:
-        raise _Unusual(f"{name!r}")
-    width, height = entry.numbers("HH", 24)
-    boxes = entry.children(78)
-    codec, setup = _CODECS[name]
-    if setup and setup not in boxes:
-        raise _Unusual(f"{name!r} without {setup!r}")
-    extradata = boxes[setup].content() if setup else b""
-    if name == b"mp4v":
-        codec, extradata = _esds(extradata)
-    full_range = colorspace = None
-    if b"colr" in boxes:
-        kind, _, _, matrix = boxes[b"colr"].numbers("4sHHH")
-        if kind in (b"nclx", b"nclc"):
-            colorspace = matrix if matrix != 2 else None  # 2: unspecified
-        if kind == b"nclx":
-            full_range = bool(boxes[b"colr"].numbers("B", 10)[0] & 0x80)
-    return {
-        "codec": codec,
-        "extradata": extradata,
-        "width": width,
-        "height": height,
-        "full_range": full_range,
-        "colorspace": colorspace,
-    }
-
-
-_CODECS = {  # sample entry: codec, and the box that its decoder needs
-    b"avc1": ("h264", b"avcC"),
-    b"avc3": ("h264", b"avcC"),
-    b"hvc1": ("hevc", b"hvcC"),
-    b"hev1": ("hevc", b"hvcC"),
-    b"vp09": ("vp9", b""),
-    b"av01": ("av1", b"av1C"),
-    b"jpeg": ("mjpeg", b""),
-    b"mp4v": ("", b"esds"),
-}
-
-
-def _esds(content: bytes) -> tuple[str, bytes]:
-    """Codec and what its decoder needs, from an elementary stream descriptor (ISO/IEC 14496-1, 7.2.6)."""
-    found: dict[int, bytes] = {}
-    place = 4  # version and flags
-    while place < len(content):
-        tag, size, place = content[place], 0, place + 1
-        for byte in content[place : place + 4]:
-            size, place = size << 7 | byte & 0x7F, place + 1
-            if byte < 0x80:
-                break
-        found.setdefault(tag, content[place : place + size])
-        place += {3: 3, 4: 13}.get(tag, size)  # these two hold others, after so many bytes of their own
-    codec = {b"\x6c": "mjpeg", b"\x20": "mpeg4"}.get(found.get(4, b"")[:1])
-    if codec is None or len(found.get(3, b"")) < 3 or found[3][2] & 0xE0:  # flags: more fields follow
-        raise _Unusual("an elementary stream of another kind")
-    return codec, found.get(5, b"")
 
 
 def _demuxed(data: memoryview) -> PacketIndex:
@@ -390,9 +273,3 @@ def _demuxed(data: memoryview) -> PacketIndex:
             description=b"",
             ranks=ranks,
         )
-
-
-def box(name: bytes, *parts: bytes) -> bytes:
-    """A box of an mp4 file."""
-    content = b"".join(parts)
-    return struct.pack(">I4s", 8 + len(content), name) + content

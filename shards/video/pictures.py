@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+import numpy as np
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from shards.video.encode import Codec, Encoding, house_frame
 from shards.video.read import Rejected, Tally
 
+MULTIPLE = 16  # pixels: H.264 codes pictures in blocks of 16×16
 LONGEST_PIXEL = 8
 MOST_COPIES = 100  # output frames a decoded frame; more means broken time stamps, not slow motion
 
@@ -39,6 +42,28 @@ def cropped(width: int, height: int, multiple: int) -> tuple[int, int]:
     if min(width, height) < multiple:
         return width, height
     return width // multiple * multiple, height // multiple * multiple
+
+
+def uneven(width: NDArray[np.integer], height: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Whether a side, in pixels, is no multiple of 16; element by element."""
+    return (width % MULTIPLE != 0) | (height % MULTIPLE != 0)
+
+
+def sides_remark(width: NDArray[np.integer], height: NDArray[np.integer]) -> str:
+    """One line on how many of these videos have uneven sides, (rows,) pixels each, and what it costs; "" for none.
+
+    DALI keeps an NVDEC decoder and compares the size that it was made for, which is coded and so a multiple of 16,
+    with the size that the next video is shown at. Where they differ it makes another.
+    """
+    rows = np.flatnonzero(uneven(width, height))
+    if not len(rows):
+        return ""
+    first = f"the first is {width[rows[0]]}×{height[rows[0]]}"
+    return (
+        f"{len(rows)} of {len(width)} videos have a side that is no multiple of {MULTIPLE} ({first}): NVDEC opens a "
+        "decoder for each of them, 50 to 70 ms on an H100, instead of reusing one; "
+        f"tools/make_shards.py crops to such multiples (--multiple {MULTIPLE}, without --copy)"
+    )
 
 
 def squared(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from benchmarks.loader.parts import Way
 from benchmarks.loader.source import Source
 from shards import Dataset, InputError
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding
 from shards.video.transcode import transcode
-from shards.writer import Sample, write_shard
 
 WAY = Way("cpu", 1, 1, torch.device("cpu"))
 SPECS: list[tuple[str, dict[str, Any]]] = [

@@ -8,8 +8,8 @@ import av
 import numpy as np
 
 from shards.table import publish
+from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, write_mp4
-from shards.writer import Sample, write_shard
 
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220))
 NAMES = ["red", "green", "blue"]

@@ -81,7 +81,7 @@ def test_every_test_of_a_method_knows_the_worked_simclr(tmp_path: Path) -> None:
     few = "test_it_embeds or test_its_recipes or test_its_gpu or test_no_fixed or fine_tuning_sees"
     files = (
         "tests/training/test_every_objective.py",
-        "tests/shards/test_made_for.py",
+        "tests/shards/build/test_made_for.py",
         "tests/evaluation/test_finetune.py",
     )
     done = command(

@@ -24,9 +24,9 @@ from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.table import publish
+from shards.tar import Sample as Packed
+from shards.tar import write_shard
 from shards.video.encode import Encoding, write_mp4
-from shards.writer import Sample as Packed
-from shards.writer import write_shard
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ut-interaction"
 NUMBER_BITS = 8
@@ -77,6 +77,9 @@ class Encoded(Video):
         self.row, self._data = 0, data
 
     def read(self) -> bytes:
+        return self._data
+
+    def read_frames(self, numbers: NDArray[np.integer]) -> bytes:
         return self._data
 
 

@@ -17,7 +17,7 @@ import objectives
 import pipelines.backends
 from objectives.vdim import VDIM, VDIMConfig
 from pipelines.backends import BackendSettings, available, choose_backend, open_backend
-from pipelines.backends.base import Backend, Rendered, Routed, Video, is_device_fault, is_out_of_memory
+from pipelines.backends.base import Backend, Combined, Rendered, Video, is_device_fault, is_out_of_memory
 from pipelines.backends.cpu import CpuBackend
 from pipelines.backends.nvdec import NvdecBackend
 from pipelines.decode import decode_frames
@@ -267,9 +267,9 @@ def test_a_fault_while_a_bad_video_is_looked_for(dataset: Dataset) -> None:
                 raise fault
             return super().render(samples, prepared)
 
-    class Shared(Routed):
+    class Shared(Combined):
         def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-            return 0, self.routes[0].prepare(video, sample, out)
+            return 0, self.members[0].prepare(video, sample, out)
 
     nvdec = Nvdec(SPEC, 4, 1, threads=1, device=None)
     for backend in (nvdec, Shared([nvdec, CpuBackend(SPEC, 4, 1)])):

@@ -239,6 +239,17 @@ def test_a_cache_that_cannot_be(dataset: Dataset, gib: float) -> None:
         Cache(dataset, np.arange(18), "mp4", "host", gib)
 
 
+def test_a_cache_makes_no_more_than_it_needs(dataset: Dataset) -> None:
+    """One backend where it decodes on the CPU anyway; no memory is lent to a batch that NVDEC decodes or the GPU keeps."""
+    with loader(dataset, SPEC, cache="host", cache_gib=2 * VIDEO / GIB, processes=2) as made:
+        list(islice(made, 3))
+        assert len(made.backend.processes()) == len(set(made.backend.processes())) == 2
+    for name, lent in (("gpu", False), ("hybrid", True)):
+        with loader(dataset, SPEC, cache="gpu", cache_gib=1, backend=name) as made:
+            batch = made.sampler.batch(0)
+            assert batch and (made.backend.buffer(batch.samples)[0] is not None) == lent
+
+
 def test_a_gpu_cache_needs_a_gpu(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"--cache gpu.*--cache host"):
         loader(dataset, SPEC, cache="gpu", on_cpu_dali=False)

@@ -18,7 +18,7 @@ from pipelines.sampler import ShuffledOrder
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset
 from shards.quarantine import entries
-from shards.table import QUARANTINE
+from shards.schema import QUARANTINE
 from tests.pipelines.damage import IN_PLACE, damage
 from tests.pipelines.reference import loader as loader_of
 from tests.pipelines.reference import write_dataset

@@ -12,7 +12,7 @@ from loopback import Server
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.table import publish
-from shards.writer import Sample, write_shard
+from shards.tar import Sample, write_shard
 from tests.pipelines.reference import loader
 
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")

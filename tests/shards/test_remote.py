@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from loopback import Server
 
 from shards import Dataset, InputError
+from shards.atomic import locked
 from shards.remote import url_of
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
@@ -108,6 +110,8 @@ def test_s3_gives_the_same_rows_and_bytes(made: Path, monkeypatch: pytest.Monkey
         local, remote = Dataset(made), Dataset("s3://videos/sets/small", cache_gb=0.001)
         for row in range(len(local)):
             assert remote.read(row) == local.read(row)
+        ranged = Dataset("s3://videos/sets/small", cache_gb=0)
+        assert ranged.read(5) == local.read(5)
         with pytest.raises(InputError, match=r"s3://videos/nothing: no dataset.json there"):
             Dataset("s3://videos/nothing")
         with pytest.raises(InputError, match=r"s3://no-bucket/x"):
@@ -173,8 +177,8 @@ def test_what_is_not_as_described_ends_in_one_line(
         remote.read(int(np.flatnonzero(remote.shard_numbers == 0)[0]))
     with pytest.raises(InputError, match=r"--cache-gb 1e-05: two tars of http.* do not fit; give"):
         Dataset(f"{server.url}/small", cache_gb=1e-5)
-    with pytest.raises(InputError, match=r"--cache-gb 0: give the size"):
-        Dataset(f"{server.url}/small", cache_gb=0)
+    with pytest.raises(InputError, match=r"--cache-gb -1: give the size"):
+        Dataset(f"{server.url}/small", cache_gb=-1)
     with pytest.raises(InputError, match=r"nowhere: no dataset.json there"):
         Dataset(f"{server.url}/nowhere")
     with pytest.raises(InputError, match=r"--data nonsense://x/y: .*; give a folder"):
@@ -219,6 +223,27 @@ def test_processes_share_the_cache(made: Path, server: Server, cache: Path) -> N
     expected = [[local.read(row) for row in order] for order in orders]
     assert sorted(read) == sorted(expected)
     assert sum(path.stat().st_size for path in cached(cache)) <= limit
+
+
+def test_a_tar_that_another_process_finishes_just_now_is_no_trouble(
+    made: Path, server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partial file is listed, and has got its name when it is looked at."""
+    local, remote = Dataset(made), Dataset(f"{server.url}/small")
+    partial = remote.path / f".{remote.shards[1]}.partial"
+    partial.write_bytes(b"half")
+    lstat = Path.lstat
+
+    def finished(path: Path) -> os.stat_result:
+        if path == partial and partial.exists():
+            partial.rename(partial.with_name(remote.shards[1]))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", finished)
+    with locked(partial.with_name(f".{remote.shards[1]}.lock")):  # the other process has it
+        row = int(np.flatnonzero(remote.shard_numbers == 0)[0])
+        assert remote.read(row) == local.read(row)
+    assert not partial.exists()
 
 
 def test_prefetched_tars_are_there_when_they_are_read(made: Path, server: Server) -> None:

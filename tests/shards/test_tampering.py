@@ -345,7 +345,7 @@ def test_the_doctor_does_not_wait_for_a_pipe(copied: Path, tamper: Callable[[Pat
 def test_a_sample_with_other_facts_is_lost_or_repaired_into_what_opens(
     tmp_path: Path, name: str, value: Any
 ) -> None:
-    from shards.writer import Sample, write_shard
+    from shards.tar import Sample, write_shard
 
     facts = {"num_frames": 3, "fps": 25.0, "width": 16, "height": 16, "source": "a", "label_name": "x"}
     out = tmp_path / "out"

@@ -17,7 +17,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_bench_table_opens_what_it_simulates(tmp_path: Path) -> None:
     out = tmp_path / "table.json"
-    done = run(ROOT / "tools" / "bench_table.py", "--rows", 2500, "--json", out)
+    done = run(ROOT / "benchmarks" / "bench_table.py", "--rows", 2500, "--json", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert result["rows"] == 2500 and result["seconds"].keys() == {"open", "select", "order"}
@@ -31,7 +31,7 @@ def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:
         render(tmp_path / "clips" / f"{n}.avi", frames=10 + n)
     out = tmp_path / "shards.json"
     flags = ["--repeats", 1, "--workers", 1, "--json", out]
-    done = run(ROOT / "tools" / "bench_shards.py", tmp_path / "clips", *flags)
+    done = run(ROOT / "benchmarks" / "bench_shards.py", tmp_path / "clips", *flags)
     assert done.returncode == 0, done.stderr
     encode = json.loads(out.read_text())["encode"]
     assert (encode["rows"], encode["frames"]) == (2, 21)
@@ -42,5 +42,5 @@ def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    done = run(ROOT / "tools" / "bench_shards.py", tmp_path / "nowhere")
+    done = run(ROOT / "benchmarks" / "bench_shards.py", tmp_path / "nowhere")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere: no such" in done.stderr

@@ -19,9 +19,8 @@ from benchmarks import render as rendered
 from pipelines.backends import BackendSettings
 from shards import Dataset, demo
 from shards.demo import motion
-from shards.sides import nvdec_remark, sides_remark, uneven
 from shards.video.encode import Encoding
-from shards.video.pictures import cropped, fitted, upright
+from shards.video.pictures import cropped, fitted, sides_remark, uneven, upright
 from shards.video.transcode import transcode
 from training.run import Run
 from training.speed import Speed, uneven_sides
@@ -214,11 +213,12 @@ def test_the_remark_counts_the_rows_that_are_asked_for(plain: Path) -> None:
     width, height = dataset.column("width"), dataset.column("height")
     bad = [row for row in range(3) if width[row] % 16 or height[row] % 16]
     assert np.flatnonzero(uneven(width, height)).tolist() == bad and len(bad) == 2
-    assert nvdec_remark(dataset).startswith("2 of 3 videos")
-    assert nvdec_remark(dataset, np.array(bad[:1])).startswith("1 of 1 videos")
-    assert f"the first is {width[bad[1]]}×{height[bad[1]]}" in nvdec_remark(dataset, np.array(bad[1:]))
+    assert sides_remark(width, height).startswith("2 of 3 videos")
+    assert sides_remark(width[bad[:1]], height[bad[:1]]).startswith("1 of 1 videos")
+    first = f"the first is {width[bad[1]]}×{height[bad[1]]}"
+    assert first in sides_remark(width[bad[1:]], height[bad[1:]])
     good = np.setdiff1d(np.arange(3), bad)
-    assert nvdec_remark(dataset, good) == "" == nvdec_remark(dataset, good[:0])
+    assert sides_remark(width[good], height[good]) == "" == sides_remark(width[:0], height[:0])
 
 
 @given(st.lists(st.tuples(st.integers(1, 700), st.integers(1, 700)), max_size=30))
@@ -270,7 +270,9 @@ def test_flow_has_the_cropped_width_and_twice_the_height(tmp_path: Path) -> None
 def test_training_names_them_where_nvdec_decodes(plain: Path) -> None:
     dataset = Dataset(plain)
     run = Run(Path(), dataset, np.arange(len(dataset)), np.array([], np.int64), {}, None)
-    assert uneven_sides(Speed(BackendSettings("gpu"), 1, 1), run) == nvdec_remark(dataset)
+    assert uneven_sides(Speed(BackendSettings("gpu"), 1, 1), run) == sides_remark(
+        dataset.column("width"), dataset.column("height")
+    )
     assert not uneven_sides(Speed(BackendSettings("cpu"), 1, 1), run) and not uneven_sides(
         Speed(BackendSettings("hybrid"), 1, 1), run
     )

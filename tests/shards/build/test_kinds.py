@@ -9,7 +9,7 @@ from independent import make_shards, render, said
 from PIL import Image
 
 from shards import Dataset
-from shards.build.process_video import Processing, Reject, Task, attempt
+from shards.build.process_video import Processing, Reject, Task, process_video
 from shards.video.encode import Encoding
 from shards.video.remux import copy
 from shards.video.transcode import Clip, Rejected, transcode
@@ -37,9 +37,9 @@ def _stills(folder: Path) -> list[Path]:
 
 def test_pictures_and_drawn_text_are_named_rejects_unless_asked_for(tmp_path: Path) -> None:
     for path in _stills(tmp_path / "in"):
-        result = attempt(Task(path, Processing(copy=True), tmp_path / "scratch"))
+        result = process_video(Task(path, Processing(copy=True), tmp_path / "scratch"))
         assert isinstance(result, Reject) and result.reason == "still_picture", (path.name, result)
-        kept = attempt(Task(path, Processing(keep_stills=True), tmp_path / "scratch"))
+        kept = process_video(Task(path, Processing(keep_stills=True), tmp_path / "scratch"))
         assert isinstance(kept, Clip) and kept.num_frames >= 1, (path.name, kept)
 
 

@@ -9,7 +9,7 @@ import pytest
 from independent import check_dali_reads, check_webdataset_reads, files
 
 from shards import Dataset
-from shards.writer import Sample, write_shard
+from shards.tar import Sample, write_shard
 
 
 def test_same_samples_same_bytes_and_no_samples_no_files(tmp_path: Path) -> None:
@@ -21,6 +21,34 @@ def test_same_samples_same_bytes_and_no_samples_no_files(tmp_path: Path) -> None
         assert write_shard(tmp_path / name, "s-000001", []) is None
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert sorted(files(tmp_path / "a")) == ["s-000000.idx", "s-000000.tar"]
+
+
+def test_the_bytes_are_those_that_webdataset_writes_and_that_we_always_wrote(tmp_path: Path) -> None:
+    """Our own sha256: of what the first version of write_shard made of these samples."""
+    samples = [
+        Sample("a-1", b"\x01" * 1000, {"num_frames": 3, "fps": 2.5, "label_name": "é"}, 0),
+        Sample("b", bytes(range(256)) * 50, {"num_frames": 1, "x": None}, -1, b"flow" * 9),
+        Sample("c" * 89, b"", {"num_frames": 1}, 12, b"f"),
+    ]
+    shard = write_shard(tmp_path, "s-000000", samples)
+    assert shard is not None
+    assert shard.sha256 == "5c33c7a94c0fd1dffec1d65f11e448f988635b125a97cad8988a45a8ac818521"
+    webdataset = pytest.importorskip("webdataset")
+    content = (tmp_path / shard.name).read_bytes()
+    with (
+        tarfile.open(tmp_path / shard.name) as ours,
+        webdataset.TarWriter(
+            str(tmp_path / "theirs.tar"), user="", group="", mode=0o644, mtime=0, encoder=False
+        ) as theirs,
+    ):
+        for member in ours:
+            key, _, component = member.name.partition(".")
+            theirs.write({"__key__": key, component: ours.extractfile(member).read()})
+    assert (tmp_path / "theirs.tar").read_bytes() == content
+    for row in shard.rows:  # the offsets are where the tar has them
+        at, size = row["mp4_offset"], row["mp4_size"]
+        sample = next(one for one in samples if one.key == row["key"])
+        assert content[at : at + size] == sample.mp4
 
 
 def test_an_error_among_the_samples_leaves_no_file(tmp_path: Path) -> None:

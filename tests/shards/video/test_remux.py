@@ -9,7 +9,7 @@ import av
 import pytest
 from independent import decode, render
 
-from shards.build.process_video import Processing, Task, attempt
+from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
 from shards.video.remux import copy
 from shards.video.transcode import Clip, transcode
@@ -82,7 +82,7 @@ def test_every_codec_can_be_copied(tmp_path: Path, codec: str) -> None:
 def test_other_settings_encode_anew(clip: Clip, tmp_path: Path, asked: Encoding) -> None:
     source = _remuxed(clip, tmp_path / "in.mp4")
     assert copy(source, asked) is None
-    made = attempt(Task(source, Processing(asked, copy=True), tmp_path))
+    made = process_video(Task(source, Processing(asked, copy=True), tmp_path))
     assert isinstance(made, Clip) and "copied" not in made.seen
     assert made.data == transcode(source, asked).data
 
@@ -119,5 +119,5 @@ def test_a_damaged_stream_is_not_copied(clip: Clip, tmp_path: Path) -> None:
     for position, size in packets[12:16]:
         data[position + 5 : position + size] = bytes(size - 5)
     source.write_bytes(data)
-    made = attempt(Task(source, Processing(ASKED, copy=True), tmp_path))
+    made = process_video(Task(source, Processing(ASKED, copy=True), tmp_path))
     assert not (isinstance(made, Clip) and made.seen.get("copied"))

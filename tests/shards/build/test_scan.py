@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards import InputError
-from shards.keys import LONGEST_KEY, keys
+from shards.build.job import LONGEST_KEY, keys
 from shards.layouts import find
 
 PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=90)

@@ -125,7 +125,7 @@ def test_duplicates_are_found_by_content_and_by_key(copied: Path, tmp_path: Path
     from dataclasses import asdict
 
     from shards.table import publish
-    from shards.writer import Sample, write_shard
+    from shards.tar import Sample, write_shard
 
     source, out = Dataset(copied), tmp_path / "twice"
     out.mkdir()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from independent import SHARED, decode, make_shards, render
 
 from shards import Dataset
-from shards.build.process_video import Processing, Reject, Task, attempt
+from shards.build.process_video import Processing, Reject, Task, process_video
 from shards.video.encode import Encoding
 from shards.video.remux import copy
 from shards.video.repeats import Repeats, find_repeats
@@ -175,7 +175,7 @@ def test_half_a_jhmdb_clip_is_damaged(tmp_path: Path) -> None:
         half = tmp_path / path.name
         data = path.read_bytes()
         half.write_bytes(data[: len(data) // 2])
-        result = attempt(Task(half, Processing(), tmp_path / "scratch"))
+        result = process_video(Task(half, Processing(), tmp_path / "scratch"))
         assert isinstance(result, Reject) and result.reason == "damaged"
 
 

@@ -1,5 +1,6 @@
 """Selections of rows, reads by offset, and what is said when a data set is not whole."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -236,6 +238,40 @@ def test_a_damaged_tar_may_be_opened_and_is_read_again_when_it_is_put_back(
     tar.with_suffix(".new").write_bytes(whole)
     tar.with_suffix(".new").rename(tar)  # another file of that name
     assert hashlib.sha256(dataset.read(row)).hexdigest() == dataset.column("sha256")[row]
+
+
+def test_tars_that_are_away_for_a_moment_are_waited_for(copied: Path) -> None:
+    expected = {row: Dataset(copied).read(row) for row in range(13)}
+    dataset = Dataset(copied)
+    away = copied.with_name("away")
+    copied.rename(away)
+    timer = threading.Timer(0.7, away.rename, [copied])
+    timer.start()
+    with ThreadPoolExecutor(4) as pool:
+        assert dict(enumerate(pool.map(dataset.read, range(13)))) == expected
+    timer.join()
+
+
+@pytest.mark.parametrize("trouble", ["folder gone", "disk error"])
+def test_trouble_with_the_disk_is_no_damage(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr("shards.dataset.PAUSES", (0.01, 0.01))
+    dataset, tries = Dataset(copied), []
+    if trouble == "folder gone":
+        copied.rename(copied.with_name("away"))
+    else:
+
+        def failing(*arguments: int) -> bytes:
+            tries.append(arguments)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(OSError) as caught:
+        dataset.read(0)
+    assert not isinstance(caught.value, DamagedError)
+    assert caught.value.filename == str(copied / dataset.column("shard")[0])
+    assert len(tries) in (0, 3)
 
 
 def test_other_bytes_than_were_written_are_told(copied: Path) -> None:

@@ -49,8 +49,7 @@ def test_parts_in_one_folder_are_merged_in_place(
     assert result.returncode == 0 and "part 2/3 is done" in result.stdout
     merge(out)
     assert files(out) == plain
-    with pytest.raises(InputError, match="complete data set already"):
-        merge(out)
+    assert merge(out).already and files(out) == plain
 
 
 def test_parts_of_several_machines_are_brought_together(
@@ -65,6 +64,12 @@ def test_parts_of_several_machines_are_brought_together(
     result = run_tool(MERGE, out, *nodes)  # goes on: what was moved is not moved again
     assert result.returncode == 0 and "5 videos" in result.stdout, result.stderr
     assert files(out) == plain and not any(node.exists() for node in nodes)
+    result = run_tool(MERGE, out, *nodes)  # a job script that is started again
+    assert result.returncode == 0 and "complete already: 5 videos" in result.stdout, result.stderr
+    build(_job(videos, nodes[0]), part=Part(1, 2))
+    result = run_tool(MERGE, out, nodes[0])
+    assert result.returncode == 2 and "is complete without them" in said(result)[0]
+    assert files(out) == plain and any(nodes[0].glob("*.tar"))
 
 
 def test_a_plain_run_takes_over_where_parts_stopped(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from independent import decode, make_shards, render, said
 
-from shards import Dataset
+from shards import DamagedError, Dataset
 from shards.check.check import check
 from shards.check.repair import repair
 
@@ -54,5 +54,8 @@ def test_flow_whose_bytes_changed_is_found_with_and_without_decoding(tmp_path: P
         problems = {one.kind: one.detail for one in check(out, fast=fast).problems}
         assert problems.keys() == {"tar_checksum", "flow"}
         assert "not those that were written" in problems["flow"]
+    with pytest.raises(DamagedError, match=r"not the bytes that were written \(sha256\)"):
+        Dataset(out).read(0, "flow.mp4")
+    assert Dataset(out).read(0) == dataset.read(0)
     repair(out)
     assert [one.kind for one in check(out).problems] == ["flow"]  # the checksum came from the sample's json

@@ -1,0 +1,164 @@
+"""The tars of a data set: written so that the same samples give the same bytes, and read back member by member."""
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from shards.atomic import atomic_write
+from shards.documents import short
+from shards.schema import is_tar
+from shards.video.excerpt import noted
+
+
+class Extent(NamedTuple):
+    """Where a component's data lies in its tar, bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The samples of a tar, key → component → extent, in its order; `problem` says why it could not be read on."""
+
+    samples: dict[str, dict[str, Extent]]
+    problem: str = ""
+
+
+def tars_of(folder: Path) -> tuple[list[Path], list[str]]:
+    """The tars of a data set's folder, and the names of what is called one but is not: pipes, devices, odd names."""
+    paths = sorted(folder.glob("*.tar"))
+    sound = [path for path in paths if is_tar(path.name) and path.is_file()]
+    return sound, [short(path.name) for path in paths if path not in set(sound)]
+
+
+def walk(tar: Path) -> Contents:
+    """Every member that is there whole; WebDataset's rule: a key ends at the first dot. Never raises for damage."""
+    samples: dict[str, dict[str, Extent]] = {}
+    size, end = tar.stat().st_size, 0
+    try:
+        # names that are no UTF-8 come with U+FFFD: surrogates could be written neither to the index nor to a terminal
+        with tarfile.open(tar, "r:", encoding="utf-8", errors="replace") as handle:
+            for member in handle:
+                if member.offset_data + member.size > size:
+                    return Contents(samples, f"ends inside {member.name}")
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                key, _, component = member.name.partition(".")
+                if member.isfile() and key and component:
+                    samples.setdefault(key, {})[component] = Extent(member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+        return Contents(samples, f"cannot be read as a tar after {len(samples)} samples ({error})")
+    with tar.open("rb") as raw:
+        raw.seek(end)
+        if raw.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+            return Contents(samples, "ends without the empty blocks that close a tar")
+    return Contents(samples)
+
+
+def index_text(samples: Iterable[tuple[str, dict[str, Extent]]]) -> str:
+    """The format of DALI's wds2idx: "extension offset size name" for each component, a sample a line."""
+    lines = [
+        " ".join(
+            f"{component} {offset} {size} {key}.{component}" for component, (offset, size) in parts.items()
+        )
+        for key, parts in samples
+    ]
+    return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video on its way into a tar. `facts` become its json and, by their names, its row of the table."""
+
+    key: str
+    mp4: bytes = field(repr=False)
+    facts: dict[str, Any]
+    label: int = -1
+    flow: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished tar: its file name, bytes, sha256, and a table row per sample."""
+
+    name: str
+    size: int
+    sha256: str
+    rows: list[dict[str, Any]]
+
+
+def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | None:
+    """Write `stem`.tar and `stem`.idx into `folder`; None, and no files, when there are no samples.
+
+    A sample's members are `<key>.mp4`, `<key>.json`, when labelled `<key>.cls` (the label's number), and
+    `<key>.flow.mp4` when it has one.
+    """
+    samples = iter(samples)
+    first = next(samples, None)
+    if first is None:
+        return None
+    name = f"{stem}.tar"
+    rows: list[dict[str, Any]] = []
+    index: list[tuple[str, dict[str, Extent]]] = []
+    with atomic_write(folder / name) as temporary, open(temporary, "wb") as handle:
+        # The standard library's own, not webdataset.TarWriter: that one writes the same bytes (tests/shards/test_tar.py),
+        # holds each member twice in memory, and does not say where it put it.
+        hashing: Any = _Hashing(handle)
+        with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in itertools.chain([first], samples):
+                facts, extents = _add_sample(tar, sample)
+                row = facts | {"shard": name}
+                for component, extent in extents.items():
+                    row[f"{component}_offset"], row[f"{component}_size"] = extent
+                row |= noted("mp4", sample.mp4) | noted("flow.mp4", sample.flow or b"")
+                rows.append(row)
+                index.append((sample.key, extents))
+    with atomic_write(folder / f"{stem}.idx") as temporary:
+        temporary.write_text(index_text(index))
+    return Shard(name, hashing.size, hashing.digest.hexdigest(), rows)
+
+
+def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[dict[str, Any], dict[str, Extent]]:
+    """Append a sample's members; gives what its json says, and where each of them lies."""
+    facts = {"key": sample.key, **sample.facts, "label": sample.label}
+    facts["sha256"] = hashlib.sha256(sample.mp4).hexdigest()
+    if sample.flow is not None:
+        facts["flow.mp4_sha256"] = hashlib.sha256(sample.flow).hexdigest()
+    members = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}
+    if sample.label >= 0:
+        members["cls"] = str(sample.label).encode()
+    if sample.flow is not None:
+        members["flow.mp4"] = sample.flow
+    return facts, {name: _add(tar, f"{sample.key}.{name}", data) for name, data in members.items()}
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
+    """Append one file, with nothing in it that depends on when or where."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = len(data), 0o644, 0
+    offset = tar.offset + tarfile.BLOCKSIZE  # names are short: every header is one block
+    tar.addfile(info, io.BytesIO(data))
+    return Extent(offset, len(data))
+
+
+class _Hashing:
+    """What tarfile writes to: a file, and the length and sha256 of what went into it."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def tell(self) -> int:
+        return self.size
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._handle.write(data)
