@@ -53,7 +53,7 @@ def run(installed: Path, cwd: Path, *argv: object) -> str:
         "SLIPSTREAM_CACHE": str(cwd / "cache"),
     }
     command = [str(installed / "bin" / str(argv[0])), *map(str, argv[1:])]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
