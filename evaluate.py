@@ -21,20 +21,20 @@ from typing import Any
 
 import tyro
 
-from evaluation import embed, finetune, fuse, oops, protocols, report, settings, table
+from evaluation import combine, embed, oops, recognition, report, retrieval, settings, table
 from shards import InputError
 from training.processes import StopSignals, ended
 
 PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "linear": (settings.Linear, protocols.linear),
-    "nonlinear": (settings.Nonlinear, protocols.nonlinear),
-    "retrieval": (settings.Retrieval, protocols.retrieve),
-    "fraction": (settings.Fraction, protocols.fraction),
-    "finetune": (settings.Finetune, finetune.finetune),
+    "linear": (settings.Linear, recognition.linear),
+    "nonlinear": (settings.Nonlinear, recognition.nonlinear),
+    "retrieval": (settings.Retrieval, retrieval.retrieve),
+    "fraction": (settings.Fraction, recognition.fraction),
+    "finetune": (settings.Finetune, recognition.finetune),
     "oops": (settings.Oops, oops.oops),
     "oops-finetune": (settings.OopsFinetune, oops.oops_finetune),
-    "fuse": (settings.Fuse, fuse.fuse),
-    "curve": (settings.Curve, fuse.curve),
+    "fuse": (settings.Fuse, combine.fuse),
+    "curve": (settings.Curve, combine.curve),
     "table": (settings.Table, table.table),
     "report": (settings.Report, report.report),
     "embed": (settings.Embed, embed.embed),

@@ -19,6 +19,7 @@ FOLDERS = ("shards", "pipelines", "models", "objectives", "training", "evaluatio
 SCRIPTS = ("train", "evaluate")
 OURS = "|".join(FOLDERS + SCRIPTS)
 NEEDED = ("machine", "render")  # of benchmarks/, by tools/bench_loader.py
+DATA = {"": ["*.jinja"]}
 COMMANDS = {path.stem: path.stem.replace("_", "-") for path in Path("tools").glob("*.py")}
 COMMANDS |= {"bench_loader": "bench", "train": "train", "evaluate": "evaluate"}
 NAMED = re.compile(rf"(accelerate launch |torchrun [^\n]*?)?(?:tools/)?\b({'|'.join(COMMANDS)})\.py\b")
@@ -68,7 +69,7 @@ def packages() -> dict[str, str]:
 
 if "editable_wheel" in sys.argv:
     folders = find_packages(include=["slipstream", *(f"{folder}*" for folder in FOLDERS)])
-    setup(packages=folders, py_modules=SCRIPTS)
+    setup(packages=folders, py_modules=SCRIPTS, package_data=DATA)
 else:
     PACKAGES = packages()
-    setup(cmdclass={"build_py": OnePackage}, packages=list(PACKAGES), package_dir=PACKAGES)
+    setup(cmdclass={"build_py": OnePackage}, packages=list(PACKAGES), package_dir=PACKAGES, package_data=DATA)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import objectives
 import pipelines
+from evaluation.knn import Knn
 from objectives import checkpoint
 from objectives.command import parse
 from objectives.origin import metadata
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> None:
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: checkpoint.save_config(run.output, objective, run.identity))
-        with Trainer(settings, run, accelerator, objective, speed, stop) as trainer:
+        evaluators = [Knn(settings, run, accelerator, objective, speed)] if settings.knn_every else []
+        with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
             last = trainer.run()
@@ -96,6 +98,13 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if settings.small:
         changed = differences(objective.config)
         lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+    if spec.padding == "error":
+        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+        short = len(every) - len(run.rows)
+        if short:
+            lines += [
+                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
+            ]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
     if remark := uneven_sides(trainer.speed, run):

@@ -6,13 +6,16 @@ by any number of processes; one that was interrupted goes on where it stopped.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.arrays import check_numbers, read_arrays
@@ -62,7 +65,7 @@ def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int
 
 
 @dataclass(frozen=True)
-class Machine:
+class Compute:
     """How features are computed; nothing of it changes what they are, but batch_size for networks that normalise
     by the batch."""
 
@@ -84,58 +87,65 @@ class Machine:
 
 
 def extract(
-    model: Model,
+    model: Model | None,
     dataset: Dataset,
     windows: EvalClips,
     spec: ViewSpec,
-    machine: Machine,
+    compute: Compute,
     layer: str = "",
+    measure: Callable[[Tensor], Tensor] | None = None,
 ) -> Features:
     """Features of all windows; all processes call it together, and each gets all of them.
+
+    measure: views → features (B, D), in the place of a model; its file determines what they are.
 
     Raises InputError where no video can be decoded.
     """
     where = np.stack([windows.row, windows.start, windows.crop])
     identity = {
-        "weights": model.fingerprint,
+        "weights": model.fingerprint if model else _source(measure),
         "data": dataset.fingerprint,
         "windows": hashlib.sha256(where.tobytes()).hexdigest(),
         "spec": asdict(spec),
         "layer": layer,
-        "batch_size": machine.batch_size,
-        "precision": machine.accelerator.mixed_precision,
+        "batch_size": compute.batch_size,
+        "precision": compute.accelerator.mixed_precision,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = (machine.cache or cache_folder() / "features") / digest
+    folder = (compute.cache or cache_folder() / "features") / digest
     folder.mkdir(parents=True, exist_ok=True)
     on_main(lambda: _write_json(folder / "identity.json", identity))
-    sampler = EvalSampler(dataset, windows, spec, machine.batch_size)
+    sampler = EvalSampler(dataset, windows, spec, compute.batch_size)
     count = sampler.count
     chunks = [
         (folder / f"{first:08d}-{min(first + CHUNK, count):08d}.npz", range(first, min(first + CHUNK, count)))
         for first in range(0, count, CHUNK)
     ]
-    mine = chunks[machine.accelerator.process_index :: machine.accelerator.num_processes]
+    mine = chunks[compute.accelerator.process_index :: compute.accelerator.num_processes]
     missing = [chunk for chunk in mine if not chunk[0].is_file()]
     if missing:
-        _compute(model, dataset, sampler, machine, layer, missing)
-    machine.accelerator.wait_for_everyone()
+        if model:
+            network = model.objective.to(compute.accelerator.device).eval()
+            measure = Representation(network, layer)
+        assert measure is not None
+        title = f"features of {model.name if model else 'baselines'}"
+        _compute(measure, title, dataset, sampler, compute, missing)
+    compute.accelerator.wait_for_everyone()
     return _gather(dataset, windows, [file for file, _ in chunks])
 
 
 def _compute(
-    model: Model,
+    represent: Callable[[Tensor], Tensor],
+    title: str,
     dataset: Dataset,
     sampler: EvalSampler,
-    machine: Machine,
-    layer: str,
+    compute: Compute,
     chunks: list[tuple[Path, range]],
 ) -> None:
-    accelerator = machine.accelerator
-    represent = Representation(model.objective.to(accelerator.device).eval(), layer)
+    accelerator = compute.accelerator
     bar = tqdm(
         total=sum(sampler.bounds[b[-1] + 1] - sampler.bounds[b[0]] for _, b in chunks),
-        desc=f"features of {model.name}",
+        desc=title,
         unit="window",
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
@@ -143,7 +153,7 @@ def _compute(
     sampler.batches = [batch for _, batches in chunks for batch in batches]
     ends = {batches[-1]: file for file, batches in chunks}
     xs, index = [], []
-    with bar, machine.loader(dataset, sampler) as loader:
+    with bar, compute.loader(dataset, sampler) as loader:
         for batch in loader:
             if len(batch["index"]):
                 with torch.inference_mode(), accelerator.autocast():
@@ -158,7 +168,7 @@ def _compute(
 def _write_chunk(
     file: Path, xs: list[NDArray], index: list[NDArray], failed: dict[int, str], dataset: Dataset
 ) -> None:
-    with atomic_write(file) as aside, aside.open("wb") as handle:
+    with atomic_write(file) as temporary, temporary.open("wb") as handle:
         np.savez(
             handle,
             x=np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
@@ -187,6 +197,13 @@ def _gather(dataset: Dataset, windows: EvalClips, files: list[Path]) -> Features
     )
 
 
+def _source(measure: Callable | None) -> str:
+    """The sha256 of the file that a function is in, and what it depends on besides."""
+    assert measure is not None
+    opencv = "with" if find_spec("cv2") else "without"
+    return f"{hashlib.sha256(Path(measure.__code__.co_filename).read_bytes()).hexdigest()} {opencv} OpenCV"
+
+
 def _write_json(path: Path, content: dict) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

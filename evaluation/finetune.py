@@ -1,143 +1,345 @@
-"""Action recognition by supervised training of the whole network, as each method's paper does it."""
+"""Supervised training of a whole network by the Trainer, resumed as exactly as pretraining.
 
+A fine-tuning's folder: config.json, what was asked for, and for each split and seed a folder with first_batch.png,
+metrics.jsonl, checkpoints/, with --held-out a folder held-out/ of the training that chooses the number of steps, and
+tested.npz once it is done.
+"""
+
+import json
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from evaluation import metrics, resume
-from evaluation.bench import Bench, open_bench, output_folder
-from evaluation.classifier import still_spec
+from evaluation import metrics
+from evaluation.arrays import read_arrays
+from evaluation.context import Context
+from evaluation.data import Labelled, Split
 from evaluation.features import Features
-from evaluation.probe import Trained
-from evaluation.protocols import most_frequent, tested_labels, told, trivial_outcomes
-from evaluation.result import Outcome, counted, describe, save, save_predictions, scores
-from evaluation.settings import Finetune, Tuned
-from evaluation.splits import Labelled, Split, with_fraction
-from evaluation.tuning import Task, Tuning, with_flags
+from evaluation.settings import Supervised
+from evaluation.supervised import Classifier, predict, still_spec
+from objectives import checkpoint
 from objectives.downstream import FineTuning
 from pipelines.eval_clips import EvalClips, EvalLayout
-from pipelines.loader import Loader
-from pipelines.sampler import TrainSampler
+from pipelines.sampler import Sampler, TrainSampler
+from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
+from shards.atomic import atomic_write
+from shards.documents import Each, number, parse, read_json, read_json_lines, whole
 from training.processes import StopSignals, on_main
+from training.run import Run, clear_leftovers
+from training.settings import Settings
+from training.speed import Speed
+from training.trainer import Trainer
+
+DONE, CHOICES, SELECTING = "tested.npz", "held-out.jsonl", "held-out"
+TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
+_AGAIN = "remove it, and --resume trains it again"
 
 
-def tuning_of(settings: Tuned, bench: Bench) -> FineTuning:
-    """The paper's fine-tuning with the user's changes."""
-    tuning = bench.downstream.finetuning
-    given = {name: getattr(settings, name) for name in ("lr", "dropout", "hidden")}
-    given["batch_size"] = settings.train_batch_size or None
-    changes = {name: value for name, value in given.items() if value is not None}
-    steps = settings.steps or (tuning.steps if settings.data is not None else 200)
-    return with_flags(tuning, steps, changes)
+class Task(ABC):
+    """What a network is trained to tell apart.
+
+    classes: how many. train: (N,) rows of the training samples. tested: test clips, without augmentation.
+    by_feature: a video is classified by its clips' mean feature, not by their mean probability.
+    """
+
+    classes: int
+    train: NDArray[np.int64]
+    tested: EvalClips
+    by_feature = False
+
+    @abstractmethod
+    def held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
+        """Which samples (N,) choose the number of steps."""
+
+    @abstractmethod
+    def sampler(self, kept_N: NDArray[np.bool_], batch_size: int, seed: int) -> Sampler:
+        """Endless batches of these samples for this process. Raises InputError where they are too few."""
+
+    @abstractmethod
+    def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
+        """The clips of these samples as they are tested."""
+
+    @abstractmethod
+    def judge(self, found: Features) -> float:
+        """Accuracy of predictions of `clips`."""
 
 
-def finetune(settings: Finetune) -> None:
-    bench = open_bench(settings)
-    labelled, splits = bench.labelled()
-    folder = on_main(lambda: output_folder(settings, "finetune", bench.model, bench.dataset))
-    tuning = tuning_of(settings, bench)
-    resume.claim(folder, bench, tuning, settings, fraction=settings.label_fraction)
-    failed: dict[str, str] = {}
-    with StopSignals() as stop:
-        stop.begin()
-        outcomes = _outcomes(bench, labelled, splits, tuning, folder, stop, failed)
-        fresh = bench.random()
-        random = (
-            _outcomes(fresh, labelled, splits, tuning, folder / "random", stop, failed) if fresh else None
-        )
-        stop.end()
-    if not bench.main:
-        return
-    evaluated = sum(len(o.rows) for o in outcomes)
-    truth = tested_labels(settings.permute_labels, labelled, splits)
-    baselines: dict[str, Any] = {"most_frequent": most_frequent(splits, labelled, truth)}
-    if settings.baselines:
-        part = [_labelled_part(split, labelled, settings, settings.seed) for split in splits]
-        baselines["trivial"] = scores(trivial_outcomes(bench, labelled, part), truth)
-    if random:
-        baselines["random"] = scores(random, truth)
-    result = describe(bench, "finetune", splits, evaluated, failed)
-    result |= {"scores": scores(outcomes, truth), "tuning": asdict(tuning), "baselines": baselines}
-    save_predictions(folder, outcomes, bench, labelled, random)
-    save(folder, result)
-    lines = [bench.model.origin, counted(bench, splits, evaluated, failed), *told(result)]
-    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+class Recognition(Task):
+    """The classes of a split's videos."""
 
+    def __init__(self, context: Context, labelled: Labelled, split: Split, tuning: FineTuning) -> None:
+        self.context, self.labelled, self.spec = context, labelled, tuning.spec
+        self.classes, self.train = len(labelled.classes), split.train
+        self.by_feature = context.downstream.average == "features"
+        self.tested = self._clips(split.test, context.downstream.test)
 
-def _outcomes(
-    bench: Bench,
-    labelled: Labelled,
-    splits: list[Split],
-    tuning: FineTuning,
-    folder: Path,
-    stop: StopSignals,
-    failed: dict[str, str],
-) -> list[Outcome]:
-    """A training for each split and seed. Videos that cannot be decoded are added to `failed`."""
-    settings: Any = bench.settings
-    outcomes = []
-    for split in splits:
-        runs = []
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            part = _labelled_part(split, labelled, settings, seed)
-            place = folder / f"{split.name}-seed{seed}"
+    def _clips(self, rows: NDArray[np.int64], layout: EvalLayout) -> EvalClips:
+        """Of the method's own layout, of clips as long as those that are trained on."""
+        still = still_spec(self.spec)
+        moved = layout.hop and still.span != self.context.downstream.spec.span
+        layout = replace(layout, hop=max(1, still.span // 2)) if moved else layout
+        return EvalClips.of(self.context.dataset, rows, still, layout)
 
-            def make(part: Split = part, seed: int = seed, place: Path = place) -> Tuning:
-                return Tuning(bench, recognition(bench, labelled, part, tuning, seed), tuning, seed, place)
+    def held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
+        held = self.labelled.held_out(self.train, seed, share)
+        if not held.any():
+            raise InputError(
+                f"--held-out {share}: {self.context.dataset.path} has too few training videos; leave it out"
+            )
+        return held
 
-            found, chosen = resume.tested(make, place, tuning, settings, stop)
-            videos = found.by_video()
-            runs.append(Trained(videos.row, videos.x, chosen))
-            failed |= found.failed
-        outcomes.append(Outcome.of(split, runs))
-    return outcomes
-
-
-def _labelled_part(split: Split, labelled: Labelled, settings: Finetune, seed: int) -> Split:
-    return with_fraction(split, labelled, settings.label_fraction, seed)
-
-
-def recognition(bench: Bench, labelled: Labelled, split: Split, tuning: FineTuning, seed: int) -> Task:
-    """Telling the classes of a split's videos apart, a fifth of the training videos held out."""
-    held = labelled.held_out(split.train, seed)
-    if not held.any():
-        raise InputError(f"{bench.dataset.path}: too few training videos to hold a fifth of them out")
-    machine, still = bench.machine, still_spec(tuning.spec)
-    accelerator = machine.accelerator
-    rows = split.train[~held]
-
-    def batches(size: int) -> Loader:
-        sampler = TrainSampler(
-            bench.dataset,
-            rows,
-            tuning.spec,
-            size,
+    def sampler(self, kept_N: NDArray[np.bool_], batch_size: int, seed: int) -> Sampler:
+        accelerator = self.context.compute.accelerator
+        return TrainSampler(
+            self.context.dataset,
+            self.train[kept_N],
+            self.spec,
+            batch_size,
             seed=seed,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        return machine.loader(bench.dataset, sampler)
 
-    def layout(part: str) -> EvalLayout:
-        """The method's own, of windows as long as those that are trained on."""
-        own: EvalLayout = getattr(bench.downstream, part)
-        moved = own.hop and still.span != bench.downstream.spec.span
-        return replace(own, hop=max(1, still.span // 2)) if moved else own
+    def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
+        return self._clips(self.train[kept_N], self.context.downstream.train)
 
-    def judge(found: Features) -> float:
+    def judge(self, found: Features) -> float:
         videos = found.by_video()
-        return float(metrics.hits(videos.x, labelled.labels[videos.row]).mean())
+        return float(metrics.hits(videos.x, self.labelled.labels[videos.row]).mean())
 
-    return Task(
-        name=split.name,
-        classes=len(labelled.classes),
-        samples=len(rows),
-        batches=batches,
-        held=EvalClips.of(bench.dataset, split.train[held], still, layout("train")),
-        tested=EvalClips.of(bench.dataset, split.test, still, layout("test")),
-        judge=judge,
-        by_feature=bench.downstream.average == "features",
+
+class HeldOut:
+    """Accuracy on held-out training videos every so many steps. enough: `patience` of them in a row brought nothing."""
+
+    def __init__(
+        self, context: Context, classifier: Classifier, task: Task, kept_N: NDArray, every: int, patience: int
+    ) -> None:
+        self.context, self.classifier, self.task = context, classifier, task
+        self.clips, self.every, self.patience = task.clips(~kept_N), every, patience
+        self.found: list[dict[str, float]] = []
+
+    def load(self, path: Path, step: int) -> None:
+        """Go on with what was found up to a checkpoint's step."""
+        self.path = path
+        lines = (
+            read_json_lines(path, {"step": whole(0), "top1": number(0, 1)}, _AGAIN) if path.exists() else []
+        )
+        self.found = [line for line in lines if line["step"] <= step]
+
+    @property
+    def best(self) -> dict[str, float]:
+        return max(self.found, key=lambda line: (line["top1"], -line["step"]))
+
+    @property
+    def enough(self) -> bool:
+        waited = len(self.found) - 1 - self.found.index(self.best) if self.found else 0
+        return 0 < self.patience <= waited
+
+    def due(self, step: int) -> bool:
+        return step > 0 and step % self.every == 0 and all(line["step"] != step for line in self.found)
+
+    def run(self, step: int) -> dict[str, float]:
+        predicted = predict(self.context, self.classifier, self.clips, by_feature=self.task.by_feature)
+        self.classifier.train()
+        self.found.append({"step": step, "top1": self.task.judge(predicted)})
+        on_main(self._write)
+        return {"held_out_top1": self.found[-1]["top1"]}
+
+    def _write(self) -> None:
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.found))
+
+
+class _Trainer(Trainer):
+    def word(self, wait_share: float, late: float) -> str:
+        return f"step {self.step}: {wait_share:.0%} of the time is spent waiting for data; try more --threads"
+
+
+def tuning_of(settings: Supervised, context: Context, *, scratch: bool = False) -> FineTuning:
+    """The paper's fine-tuning, or its recipe for random weights, with the user's changes. Raises InputError."""
+    paper = context.downstream.finetuning
+    paper = paper.from_scratch if scratch else paper
+    flags = {"decay_at": "milestones", "decay_by": "decay_factor"}
+    same = ("optimizer", "lr", "weight_decay", "pull", "decay_every", "dropout", "hidden")
+    given = {field: getattr(settings, flags.get(field, field)) for field in (*flags, *same)}
+    given["batch_size"] = settings.train_batch_size or None
+    steps = settings.steps or (paper.steps if settings.data is not None else 200)
+    scale = steps / paper.steps
+    moved = replace(
+        paper,
+        steps=steps,
+        freeze=settings.freeze,
+        scratch=None,
+        spec=_training_spec(settings, paper.spec),
+        decay_at=tuple(round(at * scale) for at in paper.decay_at),
+        decay_every=max(1, round(paper.decay_every * scale)) if paper.decay_every else 0,
     )
+    return replace(moved, **{field: value for field, value in given.items() if value is not None})
+
+
+def _training_spec(settings: Supervised, spec: ViewSpec) -> ViewSpec:
+    """The training clip with the user's changes; no video is too short for it."""
+    if spec.padding == "error":
+        spec = replace(spec, padding="repeat_last")
+    if settings.segments:
+        if not (spec.start_scope == "view" or spec.views == settings.segments == 1):
+            raise InputError(
+                f"--segments {settings.segments}: this method's segments follow each other; leave the flag out"
+            )
+        spec = replace(spec, offsets=spec.offsets[:1] * settings.segments, groups=())
+    try:
+        if settings.downsample > 1:
+            apart = tuple(tuple(one * settings.downsample for one in view) for view in spec.offsets)
+            spec = replace(spec, offsets=apart)
+        if not settings.augment:
+            return eval_view(spec)
+        if settings.colour != "paper":
+            still = eval_view(spec)
+            names = ("jitter", "lab_drop", "channel_drop", "levels")
+            spec = replace(spec, **{name: getattr(still, name) for name in names})
+        if settings.colour == "jitter":
+            levels = "imagenet" if spec.lab else spec.levels  # a jitter is of RGB
+            spec = replace(spec, jitter=Jitter(), levels=levels, colour_scope=spec.box_scope)
+    except ValueError as error:
+        raise InputError(f"--downsample, --colour: not for this method's clips ({error})") from error
+    return spec
+
+
+def claim(folder: Path, context: Context, settings: Supervised, *tunings: FineTuning, **more: Any) -> None:
+    """Take the folder for a new fine-tuning, or for one that was asked for the same. Raises InputError."""
+    asked = {
+        "weights": context.model.fingerprint,
+        "data": context.dataset.fingerprint,
+        "tuning": [asdict(one) for one in tunings],
+        "layer": context.settings.layer,
+        **{name: getattr(settings, name) for name in ("seed", "held_out", "patience")},
+        **more,
+    }
+    on_main(lambda: _claim(folder, json.loads(json.dumps(asked)), settings.resume))
+
+
+def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+    path = folder / "config.json"
+    if not path.exists():
+        for old in folder.glob("**/*-seed*"):
+            shutil.rmtree(old)
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(asked, indent=1) + "\n")
+    elif not resume:
+        raise InputError(
+            f"--output {folder} holds a fine-tuning already: add --resume, or name another folder"
+        )
+    else:
+        then = read_json(path, dict, "name another --output")
+        if changed := [key for key in asked if asked[key] != then.get(key)]:
+            raise InputError(f"--resume: {folder} was made with another {', '.join(changed)}: give its flags")
+
+
+def train_and_test(
+    context: Context, task: Task, tuning: FineTuning, seed: int, folder: Path, settings: Supervised
+) -> tuple[Features, dict[str, Any]]:
+    """Train on all samples, or go on with it, and test, or read what was found: the tested clips' probabilities, and
+    what was chosen. Raises Stopped after a signal, with a checkpoint written."""
+    done = folder / DONE
+    if settings.resume and done.exists():
+        found = read_arrays(done, TESTED, _AGAIN)
+        failed = parse(str(found["failed"]), Each(str, str), done, _AGAIN)
+        chosen = parse(str(found["chosen"]), {"steps": whole(0)}, done, _AGAIN)
+        return Features(found["x"], found["row"], found["start"], failed), chosen
+    chosen = {"steps": tuning.steps}
+    every = np.ones(len(task.train), dtype=bool)
+    if settings.held_out:
+        held = task.held_out(settings.held_out, seed)
+        _, best = _train(context, task, tuning, seed, folder / SELECTING, settings, ~held)
+        chosen = {"steps": int(best["step"]), "held_out_top1": best["top1"]}
+    classifier, _ = _train(
+        context, task, replace(tuning, steps=chosen["steps"]), seed, folder, settings, every
+    )
+    predicted = predict(context, classifier, task.tested, by_feature=task.by_feature)
+    on_main(lambda: _write(done, predicted, chosen))
+    return predicted, chosen
+
+
+def _train(
+    context: Context,
+    task: Task,
+    tuning: FineTuning,
+    seed: int,
+    folder: Path,
+    settings: Supervised,
+    kept_N: NDArray[np.bool_],
+) -> tuple[Classifier, dict[str, float]]:
+    """The classifier trained on these samples, and the best that the others were told, where there are others."""
+    accelerator, compute = context.compute.accelerator, context.compute
+    count, world = int(kept_N.sum()), accelerator.num_processes
+    size = min(tuning.batch_size, count // world)
+    if size < (2 if tuning.batch_norm else 1):
+        raise InputError(
+            f"fine-tuning with {size} clips a process and step ({count} to train on): batch norm needs 2; "
+            "give --train-batch-size and as many videos"
+        )
+    on_main(lambda: _prepare(folder))
+    resumed = on_main(lambda: checkpoint.newest(folder)) if settings.resume else None
+    every = min(settings.validate_every or max(1, tuning.steps // 20), tuning.steps)
+    asked = Settings(
+        objective=context.model.objective.name,
+        steps=tuning.steps,
+        batch_size=size,
+        seed=seed,
+        output=folder,
+        mixed_precision=settings.mixed_precision,
+        checkpoint_every=every,
+        keep=1,
+        log_every=max(1, min(10, every)),
+    )
+    identity = {"global_batch": size * world, "seed": seed}
+    rows = np.unique(task.train[kept_N])
+    run = Run(folder, context.dataset, rows, np.array([], dtype=np.int64), identity, resumed)
+    torch.manual_seed(seed)
+    classifier = Classifier(context.model.objective, context.settings.layer, task.classes, tuning)
+    held_out = None
+    if not kept_N.all():
+        held_out = HeldOut(context, classifier, task, kept_N, every, settings.patience)
+        step = int(resumed.name.removeprefix("step-")) if resumed else 0
+        held_out.load(folder / CHOICES, step)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        trainer = _Trainer(
+            asked,
+            run,
+            accelerator,
+            classifier,
+            Speed(compute.backend, compute.threads, 2),
+            stop,
+            evaluators=[held_out] if held_out else [],
+            sampler=task.sampler(kept_N, size, seed),
+        )
+        stack.enter_context(trainer)
+        trainer.run()
+    return classifier, held_out.best if held_out else {}
+
+
+def _prepare(folder: Path) -> None:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").touch()
+    clear_leftovers(folder)
+
+
+def _write(path: Path, found: Features, chosen: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as handle:
+        np.savez(
+            handle,
+            x=found.x,
+            row=found.row,
+            start=found.start,
+            failed=json.dumps(found.failed),
+            chosen=json.dumps(chosen),
+        )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import objectives
 from objectives import Objective, checkpoint
+from objectives.command import config_of
 from shards import InputError
 
 SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
@@ -22,11 +24,15 @@ RANDOM, TORCHVISION = "random:", "torchvision:"
 
 @dataclass(frozen=True)
 class Model:
-    """objective: in evaluation mode. name: for people and folders. origin: what was loaded, in a sentence."""
+    """objective: in evaluation mode. name: for people and folders. origin: what was loaded, in a sentence.
+
+    folder: of the checkpoint, None for what is none of ours.
+    """
 
     objective: Objective
     name: str
     origin: str
+    folder: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -40,8 +46,8 @@ class Model:
 
 
 def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
-    """spec: a run's or checkpoint's folder; random:NAME or random:FOLDER, fresh weights in that objective's network or
-    in that checkpoint's; torchvision:NAME, supervised weights that lie in torch's hub folder.
+    """spec: a run's or checkpoint's folder; random:NAME or random:FOLDER, fresh weights in that objective's network, which
+    may be followed by flags of its config ("random:memdpc --modality flow"), or in that checkpoint's; torchvision:NAME, supervised weights that lie in torch's hub folder.
 
     small: random:NAME has the objective's CPU-sized config instead of the paper's. Raises InputError.
     """
@@ -60,16 +66,20 @@ def open_model(spec: str, *, small: bool, seed: int = 0) -> Model:
         if folder.parent.name == "checkpoints"
         else folder.resolve().name
     )
-    return Model(objective, name, origin)
+    return Model(objective, name, origin, found)
 
 
-def _random(what: str, small: bool, seed: int) -> Model:
-    if Path(what).exists():
+def _random(spec: str, small: bool, seed: int) -> Model:
+    what, *flags = shlex.split(spec) if not Path(spec).exists() else [spec]
+    if what.startswith(TORCHVISION):
+        cls = objectives.get("pace")
+        config = cls.Config(backbone=_supported(what.removeprefix(TORCHVISION)))
+    elif Path(what).exists():
         trained = objectives.load(what)
         cls, config = type(trained), trained.config
     elif what in objectives.available():
         cls = objectives.get(what)
-        config = cls.small() if small else cls.Config()
+        config = config_of(cls, cls.small() if small else cls.Config(), flags, f"--checkpoint {RANDOM}")
     else:
         names = ", ".join(objectives.available())
         raise InputError(
@@ -77,7 +87,7 @@ def _random(what: str, small: bool, seed: int) -> Model:
         )
     with _seeded(seed):
         objective = cls(config).eval()
-    return Model(objective, f"random-{cls.name}", f"random weights (seed {seed}) in the network of {what}")
+    return Model(objective, f"random-{cls.name}", f"random weights (seed {seed}) in the network of {spec}")
 
 
 @contextmanager
@@ -87,13 +97,18 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def _supported(name: str) -> str:
+    names = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+    if name not in names:
+        raise InputError(f"--checkpoint {TORCHVISION}{name}: choose one of {', '.join(names)}")
+    return name
+
+
 def _torchvision(name: str) -> Model:
     """Kinetics-400 supervised weights in the objective that feeds clips to torchvision's networks, Pace."""
     from torchvision.models import get_model_weights, video
 
-    if not hasattr(video, name) or name not in ("r3d_18", "mc3_18", "r2plus1d_18", "s3d"):
-        raise InputError(f"--checkpoint {TORCHVISION}{name}: choose one of r3d_18, mc3_18, r2plus1d_18, s3d")
-    url = get_model_weights(name).DEFAULT.url
+    url = get_model_weights(_supported(name)).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not file.is_file():
         raise InputError(f"--checkpoint {TORCHVISION}{name}: {file} is not there; fetch it from {url}")

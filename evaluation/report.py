@@ -1,39 +1,35 @@
-"""Results as one page that needs nothing beside itself: no network, no script, readable on a phone."""
+"""Results as one page that needs nothing beside itself: no network, no script, readable on a phone.
 
-import html
-from collections.abc import Iterator
+report.html.jinja is the page; everything that is put into it is escaped there. Results may come from anybody: of what
+they name, only the data set and the runs that the user gives are opened.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 import objectives
-from evaluation import fails, gallery, pictures
+from evaluation import oops, pictures
 from evaluation.arrays import check_numbers, read_arrays
-from evaluation.metrics import Score
-from evaluation.result import load, results_below
+from evaluation.results import BASELINES, load, results_below
+from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import row
-from shards import InputError
+from shards import Dataset, InputError
 from shards.atomic import atomic_write
+from shards.documents import short
 from training.log import read_metrics
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #888 }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line) }
-h3 { font-size: 1rem; margin: 1.5rem 0 .3rem } .wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { font-weight: 600 } th, td { white-space: nowrap } td small, .soft { color: var(--soft) } tr.theirs td { font-style: italic; color: var(--soft) }
-tr.theirs td:nth-child(5) { min-width: 16rem; white-space: normal }
-.plot { max-width: min(100%, 34rem); height: auto; background: #fff; border-radius: 4px }
-.neighbours { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24rem, 100%), 1fr)); gap: 1rem }
-.row { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin: 3px }
-figure { margin: 0 } figure img { width: 100%; display: block; border-radius: 3px }
-.row small { line-height: 1.3; display: inline-block } figcaption { font-size: 11px; margin-top: 5px; overflow-wrap: anywhere; line-height: 1.25 }
-.query { outline: 3px solid #3b82f6 } .right { outline: 3px solid #16a34a } .wrong { outline: 3px solid #dc2626 }
-"""
+QUERIES = 6
+MEMORY = {
+    **{"usage": "real K", "norm": "real K", "slot": "whole N"},
+    **{"key": "text N C", "start": "whole N C", "share": "real N C"},
+}
+Plot = dict[str, str]
 
 
 def report(settings: Report) -> None:
@@ -42,24 +38,28 @@ def report(settings: Report) -> None:
         raise InputError("report: name the folders of results that evaluate.py wrote")
     folders = results_below(settings.results)
     results = [load(folder) for folder in folders]
-    body = "".join(
-        [
-            f"<h1>{html.escape(settings.title)}</h1>",
-            _summary(results),
-            *(_section(folder, result) for folder, result in zip(folders, results, strict=True)),
-            *(_pretraining(run) for run in dict.fromkeys(str(result["checkpoint"]) for result in results)),
-        ]
+    dataset = Dataset(settings.data) if settings.data else None
+    there = {(result["objective"], result["protocol"]) for result in results}
+    published = [(name, one) for name, method in objectives.available().items() for one in method.published]
+    sections = [_section(folder, one, dataset) for folder, one in zip(folders, results, strict=True)]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
     )
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(settings.title)}</title><link rel="icon" href="data:,">'
-        f"<style>{STYLE}</style><body>{body}</body></html>\n"
+    page = environment.get_template("report.html.jinja").render(
+        title=settings.title,
+        rows=[one for one in map(row, results) if one],
+        baselines=BASELINES,
+        published=[(name, one) for name, one in published if (name, one.protocol) in there],
+        sections=[one for one in sections if len(one) > 2 or one.get("plots")],
+        runs=[plot for run in settings.run for plot in _pretraining(run)],
+        percent=lambda value: f"{100 * value:.1f}",
     )
     try:
         settings.html.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(settings.html) as aside:
-            aside.write_text(page, encoding="utf-8")
+        with atomic_write(settings.html) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"--html {settings.html}: {error.strerror}; choose a place that can be written to"
@@ -67,73 +67,48 @@ def report(settings: Report) -> None:
     print(f"{len(results)} results: {settings.html} ({len(page) / 1e6:.1f} MB)")
 
 
-def _summary(results: list[dict[str, Any]]) -> str:
-    rows = []
-    for one in filter(None, map(row, results)):
-        cells = [
-            f"{html.escape(one.model)}<br><small>{html.escape(one.objective)}</small>",
-            f"{html.escape(one.protocol)}<br><small>{html.escape(one.measured)}</small>",
-            f"{html.escape(one.data)}<br><small>{html.escape(one.part)}</small>",
-            *(_cell(score) for score in (one.score, one.random, one.trivial)),
-            f"{one.evaluated} of {one.of}",
-        ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = ("model", "protocol", "data", "%", "random weights", "size and length", "test videos")
-    return (
-        "<h2>Results</h2><p class=soft>Per cent, with 95 % confidence intervals from resampled test videos; ± is the "
-        f"deviation over seeds and splits.</p>{_table(head, rows)}{_published(results)}"
-    )
+def _section(folder: Path, result: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+    """A result's pictures and clips, by the names that the page has for them."""
+    found: dict[str, Any] = {
+        "title": f"{result['model']}: {result['protocol']} on {result['data']['name']}",
+        "origin": result.get("origin", ""),
+        "plots": list(_plots(folder, result)),
+        "classes": _by_class(result),
+    }
+    if "nearest" in result:
+        found["neighbours"] = _neighbours(result, dataset)
+    if (folder / "memory.npz").exists():
+        found["memory"] = _memory(folder, result, dataset)
+    return found
 
 
-def _published(results: list[dict[str, Any]]) -> str:
-    """What the papers report of the methods and protocols that are shown."""
-    there = {(result["objective"], result["protocol"]) for result in results}
-    published = [(name, one) for name, method in objectives.available().items() for one in method.published]
-    rows = []
-    for name, one in published:
-        if (name, one.protocol) in there:
-            cells = (
-                name,
-                one.protocol,
-                one.data,
-                f"{one.value:.1f}",
-                html.escape(one.setting),
-                one.where,
-            )
-            rows.append('<tr class="theirs">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    if not rows:
-        return ""
-    head = ("paper", "protocol", "data", "%", "network, input, pretrained on", "in the paper")
-    return (
-        "<h3>The papers' own numbers</h3><p class=soft>Theirs, not ours: from other data, networks and machines.</p>"
-        f"{_table(head, rows)}"
-    )
+def _names(result: dict[str, Any]) -> list[str]:
+    return list(oops.CLASSES if result["protocol"].startswith("oops") else result["data"]["classes"])
 
 
-def _table(head: tuple[str, ...], rows: list[str]) -> str:
-    titles = "".join(f"<th>{name}</th>" for name in head)
-    return f"<div class=wide><table><tr>{titles}</tr>{''.join(rows)}</table></div>"
+def _counts(result: dict[str, Any]) -> np.ndarray | None:
+    """The confusion, where it is of the classes that the result names."""
+    counts = result.get("confusion") or result.get("scores", {}).get("confusion")
+    return np.array(counts) if counts and len(counts) == len(_names(result)) else None
 
 
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return "–"
-    spread = f" ± {100 * score.spread:.1f}" if score.spread else ""
-    return f"{100 * score.value:.1f}{spread}<br><small>{100 * score.low:.1f} – {100 * score.high:.1f}</small>"
+def _by_class(result: dict[str, Any]) -> list[tuple[str, float, int]]:
+    counts = _counts(result)
+    if counts is None:
+        return []
+    totals = counts.sum(1)
+    return [
+        (name, float(counts[i, i] / totals[i]), int(totals[i]))
+        for i, name in enumerate(_names(result))
+        if totals[i]
+    ]
 
 
-def _section(folder: Path, result: dict[str, Any]) -> str:
-    title = f"{result['model']}: {result['protocol']} on {result['data']['name']}"
-    parts = list(_pictures(folder, result))
-    origin = html.escape(result.get("origin", ""))
-    return f"<h2>{html.escape(title)}</h2><p class=soft>{origin}</p>{''.join(parts)}" if parts else ""
+def _plot(title: str, uri: str, alt: str) -> Plot:
+    return {"title": title, "uri": uri, "alt": alt}
 
 
-def _plot(title: str, uri: str, says: str) -> str:
-    return f'<h3>{html.escape(title)}</h3><img class="plot" alt="{html.escape(says)}" src="{uri}">'
-
-
-def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
+def _plots(folder: Path, result: dict[str, Any]) -> Iterator[Plot]:
     classes = result["data"]["classes"]
     if "curves" in result:
         lines = {
@@ -161,13 +136,13 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
             pictures.curves(drawn, label),
             f"{len(points)} checkpoints of a run, downstream accuracy over {label}",
         )
-    counts = result.get("confusion") or result.get("scores", {}).get("confusion")
-    if counts:
-        names = fails.CLASSES if result["protocol"].startswith("oops") else classes
-        right = np.trace(np.array(counts)) / max(np.sum(counts), 1)
+    counts = _counts(result)
+    if counts is not None:
+        names = _names(result)
+        right = np.trace(counts) / max(np.sum(counts), 1)
         yield _plot(
             "Confusion, % of each class",
-            pictures.confusion(np.array(counts), names),
+            pictures.confusion(counts, names),
             f"Confusion matrix of {len(names)} classes; {100 * right:.1f} % lie on the diagonal",
         )
     if (folder / "features.npz").exists():
@@ -177,17 +152,6 @@ def _pictures(folder: Path, result: dict[str, Any]) -> Iterator[str]:
                 "Test videos by feature (t-SNE)",
                 pictures.t_sne(x, labels, classes),
                 f"Scatter plot of {len(x)} test videos, coloured by class",
-            )
-    if "nearest" in result:
-        yield gallery.neighbours(result)
-    if (folder / "memory.npz").exists():
-        yield gallery.slots(folder, result)
-        p, labels = _points(folder / "memory.npz", "p", len(classes))
-        if len(p) > 3:
-            yield _plot(
-                "Training videos by the slots they address (t-SNE of p)",
-                pictures.t_sne(p, labels, classes),
-                f"Scatter plot of {len(p)} training videos by their addressing of the memory, coloured by class",
             )
 
 
@@ -199,20 +163,112 @@ def _points(path: Path, name: str, classes: int) -> tuple[np.ndarray, np.ndarray
     return found[name], found["label"]
 
 
-def _pretraining(run: str) -> str:
-    """A run's curves, where the checkpoint is a run's folder."""
-    path = Path(run) / "metrics.jsonl"
-    lines = read_metrics(path) if path.is_file() else []
+class _Gallery:
+    """Clips of the videos of a result. Raises InputError where these are not to be had, or one of `keys` is not there."""
+
+    def __init__(self, result: dict[str, Any], dataset: Dataset | None, keys: Iterable[str]) -> None:
+        if dataset is None:
+            raise InputError("give the data set that was evaluated, --data")
+        if dataset.fingerprint != result["data"]["fingerprint"]:
+            raise InputError(f"{dataset.path}: is not the data set that was evaluated")
+        self.dataset = dataset
+        self.row = {key: row for row, key in enumerate(dataset.column("key").tolist())}
+        self.label = dataset.column("label")
+        if unknown := [key for key in keys if key not in self.row]:
+            raise InputError(f"{dataset.path}: has no video {short(unknown[0])}")
+
+    def class_of(self, key: str) -> str:
+        return str(self.dataset.classes[self.label[self.row[key]]])
+
+    def clip(
+        self, key: str, kind: str, caption: str, alt: str, clip: tuple[int, int] | None = None
+    ) -> list[Plot]:
+        """The clip; none where it cannot be decoded. clip: its first frame and how many."""
+        uri = pictures.clip(self.dataset, self.row[key], clip)
+        return [{"uri": uri, "kind": kind, "caption": caption, "alt": f"Clip {key}, {alt}"}] if uri else []
+
+
+def _neighbours(result: dict[str, Any], dataset: Dataset | None) -> list[dict[str, Any]] | str:
+    """Queries and their nearest three, spread over the classes; or why there are none."""
+    try:
+        gallery = _Gallery(result, dataset, chain(result["nearest"], *result["nearest"].values()))
+    except InputError as error:
+        return str(error)
+    queries = list(result["nearest"])
+    rows = []
+    for query in queries[:: max(1, len(queries) // QUERIES)][:QUERIES]:
+        own = gallery.class_of(query)
+        clips = gallery.clip(query, "query", f"query {own}", f"{own}: the query")
+        for place, key in enumerate(result["nearest"][query], 1):
+            name = gallery.class_of(key)
+            kind = "right" if name == own else "wrong"
+            clips += gallery.clip(key, kind, f"{place}. {name}", f"{name}: neighbour {place}")
+        rows.append({"note": "", "more": "", "clips": clips})
+    return rows
+
+
+def _memory(folder: Path, result: dict[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+    """The memory's most used slots, and the clips that address each most (MemDPC, Figs. 8 and 9)."""
+    path, classes = folder / "memory.npz", result["data"]["classes"]
+    memory = read_arrays(path, MEMORY, "evaluate again")
+    k = len(memory["usage"])
+    check_numbers(path, memory["slot"], k, "evaluate again")
+    shares = [f"{100 * memory['usage'][slot]:.1f} % (slot {slot})" for slot in memory["slot"]]
+    found: dict[str, Any] = {
+        "plot": _plot(
+            "The memory",
+            pictures.memory(memory["usage"], memory["norm"], memory["slot"]),
+            f"Use and norm of {k} slots of the memory; the most used make up {', '.join(shares)}",
+        ),
+        "text": f"The {len(memory['slot'])} slots that make up most of what is predicted, and the {CLIPS} training clips "
+        f"whose prediction takes most from each. Were all {k} used alike, each would have {100 / max(k, 1):.2g} %.",
+        "clips": _slot_clips(memory, result, dataset),
+        "plots": [],
+    }
+    p, labels = _points(path, "p", len(classes))
+    if len(p) > 3:
+        found["plots"].append(
+            _plot(
+                "Training videos by the slots they address (t-SNE of p)",
+                pictures.t_sne(p, labels, classes),
+                f"Scatter plot of {len(p)} training videos by their addressing of the memory, coloured by class",
+            )
+        )
+    return found
+
+
+def _slot_clips(
+    memory: dict[str, np.ndarray], result: dict[str, Any], dataset: Dataset | None
+) -> list[dict[str, Any]] | str:
+    try:
+        gallery = _Gallery(result, dataset, memory["key"].ravel().tolist())
+    except InputError as error:
+        return str(error)
+    span = result.get("windows", {"span": 1})["span"]
+    rows = []
+    for number, slot in enumerate(memory["slot"].tolist()):
+        clips = []
+        of_slot = (memory[name][number].tolist() for name in ("key", "start", "share"))
+        for key, start, share in zip(*of_slot, strict=True):
+            name = gallery.class_of(key)
+            caption = f"{100 * share:.0f} % · {name}"
+            alt = f"{name}: takes {100 * share:.0f} % of its prediction from slot {slot}"
+            clips += gallery.clip(key, "", caption, alt, (start, span))
+        used = f"{100 * memory['usage'][slot]:.1f} % of all predictions"
+        rows.append({"note": f"slot {slot}", "more": used, "clips": clips})
+    return rows
+
+
+def _pretraining(run: Path) -> list[Plot]:
+    """The curves of a run of train.py."""
+    lines = read_metrics(run / "metrics.jsonl")
     names = [name for name in ("top1", "chance", "val_top1") if any(name in line for line in lines)]
     if not names:
-        return ""
+        return []
     series = {
-        name: (
-            [line["step"] for line in lines if name in line],
-            [line[name] for line in lines if name in line],
-        )
+        name: ([one["step"] for one in lines if name in one], [one[name] for one in lines if name in one])
         for name in names
     }
     drawn = pictures.lines(series, "step", "top-1")
-    said = f"Pretraining top-1 of {Path(run).name} over {lines[-1]['step']} steps, and chance"
-    return _plot(f"Pretraining of {Path(run).name}", drawn, said)
+    alt = f"Pretraining top-1 of {run.name} over {lines[-1]['step']} steps, and chance"
+    return [_plot(f"Pretraining of {run.name}", drawn, alt)]

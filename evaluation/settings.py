@@ -30,7 +30,9 @@ class Settings:
     seeds: int = 3
     """Repetitions of what is random in the protocol; the encoder's weights stay."""
     baselines: bool = True
-    """Evaluate random weights of the same network, and the videos' size and length alone, beside it."""
+    """Evaluate random weights of the same network, hand-made features, and the videos' size and length too."""
+    random_draws: int = 5
+    """Networks of random weights that are evaluated as one baseline."""
     layer: str = ""
     """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature: its mean
     over space and time; with :change (encoder:change) how much it changes in time."""
@@ -59,7 +61,7 @@ class Settings:
 
     def check(self) -> None:
         """Raises InputError for what cannot be. Not in __post_init__, whose errors tyro answers in its own way."""
-        at_least(self, 1, "seeds", "batch_size", "threads")
+        at_least(self, 1, "seeds", "batch_size", "threads", "random_draws")
         at_least(self, 0, "folds", "windows", "subsequences", "seed")
         if self.folds and self.split:
             raise InputError("--folds and --split: give one of the two")
@@ -98,16 +100,6 @@ class Retrieval(Settings):
 
 
 @dataclass(frozen=True)
-class Fraction(Settings):
-    """Data efficiency: a probe trained on a part of the labels."""
-
-    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
-    """Shares of each class's training videos; each seed draws its own, a larger share containing a smaller."""
-    probe: Literal["linear", "nonlinear"] = "linear"
-    """The classifier."""
-
-
-@dataclass(frozen=True)
 class Embed(Settings):
     """Features to a file, for use elsewhere."""
 
@@ -120,41 +112,74 @@ class Embed(Settings):
 
 
 @dataclass(frozen=True)
-class Tuned(Settings):
-    """Supervised training of the whole network."""
+class Supervised(Settings):
+    """Supervised training of the network. What is not given is as the method's paper has it."""
 
+    from_scratch: bool = False
+    """Train random weights, by the paper's own recipe for them where it has one."""
+    freeze: bool = False
+    """Train the classifier alone, on augmented clips."""
     steps: int = 0
-    """Optimizer steps; 0 takes the paper's, or 200 on the demo set."""
+    """Optimizer steps; 0 is the paper's number, or 200 on the demo set. Milestones move with it."""
     train_batch_size: int = 0
-    """Clips a process and step; 0 takes the paper's."""
+    """Clips a process and step."""
+    optimizer: Literal["adam", "sgd"] | None = None
+    """SGD has a momentum of 0.9."""
     lr: float | None = None
-    """Learning rate; the paper's by default."""
+    """Learning rate."""
+    weight_decay: float | None = None
+    """Decay of the weights towards 0."""
+    pull: float | None = None
+    """Decay of the weights towards the pretrained ones."""
+    milestones: tuple[int, ...] | None = None
+    """Steps at which the learning rate falls."""
+    decay_every: int | None = None
+    """The learning rate falls after every so many steps too; 0 is never."""
+    decay_factor: float | None = None
+    """What the learning rate is multiplied by when it falls."""
     dropout: float | None = None
-    """Before the last layer; the paper's by default."""
+    """Before the last layer."""
     hidden: int | None = None
-    """Width of a layer before the last, 0 for none; the paper's by default."""
+    """Width of a layer before the last, 0 for none."""
+    augment: bool = True
+    """Crop, flip and colour training clips as the method does; otherwise they look like test clips."""
+    colour: Literal["paper", "none", "jitter"] = "paper"
+    """Colour augmentation of training clips; jitter is of brightness, contrast and saturation 0.4, hue 0.2, alike in a
+    clip, with probability 0.8, and grey with 0.2."""
+    segments: int = 0
+    """Segments of a training clip, of methods whose segments are placed independently (TCP)."""
+    downsample: int = 1
+    """Train and test on every K-th frame, of clips that are K times as long."""
+    held_out: float = 0.0
+    """Choose the number of steps on this share of the training videos, then train again on all of them for so long."""
     validate_every: int = 0
-    """Steps between validations, each of which is a checkpoint too; 0 makes 20 of them."""
+    """Steps between validations (with --held-out) and between checkpoints; 0 makes 20 of them."""
     patience: int = 0
-    """Stop after so many validations without a better one; 0 trains to the end (and still keeps the best)."""
+    """With --held-out: stop after so many validations without a better one; 0 trains to the end."""
     resume: bool = False
     """Go on where the fine-tuning in --output stopped."""
     seeds: int = 1
-    """Repetitions, each with its own head, order and held-out part."""
+    """Repetitions, each with its own head and order."""
     baselines: bool = True
-    """Train the same network from random weights too, which takes as long again, and a classifier of size and length."""
+    """Train the same network from scratch too, which takes as long again, and evaluate what needs no network."""
 
     def check(self) -> None:
         super().check()
-        at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience")
+        at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience", "segments")
+        at_least(self, 1, "downsample")
+        if not 0 <= self.held_out < 1:
+            raise InputError(
+                f"--held-out {self.held_out}: give a share of the training videos, 0.2 for instance"
+            )
+        if self.patience and not self.held_out:
+            raise InputError("--patience: waits for validations; give --held-out 0.2 too")
 
 
 @dataclass(frozen=True)
-class Finetune(Tuned):
-    """Supervised training of the whole network, as the method's paper does it.
+class Finetune(Supervised):
+    """Supervised training of the whole network on all labelled training videos, as the method's paper does it.
 
-    Steps at which the learning rate falls move with --steps. The best step is chosen on a fifth of the training
-    videos, held out; the test part is looked at once.
+    The last step is tested, once. With --held-out the number of steps is chosen on a part of the training videos.
     """
 
     label_fraction: float = 1.0
@@ -167,13 +192,32 @@ class Finetune(Tuned):
 
 
 @dataclass(frozen=True)
-class Curve(Settings):
+class Fraction(Supervised):
+    """Data efficiency: a probe, or the network fine-tuned, with a part of the labels. Only the latter takes its flags."""
+
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
+    """Shares of each class's training videos; each seed has its own, a larger share containing a smaller."""
+    probe: Literal["linear", "nonlinear", "finetune"] = "linear"
+    """What is trained."""
+    seeds: int = 3
+    """Repetitions, each with its own videos."""
+
+    def check(self) -> None:
+        super().check()
+        if any(not 0 < share <= 1 for share in self.fractions):
+            raise InputError(f"--fractions {self.fractions}: give shares above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class Curve(Supervised):
     """A protocol for every kept checkpoint of a run: self-supervised against downstream accuracy."""
 
-    protocol: Literal["linear", "retrieval"] = "linear"
-    """What is asked of each checkpoint; retrieval reports R@1."""
+    protocol: Literal["linear", "retrieval", "finetune"] = "linear"
+    """What is done with each checkpoint; retrieval reports R@1. Only finetune takes its flags."""
+    seeds: int = 3
+    """Repetitions for each checkpoint."""
     baselines: bool = True
-    """Evaluate random weights too, once, beside the last checkpoint."""
+    """Evaluate the baselines too, once, with the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +242,10 @@ class Oops(Settings):
 
 
 @dataclass(frozen=True)
-class OopsFinetune(Tuned):
+class OopsFinetune(Supervised):
     """Unintentional action, the whole network trained: three classes from [z_t, ẑ_t] (MemDPC, Table 4).
 
-    The data set is that of oops. Transitions are oversampled; a fifth of the training videos chooses the best step.
+    The data set is that of oops. Transitions are oversampled.
     """
 
 
@@ -213,6 +257,10 @@ class Table:
     """Folders of results, or folders that hold such folders."""
     markdown: Path | None = None
     """Write it as Markdown."""
+    csv: Path | None = None
+    """Write it as CSV."""
+    latex: Path | None = None
+    """Write it as a LaTeX tabular."""
     json: Path | None = None
     """Write it as JSON, with the weights' and the data's sha256 and all settings."""
 
@@ -231,6 +279,11 @@ class Report:
     """The page."""
     title: str = "Downstream evaluation"
     """Its heading."""
+    data: Path | None = None
+    """The data set that was evaluated, for clips of nearest neighbours; without it the page has none. A result's own
+    word for where its data lies is not followed."""
+    run: tuple[Path, ...] = ()
+    """Runs of train.py whose pretraining curves are shown."""
 
     def check(self) -> None:
         """Nothing to check before the results are read."""

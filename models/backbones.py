@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from models.c3d import C3D
-from models.r2plus1d import R2Plus1D
-from models.r3d import R3D
+from models.r3d import R3D, R2Plus1D
 from models.resnet2d3d import ResNet2d3d
 from models.s3dg import S3DG
 from models.stages import Stages

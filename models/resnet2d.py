@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from models.recompute import recompute
+from models.stages import run_checkpointed
 
 
 class StackedResNet18(nn.Module):
@@ -35,7 +35,7 @@ class StackedResNet18(nn.Module):
         """x: (B, C·T, H, W) → h (B, D, ⌈H/32⌉, ⌈W/32⌉): 512×7×7 at 224² and full width."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x_BCHW)), inplace=True))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = recompute(stage, x) if self.checkpointed and self.training else stage(x)
+            x = run_checkpointed(stage, x) if self.checkpointed and self.training else stage(x)
         return x
 
 

@@ -10,8 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recompute import recompute
-from models.stages import scaled
+from models.stages import run_checkpointed, scaled
 
 Norm = Literal["batch", "batch-statistics", "instance"]
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -131,11 +130,15 @@ class ResNet2d3d(nn.Module):
 
         h = ⌈H/32⌉: 5×128×128 gives 256×4×4, 5×224×224 gives 256×7×7.
         """
+        return self.map(x_BCTHW).mean(2)
+
+    def map(self, x_BCTHW: Tensor) -> Tensor:
+        """The last stage's map (B, D, ⌈T/4⌉, h, w), before a ReLU."""
         x = F.relu(self.bn1(self.conv1(x_BCTHW)), inplace=True)
         x = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = recompute(stage, x) if self.checkpointed and self.training else stage(x)
-        return x.mean(2)
+            x = run_checkpointed(stage, x) if self.checkpointed and self.training else stage(x)
+        return x
 
     @staticmethod
     def map_side(size: int) -> int:

@@ -3,11 +3,12 @@
 Letters: B clips, C channels, T frames, H W pixels; D features; t h w a feature map.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
-
-from models.recompute import recompute
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 
 class Stages(nn.Module):
@@ -32,7 +33,9 @@ class Stages(nn.Module):
         """The maps (B, D, t, h, w) of the named stages, 1 to 5."""
         found = {}
         for number, stage in enumerate(self.stages[: max(stages)], start=1):
-            x_BCTHW = recompute(stage, x_BCTHW) if self.checkpointed and self.training else stage(x_BCTHW)
+            x_BCTHW = (
+                run_checkpointed(stage, x_BCTHW) if self.checkpointed and self.training else stage(x_BCTHW)
+            )
             if number in stages:
                 found[number] = x_BCTHW
         return found
@@ -45,3 +48,25 @@ class Stages(nn.Module):
 def scaled(channels: int, width: float) -> int:
     """A channel count at a width: at least 1."""
     return max(1, round(channels * width))
+
+
+def run_checkpointed(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) with activation checkpointing; batch norms take the batch into their statistics once all the same."""
+    return checkpoint(
+        module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module))
+    )
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """The module's batch norms leave their running statistics as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)  # type: ignore[union-attr]

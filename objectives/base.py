@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models import backbones
 from objectives.downstream import Downstream, FineTuning
 from objectives.videos import embed_videos
 from pipelines.views import ViewSpec, eval_view, single_start
@@ -224,3 +225,27 @@ def get(name: str, flag: str = "--objective") -> type[Objective]:
     if name not in found:
         raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]
+
+
+def check_choices(config: Any) -> None:
+    """Raise InputError, naming the flag, where a field that is a Literal holds none of its values."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
+            raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(kind)))}")
+
+
+def check_backbone(
+    flag: str, name: str, frames: int, size: int, width: float, channels: int = 3, own: tuple[str, ...] = ()
+) -> None:
+    """Raise InputError, naming the flag, where clips (channels, frames, size, size) do not fit the named backbone.
+
+    own: names of encoders that the objective has besides, and has checked itself.
+    """
+    if name in own:
+        return
+    try:
+        backbones.check(name, frames, size, width, channels)
+    except ValueError as error:
+        also = f"; or {', '.join(own)}" if own and name not in backbones.BACKBONES else ""
+        raise InputError(f"{flag} {name}: {error}{also}") from None

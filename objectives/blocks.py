@@ -4,7 +4,8 @@ Letters: B videos, V blocks, C channels, T frames, H W pixels; D features; h w t
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.resnet2d3d import DEPTHS, ResNet2d3d
 from models.stages import Stages
-from objectives.base import Objective, Plateau, ShardSettings
-from objectives.choices import check_backbone, check_choices
+from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError
 
@@ -54,8 +54,12 @@ class BlocksConfig:
     """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
     grey_from: Literal["luma", "channel"] = "luma"
     """Grey is the luminance, or one of the colour channels at random (the released code)."""
-    padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
-    """A video shorter than the clip repeats its last frame, starts over, or is left out (the released code)."""
+    padding: Literal["repeat_last", "wrap", "error"] = "error"
+    """A training video shorter than the clip is left out (as in the released code), repeats its last frame, or loops.
+    Repeated blocks make negatives that equal their positive."""
+    classified: Literal["mean-relu", "relu-mean"] = "mean-relu"
+    """What the context reads downstream of an encoder's map: the ReLU of its mean over time, as in pretraining, or the
+    mean of its ReLU (the released classifiers)."""
     negatives: Literal["local", "gathered"] = "local"
     """Contrast with the videos of this process, or of all of them (with gradient)."""
     gradient_checkpointing: bool = False
@@ -69,6 +73,8 @@ class BlocksConfig:
     patience: int = 10
     """After so many validations (--val-split) without a lower loss the learning rate falls to a tenth, once in a stage
     of the curriculum; the papers do not say how many. 0 is off."""
+    milestones: tuple[int, ...] = ()
+    """Optimizer steps at which the learning rate falls to a tenth, whatever validation says (MemDPC's released code)."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -138,6 +144,7 @@ class BlockObjective(Objective):
             offsets=tuple(tuple(config.stride * (v * T + t) for t in range(T)) for v in range(V)),
             size=config.size,
             crop=0.875 if config.crop == "fixed" else None,
+            eval_crop=0.875,
             area=(0.5, 1.0),
             ratio=(3 / 4, 4 / 3),
             flip=0.5,
@@ -152,6 +159,25 @@ class BlockObjective(Objective):
         z = self.encoder(views_BVCTHW.flatten(0, 1))
         z_NDhw = z.mean(2) if isinstance(self.encoder, Stages) else z
         return z_NDhw.unflatten(0, views_BVCTHW.shape[:2])
+
+    def classified(self, views_BVCTHW: Tensor) -> Tensor:
+        """Blocks → that whose ReLU aggregators read downstream (B, V, D, h, w): z, or as config.classified says."""
+        if self.config.classified == "mean-relu":
+            return self.encode(views_BVCTHW)
+        encoder, x_NCTHW = self.encoder, views_BVCTHW.flatten(0, 1)
+        map_NDthw = encoder(x_NCTHW) if isinstance(encoder, Stages) else encoder.map(x_NCTHW)
+        return F.relu(map_NDthw).mean(2).unflatten(0, views_BVCTHW.shape[:2])
+
+    def finetuning_spec(self, blocks: int) -> ViewSpec:
+        """A training clip of so many blocks: one crop, flip and jitter (p .3, as in the released code), no grey."""
+        spec = self.view_spec(self.config)
+        return replace(
+            spec,
+            offsets=spec.offsets[:blocks],
+            colour_scope="clip",
+            jitter=Jitter(0.5, 0.5, 0.5, 0.25, probability=0.3, grey=0.0),
+            padding="repeat_last",
+        )
 
     def embed(self, views: Tensor) -> Tensor:
         """views (B, V, 3, T, H, W) → z averaged over space, (B, V, D): a block's own feature (DPC section 5.1)."""
@@ -172,9 +198,25 @@ class BlockObjective(Objective):
         return stage
 
     def learning_rate(self, step: int) -> float:
-        """The warm-up starts again in each stage of the curriculum."""
+        """The warm-up starts again in each stage of the curriculum; a tenth after every milestone."""
         start = max((start for start in self.config.curriculum if start <= step), default=0)
-        return super().learning_rate(step - start)
+        return super().learning_rate(step - start) * 0.1 ** sum(step >= at for at in self.config.milestones)
+
+
+@torch.no_grad()
+def with_running_statistics(objective: BlockObjective, batches: Iterable[Tensor]) -> BlockObjective:
+    """The objective with batch norm that has running statistics, the mean over batches of views (B, V, 3, T, H, W)."""
+    measured = type(objective)(replace(objective.config, norm="batch"))
+    measured.load_state_dict(measured.state_dict() | objective.state_dict())
+    norms = [module for module in measured.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
+    for norm in norms:
+        norm.momentum = None  # of all batches alike
+    measured.encoder.train()
+    for views in batches:
+        measured.encode(views)
+    for norm in norms:
+        norm.momentum = 0.1
+    return measured.eval()
 
 
 def locations(z_BNDhw: Tensor) -> Tensor:
@@ -185,8 +227,3 @@ def locations(z_BNDhw: Tensor) -> Tensor:
 def predictor(dim: int, outputs: int) -> nn.Sequential:
     """φ: a perceptron of two layers at every location (DPC section 3.4)."""
     return nn.Sequential(nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True), nn.Conv2d(dim, outputs, 1))
-
-
-def seen(z_BVDhw: Tensor) -> Tensor:
-    """What aggregators read of features and predictions: their positive part."""
-    return F.relu(z_BVDhw)

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import sys
 from contextlib import redirect_stderr
 from dataclasses import make_dataclass, replace
@@ -69,6 +70,22 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         sys.stderr.write(complaint.getvalue())
         raise
     return parsed.tool, parsed.method
+
+
+def config_of(cls: type[Objective], defaults: Any, flags: list[str], where: str) -> Any:
+    """An objective's config from flags alone, such as those of `random:memdpc --modality flow`.
+
+    Raises InputError, in one line that begins with `where`, for a flag or value that the config refuses.
+    """
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(cls.Config, args=flags, default=defaults, prog=where)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        said = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in complaint.getvalue().splitlines()]
+        raise InputError(f"{where}{cls.name} {' '.join(flags)}: {' '.join(filter(None, said))}") from None
 
 
 def suited(cls: type[Objective], config: Any, data: Path) -> Any:

@@ -7,7 +7,7 @@
     both ways    one f, φ and M; a second GRU predicts the first blocks from the last (section 3.3)
 
 The paper is the default; what the authors' code (github.com/TengdaHan/MemDPC) does otherwise are options:
---directions-loss sum, --crop resized, --grey-from channel, --padding error. The best input is both, RGB and flow, each
+--directions-loss sum, --crop resized, --grey-from channel, --milestones, --classified relu-mean, --flow-input authors. The best input is both, RGB and flow, each
 with a network of its own, whose predictions are averaged downstream: train two runs.
 """
 
@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from models.convgru import ConvGRU, init_orthogonal
-from models.memory import CompressiveMemory
+from models.prediction import CompressiveMemory, ConvGRU, init_orthogonal
 from objectives import losses
 from objectives.base import Output, Published, Recipe
-from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor, seen
+from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor
 from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
-from pipelines.views import Jitter, ViewSpec, eval_view
+from pipelines.views import ViewSpec, eval_view
 from shards import InputError
 
 _MEM18, _MEM34 = "2D3D-ResNet18", "2D3D-ResNet34"
@@ -35,10 +35,23 @@ _PUBLISHED = (
     Published("linear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 30.5, "Table 2"),
     Published("nonlinear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 58.5, "Table 2"),
     Published("nonlinear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 33.6, "Table 2"),
-    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², UCF101", 69.2, "Table 1"),
-    Published("finetune", "UCF101", f"{_MEM18}, flow 128², UCF101", 82.3, "Table 1"),
-    Published("finetune", "UCF101", f"{_MEM18}, RGB + flow 128², UCF101", 84.3, "Table 1"),
-    Published("finetune", "UCF101", f"{_MEM18}, RGB 128², random weights", 61.8, "Table 1"),
+    *(
+        Published("finetune", "UCF101", f"{_MEM18}, {what}", value, f"Table 1, {row}")
+        for row, what, value in (
+            ("A", "RGB 128², DPC, UCF101", 63.6),
+            ("B1", "RGB 128², random weights", 61.8),
+            ("B2", "flow 128², random weights", 74.6),
+            ("B3", "RGB + flow 128², random weights", 78.7),
+            ("C1", "RGB 128², one direction, memory 512, UCF101", 65.3),
+            ("C2", "RGB 128², one direction, UCF101", 68.2),
+            ("C3", "RGB 128², one direction, memory 2,048, UCF101", 68.0),
+            ("D1", "flow 128², one direction, UCF101", 81.9),
+            ("D2", "RGB + flow 128², one direction, UCF101", 84.0),
+            ("E1", "RGB 128², UCF101", 69.2),
+            ("E2", "flow 128², UCF101", 82.3),
+            ("E3", "RGB + flow 128², UCF101", 84.3),
+        )
+    ),
     Published("finetune", "UCF101", f"{_MEM34}, RGB 224², K400", 78.1, "Table 2"),
     Published("finetune", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 86.1, "Table 2"),
     Published("finetune", "HMDB51", f"{_MEM34}, RGB 224², K400", 41.2, "Table 2"),
@@ -61,6 +74,9 @@ class MemDPCConfig(BlocksConfig):
     """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
     modality: Literal["rgb", "flow"] = "rgb"
     """Frames, or optical flow (tools/make_shards.py --flow puts it beside the videos)."""
+    flow_input: Literal["signed", "authors"] = "signed"
+    """What the network is fed of flow: (u, v, 0) in −1…1, or (128, v, u) normalised as for ImageNet, as the released
+    flow networks want it."""
     memory_size: int = 1024
     """k, the memory's slots; Table 1 also has 512 and 2,048."""
     directions: Literal["both", "forward"] = "both"
@@ -104,7 +120,9 @@ class MemDPC(BlockObjective):
 
     @staticmethod
     def view_spec(config: Any) -> ViewSpec:
-        return replace(BlockObjective.view_spec(config), modality=config.modality)
+        authors = config.modality == "flow" and config.flow_input == "authors"
+        levels = "bgr-imagenet" if authors else "imagenet"
+        return replace(BlockObjective.view_spec(config), modality=config.modality, levels=levels)
 
     def forward(self, batch: Mapping[str, Any]) -> Output:
         """views (B, V, 3, T, H, W)."""
@@ -132,12 +150,12 @@ class MemDPC(BlockObjective):
     def predict(self, past_BVDhw: Tensor, direction: str = "forwards") -> tuple[Tensor, Tensor]:
         """z of the blocks seen → ẑ (B, N, D, h, w) of the N = pred_steps that follow, and log p (B, N, k, h, w)."""
         aggregator: ConvGRU = self.aggregators[direction]  # type: ignore[assignment]
-        state = aggregator(seen(past_BVDhw))[:, -1]
+        state = aggregator(F.relu(past_BVDhw))[:, -1]
         predicted: list[Tensor] = []
         log_ps: list[Tensor] = []
         for step in range(self.pred_steps):
             if step:
-                state = aggregator.step(seen(predicted[-1]), state)
+                state = aggregator.step(F.relu(predicted[-1]), state)
             z, log_p = self.memory(self.phi(state))
             predicted.append(z)
             log_ps.append(log_p)
@@ -145,22 +163,19 @@ class MemDPC(BlockObjective):
 
     def context(self, views_BVCTHW: Tensor) -> Tensor:
         """c_t after each block, (B, V, D, h, w), of the forward GRU: the feature for downstream tasks (section 4)."""
-        return self.aggregators["forwards"](seen(self.encode(views_BVCTHW)))
+        return self.aggregators["forwards"](F.relu(self.classified(views_BVCTHW)))
 
     def downstream(self) -> Downstream:
         """8 blocks, ten crops and a moving window in tests, dropout 0.9, clip-wise jitter (section 5.3)."""
-        spec = replace(self.view_spec(self.config), padding="repeat_last")
+        spec = self.finetuning_spec(self.config.blocks)
         hop = max(spec.span // 2, 1)
-        jitter = Jitter(0.5, 0.5, 0.5, 0.25, probability=1.0, grey=0.0)
-        tuning = FineTuning(
-            replace(spec, colour_scope="clip", jitter=jitter), dropout=0.9, decay_at=(20_000,)
-        )
+        tuning = FineTuning(spec, dropout=0.9, decay_at=(20_000,))
         train, test = EvalLayout(hop=hop), EvalLayout(hop=hop, crops=10)
         return Downstream(eval_view(spec), tuning, train, test, dropout=0.9)
 
     def represent(self, views: Tensor) -> Tensor:
         """The last context of every direction, averaged over space, side by side: (B, D) or (B, 2D)."""
-        z_BVDhw = seen(self.encode(views))
+        z_BVDhw = F.relu(self.classified(views))
         orders = {"forwards": z_BVDhw, "backwards": z_BVDhw.flip(1)}
         contexts = [aggregator(orders[name])[:, -1] for name, aggregator in self.aggregators.items()]
         return torch.cat(contexts, 1).mean((-2, -1))

@@ -5,9 +5,9 @@
     loss         λ_cls · cross-entropy of p, Eq. 1, + λ_ctr · contrast between clips, Eq. 2 or 3; Eq. 4
 
 The released code (github.com/laura-wang/video-pace) has the classification alone. Its choices as options: --circular
-starts clips anywhere and runs on at the video's beginning, which betrays fast clips by their jump;
---levels bgr-255 feeds unnormalised BGR; --contrast none. Its weight decay, on which the paper is silent, is the
-default.
+starts clips anywhere and runs on at the video's beginning, which betrays fast clips by their jump; --loop restart runs
+on at its first frame; --squeeze scales frames to one shape; --levels bgr-255 feeds unnormalised BGR; --contrast none.
+Its weight decay, on which the paper is silent, is the default.
 
 Settled here: an anchor's denominator runs over all other clips of the batch, in Eq. 2 and in Eq. 3; the mean is over
 anchors; Eq. 3 sums over an anchor's positives as it is written. The non-linear layer of Table 2, which adds "~4k"
@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.stages import Stages
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, ShardSettings
-from objectives.choices import check_backbone, check_choices
+from objectives.base import Objective, Output, Published, Recipe, ShardSettings, check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
 from pipelines.views import Jitter, ViewSpec, eval_view, single_start
 from shards import InputError, at_least
@@ -91,7 +90,12 @@ class PaceConfig:
     """Start anywhere and run on at the video's beginning, as the released code does; else only clips that are longer
     than their video run over its end."""
     padding: Literal["wrap", "repeat_last", "error"] = "wrap"
-    """A video shorter than a clip starts over, repeats its last frame, or is left out."""
+    """A video shorter than a clip starts anywhere and loops (section 3.1), repeats its last frame, or is left out."""
+    loop: Literal["phase", "restart"] = "phase"
+    """A clip that runs over its video's end goes on at the frame that its pace leads to, or at the first frame (the
+    released code)."""
+    squeeze: bool = False
+    """Scale frames to 171×128 (S3D-G: 256×256) whatever their shape, as the released code does."""
     jitter: Literal["frame", "clip", "none"] = "frame"
     """Random colour jitter for each frame, for each clip, or none (Table 1). Frame by frame it also hides the faint
     pulse of key frames, which otherwise tells the pace of a still video."""
@@ -218,6 +222,8 @@ class Pace(Objective):
             paces=config.paces,
             circular=config.circular,
             padding=config.padding,
+            loop=config.loop,
+            squeeze=(1.0 if config.backbone == "s3dg" else 171 / 128) if config.squeeze else None,
             levels=config.levels,
         )
 
@@ -259,7 +265,7 @@ class Pace(Objective):
         lr = 1e-2 if self.config.backbone == "s3dg" else 3e-3
         tuning = FineTuning(
             spec, optimizer="sgd", lr=lr, weight_decay=5e-3, steps=54_000, batch_size=30, decay_at=(),
-            decay_every=18_000, dropout=0.0,
+            decay_every=18_000, dropout=0.0, batch_norm=False,
         )  # fmt: skip
         return Downstream(eval_view(spec), tuning)
 

@@ -147,7 +147,8 @@ def _frames(
     pace_BV: NDArray[np.int64] | None,
     num_frames_B: NDArray,
 ) -> NDArray[np.int32]:
-    """Frame numbers (B, V, T). What fits starts anywhere where it fits; what is longer than its video starts at frame 0.
+    """Frame numbers (B, V, T). What fits starts anywhere where it fits; what is longer than its video starts at frame 0,
+    or anywhere if it loops.
 
     uniform: the random number of each view's start. start_of: views with the same number start together, and fit together.
     """
@@ -165,11 +166,27 @@ def _frames(
     together_VV = start_of_V[:, None] == start_of_V
     span = np.where(together_VV, span[:, None], 0).max(-1)
     length = num_frames_B[:, None]
-    room = length if spec.circular else np.maximum(length - span + 1, 1)
-    numbers = np.floor(uniform_BV * room).astype(np.int64)[..., None] + offsets
+    loops = spec.circular or spec.padding == "wrap"
+    anywhere = spec.circular | ((span > length) & loops)
+    room = np.where(anywhere, length, np.maximum(length - span + 1, 1))
+    starts = np.floor(uniform_BV * room).astype(np.int64)[..., None]
     length = length[..., None]
-    numbers = numbers % length if spec.circular or spec.padding == "wrap" else np.minimum(numbers, length - 1)
-    return numbers.astype(np.int32)
+    if not loops:
+        return np.minimum(starts + offsets, length - 1).astype(np.int32)
+    if spec.loop == "restart":
+        return _restarted(starts, np.broadcast_to(offsets, (*starts.shape[:2], spec.decoded)), length)
+    return ((starts + offsets) % length).astype(np.int32)
+
+
+def _restarted(
+    starts_BV1: NDArray[np.int64], offsets_BVT: NDArray[np.int64], length_B11: NDArray
+) -> NDArray[np.int32]:
+    """Frame numbers of views that begin again at frame 0, with their first offset, after each lap of their video."""
+    first_BV1 = (starts_BV1 + offsets_BVT < length_B11).sum(-1, keepdims=True)
+    lap_BV1 = np.maximum((offsets_BVT < length_B11).sum(-1, keepdims=True), 1)
+    place_BVT = np.arange(offsets_BVT.shape[-1]) - first_BV1
+    later_BVT = np.take_along_axis(offsets_BVT, place_BVT % lap_BV1, -1)
+    return np.where(place_BVT < 0, starts_BV1 + offsets_BVT, later_BVT).astype(np.int32)
 
 
 def _colours(spec: ViewSpec, uniform_BN7: NDArray) -> NDArray[np.float64]:
@@ -177,7 +194,9 @@ def _colours(spec: ViewSpec, uniform_BN7: NDArray) -> NDArray[np.float64]:
     third = np.floor(uniform_BN7[..., 6] * 3)
     if spec.lab:
         return colour.standardised_lab(third if spec.lab_drop else np.full_like(third, -1))
-    if spec.modality == "flow":
+    if spec.levels == "bgr-imagenet":
+        last = colour.normalise() @ colour.bgr()
+    elif spec.modality == "flow":
         last = colour.normalise(np.full(3, 0.5), np.full(3, 0.5))
     else:
         last = colour.normalise() if spec.levels == "imagenet" else colour.bgr()
@@ -234,7 +253,11 @@ def sample_boxes(
     W, H = (np.asarray(side, dtype=np.float64)[:, None, None] for side in (widths_B, heights_B))
     if spec.crop or spec.centre:
         # 1e-6: 7/10 of 240 is 168, whatever the rounding of .7
-        width = height = np.floor(np.minimum(W, H)[..., 0] * (spec.crop or 1.0) + 1e-6)
+        share = spec.crop or 1.0
+        if spec.squeeze:
+            width, height = (np.floor(x[..., 0] * share + 1e-6) for x in (W / spec.squeeze, H))
+        else:
+            width = height = np.floor(np.minimum(W, H)[..., 0] * share + 1e-6)
         u_left, u_top = uniform_BGK4[..., 0, 2], uniform_BGK4[..., 0, 3]
     else:
         width, height, u_left, u_top = _random_resized(spec, uniform_BGK4, W, H)

@@ -45,11 +45,16 @@ class ViewSpec:
     lab_drop: the model is fed standardised Lab with one channel set to 0, instead of RGB.
     groups: for each view the group whose random numbers it shares where the scope is "view"; by default its own.
     flip_scope: "box" draws a flip with each box; "clip" mirrors all views of a clip or none.
-    padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts over ("wrap"), or is refused
-    ("error").
+    padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts anywhere and loops ("wrap"), or
+    is refused ("error").
+    loop: a clip that runs over its video's end goes on at the frame that its pace leads to ("phase"), or at the first
+    frame ("restart", Pace's released code).
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
     level (span is one more); or "flow", (u, v, 0) in −1…1 from the row's component flow.mp4.
-    crop: side of a square box as a share of the stored frame's shorter side; replaces area and ratio.
+    crop: side of a square box as a share of the stored frame's shorter side; replaces area and ratio. eval_crop: the
+    same of eval_view, where it differs.
+    squeeze: frames are scaled to this width:height ratio, whatever their own, before the square box is taken (Pace's
+    released code).
     centre: boxes are in the middle, squares of `crop` or of the whole shorter side.
     channel_drop: two of three channels become Gaussian noise of 1/100 of the kept channel's deviation, per
     colour_scope (TCP; Doersch et al. 2015).
@@ -58,7 +63,8 @@ class ViewSpec:
     paces: every view has its own pace, a label 0 … len − 1, and its own start, whatever start_scope says; frame
     numbers are then offsets times the pace, rounded down (Pace, section 3.1). circular: clips start anywhere and run
     over the video's end to its beginning (Pace's released code).
-    levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab.
+    levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab. Of flow:
+    "bgr-imagenet" is (128, v, u) normalised as for ImageNet (MemDPC's released code).
     """
 
     offsets: tuple[tuple[int, ...], ...]
@@ -76,12 +82,15 @@ class ViewSpec:
     groups: tuple[int, ...] = ()
     padding: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     modality: Literal["rgb", "difference", "flow"] = "rgb"
+    loop: Literal["phase", "restart"] = "phase"
     crop: float | None = None
+    eval_crop: float | None = None
+    squeeze: float | None = None
     centre: bool = False
     channel_drop: bool = False
     paces: tuple[float, ...] = ()
     circular: bool = False
-    levels: Literal["imagenet", "bgr-255", "lab"] = "imagenet"
+    levels: Literal["imagenet", "bgr-255", "bgr-imagenet", "lab"] = "imagenet"
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -98,7 +107,13 @@ class ViewSpec:
         _check(0 < narrow <= wide < np.inf, f"ratio {self.ratio} must rise above 0")
         _check(0 <= self.flip <= 1, f"flip {self.flip} must be a probability, within [0, 1]")
         _check(0 <= self.rotation <= 180, f"rotation {self.rotation} must be degrees within [0, 180]")
-        _check(self.crop is None or 0 < self.crop <= 1, f"crop {self.crop} must be within (0, 1]")
+        for name in ("crop", "eval_crop"):
+            share = getattr(self, name)
+            _check(share is None or 0 < share <= 1, f"{name} {share} must be within (0, 1]")
+        _check(
+            self.squeeze is None or 1 <= self.squeeze < np.inf, f"squeeze {self.squeeze} must be at least 1"
+        )
+        _check(self.squeeze is None or bool(self.crop), "squeeze is of a square box: set crop")
         _check(all(0 < pace < np.inf for pace in self.paces), f"paces {self.paces} must be above 0")
         self._check_combinations()
 
@@ -112,7 +127,7 @@ class ViewSpec:
         )
         if self.modality != "rgb":
             _check(
-                not (self.lab or self.channel_drop or self.levels != "imagenet"),
+                not (self.lab or self.channel_drop or self.levels in self._rgb_levels()),
                 f"Lab, channel drop and BGR are of RGB, not of {self.modality}",
             )
         if self.modality == "difference":
@@ -123,6 +138,10 @@ class ViewSpec:
             _check(self.rotation == 0, "rotation would have to turn the flow's vectors too: set it to 0")
         if self.channel_drop:
             _check(self.levels == "imagenet", "channel drop puts noise about 0: it needs normalised levels")
+
+    def _rgb_levels(self) -> tuple[str, ...]:
+        """Levels that this modality cannot have."""
+        return ("bgr-255", "lab") if self.modality == "flow" else ("bgr-255", "bgr-imagenet", "lab")
 
     @property
     def views(self) -> int:
@@ -181,6 +200,7 @@ def eval_view(spec: ViewSpec) -> ViewSpec:
     return replace(
         spec,
         centre=True,
+        crop=spec.eval_crop or spec.crop,
         flip=0.0,
         rotation=0.0,
         jitter=None,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from shards import quarantine as notes
+from shards.documents import one_line_of
 from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
@@ -304,7 +305,7 @@ class Dataset:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
         codes, there = self._table.codes(column)
         if value not in there:
-            known = ", ".join(self._splits()[:20]) or "none"
+            known = one_line_of(", ".join(self._splits()[:20]) or "none")
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
         return np.asarray(codes == there.index(value), dtype=bool)
 

@@ -65,10 +65,8 @@ class RemoteShards:
         self._root = cache_folder() / "remote"
         self._cache = Cache(self._root, limit)
         self.folder, self._tars = self._fetch_table()
-        if not limit and len(self._files.cat_file(f"{self._base}/{DESCRIPTION}", start=0, end=1)) != 1:
-            raise InputError(
-                f"--cache-gb 0: {self.place} answers no requests for a part of a file; give a cache"
-            )
+        if not limit:
+            self._check_ranges()
         self._open: dict[str, tuple[Descriptor, float]] = {}  # and when its use was last noted
         self._lock = threading.Lock()
         self._refetched: set[str] = set()
@@ -114,8 +112,22 @@ class RemoteShards:
             return read_part(self.descriptor(shard), offset, size)
         return self._tried(shard, lambda: self._range(shard, offset, size))
 
-    def _range(self, shard: str, offset: int, size: int) -> bytes:
-        data = bytes(self._files.cat_file(f"{self._base}/{shard}", start=offset, end=offset + size))
+    def _check_ranges(self) -> None:
+        try:
+            self._patiently(lambda: self._range(DESCRIPTION, 0, 1))
+        except _Failed as failed:
+            found = f"{self.place} answers no requests for a part of a file"
+            raise InputError(f"--cache-gb 0: {found}; give a cache ({failed})") from failed.__cause__
+
+    def _range(self, name: str, offset: int, size: int) -> bytes:
+        place = f"{self._base}/{name}"
+        if self.place.startswith("http"):
+            # as it comes, so that no answer is longer than what was asked for
+            headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
+            with self._files.open(place, "rb", block_size=0, size=size, headers=headers) as there:
+                data = _read_all(there, size)
+        else:
+            data = bytes(self._files.cat_file(place, start=offset, end=offset + size))
         if len(data) != size:
             raise ValueError(f"{len(data)} bytes came instead of {size}")
         return data
@@ -262,14 +274,8 @@ class RemoteShards:
             ) from failed.__cause__
 
     def _whole(self, name: str, most: int) -> bytes:
-        pieces, size = [], 0
         with self._opened(name) as there:
-            while piece := there.read(_BLOCK):
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise ValueError(f"more than {most} bytes came")
-        return b"".join(pieces)
+            return _read_all(there, most)
 
     def _filesystem(self, url: str) -> tuple[Any, str]:
         options: dict[str, Any] = {}
@@ -309,6 +315,17 @@ class _OwnDisk(OSError):
 
 class _Ended(Exception):
     """The data set was closed while a tar was on its way."""
+
+
+def _read_all(there: Any, most: int) -> bytes:
+    """What comes until the end. Raises ValueError for more than `most` bytes."""
+    pieces, size = [], 0
+    while piece := there.read(_BLOCK):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise ValueError(f"more than {most} bytes came")
+    return b"".join(pieces)
 
 
 def _secrets(url: str) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import mmap
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from shards.atomic import atomic_write
 from shards.documents import short
 from shards.schema import is_tar
-from shards.video.excerpt import noted
+from shards.video.excerpt import WHOLE, noted
 
 
 class Extent(NamedTuple):
@@ -74,13 +75,16 @@ def index_text(samples: Iterable[tuple[str, dict[str, Extent]]]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One video on its way into a tar. `facts` become its json and, by their names, its row of the table."""
+    """One video on its way into a tar. `facts` become its json and, by their names, its row of the table.
+
+    mp4, flow: the bytes, or a file of them.
+    """
 
     key: str
-    mp4: bytes = field(repr=False)
+    mp4: bytes | Path = field(repr=False)
     facts: dict[str, Any]
     label: int = -1
-    flow: bytes | None = field(default=None, repr=False)
+    flow: bytes | Path | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
                 row = facts | {"shard": name}
                 for component, extent in extents.items():
                     row[f"{component}_offset"], row[f"{component}_size"] = extent
-                row |= noted("mp4", sample.mp4) | noted("flow.mp4", sample.flow or b"")
+                row |= _noted("mp4", sample.mp4) | _noted("flow.mp4", sample.flow or b"")
                 rows.append(row)
                 index.append((sample.key, extents))
     with atomic_write(folder / f"{stem}.idx") as temporary:
@@ -127,10 +131,10 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
 def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[dict[str, Any], dict[str, Extent]]:
     """Append a sample's members; gives what its json says, and where each of them lies."""
     facts = {"key": sample.key, **sample.facts, "label": sample.label}
-    facts["sha256"] = hashlib.sha256(sample.mp4).hexdigest()
+    facts["sha256"] = _sha256(sample.mp4)
     if sample.flow is not None:
-        facts["flow.mp4_sha256"] = hashlib.sha256(sample.flow).hexdigest()
-    members = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}
+        facts["flow.mp4_sha256"] = _sha256(sample.flow)
+    members: dict[str, bytes | Path] = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}
     if sample.label >= 0:
         members["cls"] = str(sample.label).encode()
     if sample.flow is not None:
@@ -138,13 +142,34 @@ def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[dict[str, Any], d
     return facts, {name: _add(tar, f"{sample.key}.{name}", data) for name, data in members.items()}
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> Extent:
+def _add(tar: tarfile.TarFile, name: str, content: bytes | Path) -> Extent:
     """Append one file, with nothing in it that depends on when or where."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = len(data), 0o644, 0
+    info.size, info.mode, info.mtime = size_of(content), 0o644, 0
     offset = tar.offset + tarfile.BLOCKSIZE  # names are short: every header is one block
-    tar.addfile(info, io.BytesIO(data))
-    return Extent(offset, len(data))
+    with _opened(content) as handle:
+        tar.addfile(info, handle)
+    return Extent(offset, info.size)
+
+
+def _noted(component: str, content: bytes | Path) -> dict[str, Any]:
+    if isinstance(content, bytes) or size_of(content) < WHOLE:
+        return noted(component, content if isinstance(content, bytes) else b"")
+    with content.open("rb") as handle:  # mapped: the system pages it in and out
+        return noted(component, memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def size_of(content: bytes | Path) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _sha256(content: bytes | Path) -> str:
+    with _opened(content) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _opened(content: bytes | Path) -> Any:
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
 
 
 class _Hashing:

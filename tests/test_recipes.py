@@ -1,15 +1,25 @@
-"""Every recipe is run by bash with an `accelerate` that only notes its arguments; train.py's parser then takes them."""
+"""Every recipe is run by bash with an `accelerate` that only notes its arguments; train.py's parser then takes them.
 
+So is every command of docs/papers, or its tool's parser takes it.
+"""
+
+import importlib.util
 import os
+import re
+import shlex
 import subprocess
-from dataclasses import replace
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tyro
 from accelerate.commands.launch import launch_command_parser
 
+import evaluate
 import objectives
-from objectives.command import parse
+from objectives.command import config_of, parse
 from shards import InputError
 from training.settings import Settings
 
@@ -101,3 +111,71 @@ def test_a_wrong_flag_does_not_pass() -> None:
         parse(["--objective", "tcp", "--no-such-flag"], Settings, None, "train.py")
     with pytest.raises((SystemExit, InputError)):
         parse(["--objective", "tcp", "--segments", "1"], Settings, None, "train.py")
+
+
+# The pages of docs/papers: a table row for every row of the papers, whose commands are code.
+
+PAGES = sorted(ROOT.glob("docs/papers/*.md"))
+ROWS = [
+    (page.stem, cells[2])
+    for page in PAGES
+    for line in page.read_text().splitlines()
+    if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+    and cells[0] not in ("row", "---")
+]
+COMMANDS = sorted({command for page in PAGES for command in re.findall(r"`([^`]+)`", page.read_text())})
+COMMANDS = [
+    command for command in COMMANDS if re.match(r"(recipes/|tools/|evaluate\.py )\S*.* ", command + " ")
+]
+
+
+def arguments_of(tool: str) -> type:
+    spec = importlib.util.spec_from_file_location(tool, ROOT / f"tools/{tool}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[tool] = module
+    spec.loader.exec_module(module)
+    return module.Arguments  # type: ignore[no-any-return]
+
+
+def check_evaluation(argv: list[str]) -> None:
+    """evaluate.py's parser and its checks take the command, and so does the objective of random:NAME its flags."""
+    settings: Any = evaluate.PROTOCOLS[argv[0]][0]
+    parsed = tyro.cli(settings, args=argv[1:])
+    parsed.check()
+    spec = getattr(parsed, "checkpoint", "")
+    if spec.startswith("random:"):
+        name, *flags = shlex.split(spec.removeprefix("random:"))
+        config_of(objectives.get(name), objectives.get(name).Config(), flags, "--checkpoint random:")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_papers_pages_is_one_that_its_tool_takes(command: str, launched) -> None:
+    tool, *argv = shlex.split(command)
+    if tool == "evaluate.py":
+        if "from_scratch" not in {one.name for one in fields(evaluate.PROTOCOLS["finetune"][0])}:
+            pytest.skip("evaluate.py has not got the papers' fine-tuning flags yet")
+        check_evaluation(argv)
+    elif tool == "recipes/vdim_ablation.sh":
+        assert len(argv) == 2
+    elif tool.startswith("recipes/"):
+        launch = launched(ROOT / tool, *argv)
+        settings, config = parse(launch.training_script_args, Settings, None, "train.py")
+        objectives.get(settings.objective).view_spec(config)
+    else:
+        tyro.cli(arguments_of(Path(tool).stem), args=argv)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_papers_page_counts_its_rows(page: Path) -> None:
+    commands = [
+        bool(re.search(r"`(recipes|evaluate|tools)", cell)) for name, cell in ROWS if name == page.stem
+    ]
+    with_one, without = sum(commands), len(commands) - sum(commands)
+    assert f"\n{with_one} rows with a command, {without} without.\n" in page.read_text()
+    assert page.stem in PAPERS and with_one > 10
+
+
+def test_the_ablations_script_is_sound() -> None:
+    done = subprocess.run(["bash", "-n", str(ROOT / "recipes/vdim_ablation.sh")], capture_output=True)
+    assert done.returncode == 0 and len(ROWS) > 100

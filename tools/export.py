@@ -22,8 +22,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
-from evaluation.result import load as load_result
-from evaluation.result import results_below
+from evaluation.results import load as load_result
+from evaluation.results import results_below
 from evaluation.table import markdown, row
 from objectives import checkpoint, exports
 from shards import InputError, one_line

@@ -29,9 +29,9 @@ class Settings:
     val_passes: int = 1
     """Times that each video is looked at in a validation, with other draws each time; more make steadier figures."""
     knn_every: int = 0
-    """Steps between reports of how well nearest neighbours tell the labelled videos of --knn-split apart; 0 is off."""
+    """Steps between reports of how well nearest neighbours tell labelled videos apart; 0 is off. Training sees no label."""
     knn_split: str | None = None
-    """The split whose labels --knn-every uses; the trained one by default. Training never sees a label."""
+    """The videos that --knn-every classifies, by their neighbours among those that are trained on; the latter by default."""
     min_frames: int = 1
     """Leave out shorter videos. What happens to a video shorter than a clip: --padding."""
     steps: int = 0

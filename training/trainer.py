@@ -3,9 +3,9 @@
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +16,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from objectives import Objective, checkpoint
 from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
-from pipelines.sampler import TrainSampler
+from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
 from training.feed import arrange, tensors
-from training.knn import Knn
 from training.log import Log
 from training.meter import Meter
 from training.processes import OwnError, Stopped, StopSignals, on_main
@@ -33,9 +32,23 @@ from training.visualize import save_views
 log = logging.getLogger(__name__)
 
 
+class Evaluator(Protocol):
+    """Something that looks at the model now and then; all processes call it together, and it changes nothing.
+
+    run: measures after `step` steps, whose names and values are logged. enough: training may end before its last step.
+    """
+
+    @property
+    def enough(self) -> bool: ...
+    def due(self, step: int) -> bool: ...
+    def run(self, step: int) -> dict[str, float]: ...
+
+
 class Trainer:
     """A run's loop and everything it holds open; close it, or use it as a context.
 
+    evaluators: are asked after each step. sampler: what is trained on, by default the run's rows; with one of its own,
+    videos that cannot be decoded are not put into quarantine.
     step: optimizer steps done. Raises InputError where an option cannot be had here, or a checkpoint does not fit.
     """
 
@@ -47,7 +60,10 @@ class Trainer:
         objective: Objective,
         speed: Speed,
         stop: StopSignals,
+        evaluators: Sequence[Evaluator] = (),
+        sampler: Sampler | None = None,
     ) -> None:
+        self.evaluators = evaluators
         self.settings, self.run_, self.accelerator, self.stop = settings, run, accelerator, stop
         self.speed = speed
         self.step = 0
@@ -63,7 +79,7 @@ class Trainer:
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.state = State(objective, self.optimizer.optimizer, average, accelerator.scaler)
         self.unchecked = torch.zeros((), device=accelerator.device)  # sum of losses since they were looked at
-        sampler = TrainSampler(
+        chosen = sampler or TrainSampler(
             run.dataset,
             run.rows,
             self.spec,
@@ -73,11 +89,12 @@ class Trainer:
             world=accelerator.num_processes,
             clips=settings.clips_per_decode,
         )
-        self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True, cached=True)
+        self.loader = speed.loader(
+            run.dataset, chosen, accelerator.device, quarantine=sampler is None, cached=True
+        )
         self.validation = Validation(settings, run, accelerator, objective, speed)
-        self.knn = Knn(settings, run, accelerator, objective, speed)
         self.waiting = Waiting()
-        self.found: dict[str, float] = {}  # by the last validation and neighbours, not logged yet
+        self.found: dict[str, float] = {}  # by the last validation and evaluators, not logged yet
         if run.resumed:
             progress = self.state.load(run.resumed)
             self.step = progress["step"]
@@ -97,18 +114,16 @@ class Trainer:
         bar = tqdm(total=settings.steps, initial=self.step, unit="step", disable=not main, dynamic_ncols=True)
         self.stop.begin()
         with bar, logging_redirect_tqdm():
-            self.validate()  # where a signal came between the last step and its validation
-            while self.step < settings.steps:
+            self.evaluate()  # where a signal came between the last step and its validation
+            while self.step < settings.steps and not self.enough:
                 with self.memory_named():
                     self.train_step(meter)
                 bar.update()
                 signum = self.stop.agreed()
-                done = self.step == settings.steps
                 if not signum:
                     with self.memory_named():
-                        self.validate()
-                        if self.knn.due(self.step):
-                            self.found |= self.knn.run(self.step)
+                        self.evaluate()
+                done = self.step == settings.steps or self.enough
                 if self.step % settings.log_every == 0 or done:
                     line = self.line(meter)
                     if self.waiting.judge(line["wait_share"], meter.steps):
@@ -125,9 +140,14 @@ class Trainer:
         self.stop.end()
         return line
 
-    def validate(self) -> None:
-        if self.validation.due(self.step):
-            self.found |= self.validation.run(self.step)
+    def evaluate(self) -> None:
+        for one in (self.validation, *self.evaluators):
+            if one.due(self.step):
+                self.found |= one.run(self.step)
+
+    @property
+    def enough(self) -> bool:
+        return any(one.enough for one in self.evaluators)
 
     def _open_log(self) -> None:
         self.log = Log(self.run_.output, self.step)

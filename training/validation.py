@@ -60,6 +60,8 @@ class Validation:
     decay: what follows for the learning rate. The whole state is `state_dict()`, alike in all processes.
     """
 
+    enough = False
+
     def __init__(
         self,
         settings: Settings,

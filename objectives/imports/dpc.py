@@ -62,11 +62,17 @@ def _memdpc_names(key: str, config: MemDPCConfig) -> tuple[str, ...]:
 
 
 def _remark(config: DPCConfig | MemDPCConfig) -> str:
+    flow = getattr(config, "modality", "rgb") == "flow"
+    fed = (
+        "the network is fed (128, v, u), normalised as for ImageNet, as its authors trained it"
+        if flow
+        else ""
+    )
     if config.norm == "batch":
-        return ""
+        return fed
     return (
         "the file has no running statistics of batch norm (its pretraining kept none), so the network normalises by "
-        "each batch's own, in evaluation too: features depend on what else is in the batch"
+        "each batch's own, in evaluation too: features depend on what else is in the batch; --statistics DATA measures them"
     )
 
 
@@ -98,5 +104,6 @@ FAMILIES = (
         _memdpc_names,
         remark=_remark,
         no_export=_no_export,
+        prefix="",
     ),
 )

@@ -1,7 +1,7 @@
 """How a family's files become an objective and back: strictly, no tensor left over on either side."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Family:
     names(key, config): the names in the file of an objective's tensor; the file holds the same tensor under each.
     skipped(key): whether a tensor of the file has no place in the objective by intent.
     remark(config): what the user should know of an imported one. no_export(config): why the layout cannot hold it.
-    prefix: before every name in files written (nn.DataParallel's); read with it and without.
+    prefix: before every name in files written, nn.DataParallel's or none; files are read with "module." and without.
     wrapped: the tensors are the entry "state_dict" of a dict, beside the number of the epoch; in files read either.
     """
 
@@ -39,13 +39,13 @@ class Family:
     prefix: str = "module."
     wrapped: bool = True
 
-    def build(self, tensors: Mapping[str, Tensor], file: str) -> Objective:
-        """The objective with the file's tensors (names without the prefix) in evaluation mode.
+    def build(self, tensors: Mapping[str, Tensor], file: str, **fed: Any) -> Objective:
+        """The objective with the file's tensors (names without "module.") in evaluation mode.
 
-        Raises InputError that names every tensor which is missing, left over, of another size or not the same as
+        fed: fields of the config that a file does not tell, such as what its network is fed. Raises InputError that names every tensor which is missing, left over, of another size or not the same as
         the one it should repeat. Counters of batch norm's batches, which old files lack, may be missing.
         """
-        config = self.config(tensors)
+        config = replace(self.config(tensors), **fed)
         objective = get(self.objective)(config)
         state, wrong = objective.state_dict(), []
         left = {key for key in tensors if not self.skipped(key)}

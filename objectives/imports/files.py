@@ -24,8 +24,8 @@ class _Ignored:
 _NUMPY = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")] + ["numpy.dtype"]
 
 
-def read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, named without `prefix`, and the numbers and texts beside them (epoch, …).
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A file's tensors, named without nn.DataParallel's "module.", and the numbers and texts beside them (epoch, …).
 
     Raises InputError where the file is not a checkpoint, or holds anything but tensors, numbers and texts.
     """
@@ -40,8 +40,8 @@ def read(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     ]
     if odd:
         raise InputError(f"{path}: the state_dict holds what is not a tensor: {', '.join(odd)}")
-    if all(key.startswith(prefix) for key in state):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     facts = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, int | float | str)}
     return dict(state), facts
 

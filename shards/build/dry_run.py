@@ -11,7 +11,7 @@ from shards.build.job import Job, Part
 from shards.build.pool import Crashed, in_order
 from shards.build.process_video import Reject, Task, process_video
 from shards.build.run import Limits
-from shards.video.transcode import Clip
+from shards.tar import size_of
 
 TRIED = 8
 
@@ -63,7 +63,7 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
         if isinstance(outcome[1], Reject):
             rejected[outcome[1].reason] += 1
         else:
-            made += len(outcome[1].data) + len(outcome[1].flow or b"")
+            made += outcome[1]
     share = sum(sizes) / max(1, sum(sizes[:tried]))
     return DryRun(
         layout=job.found.layout,
@@ -83,7 +83,15 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
     )
 
 
-def _timed(task: Task) -> tuple[float, Clip | Reject]:
+def _timed(task: Task) -> tuple[float, int | Reject]:
+    """Seconds that a video takes, and the bytes of its clip."""
     start = time.perf_counter()
     result = process_video(task)
-    return time.perf_counter() - start, result
+    seconds = time.perf_counter() - start
+    if isinstance(result, Reject):
+        return seconds, result
+    files = [file for file in (result.data, result.flow) if file]
+    size = sum(map(size_of, files))
+    for file in files:
+        file.unlink()
+    return seconds, size

@@ -30,12 +30,12 @@ def already_made(job: Job) -> Summary | None:
     if not (job.notes.out / DESCRIPTION).is_file():
         return None
     check_same(job.notes.out, read_description(job.notes.out)["settings"], job.settings)
-    return summary_of(job.notes, len(job.found.unlisted))
+    return None if job.unread else summary_of(job.notes, len(job.found.unlisted))
 
 
 def summary_of(notes: Notes, unlisted: int = 0) -> Summary:
     """The summary of a complete data set; notes that a kill left in it go."""
-    shutil.rmtree(notes.folder, ignore_errors=True)
+    _forget(notes)
     return _summary(read_description(notes.out), unlisted, already=True)
 
 
@@ -71,8 +71,15 @@ def finish(notes: Notes) -> Summary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
     info = publish(notes.out, outline["classes"], shards, outline["settings"], rejected + missing, name=name)
-    shutil.rmtree(notes.folder)
+    _forget(notes)
     return _summary(info, len(outline["unlisted"]))
+
+
+def _forget(notes: Notes) -> None:
+    """Remove the notes, unless the next call is to try again what the disk did not give."""
+    outline = notes.outline
+    if not any(notes.unread(shard) for shard in range(outline["shards"] if outline else 0)):
+        shutil.rmtree(notes.folder, ignore_errors=True)
 
 
 def _missing(name: str, layout: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from shards.errors import InputError
 from shards.schema import TAR, safe_name
 from shards.tar import Shard
 from shards.video.encode import BEFORE
+from shards.video.read import IO_ERROR
 
 LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
@@ -85,6 +86,12 @@ class Notes:
     def read(self, shard: int) -> dict[str, Any]:
         return dict(read_json(self.note(shard), _NOTE, "remove it: its shard is made again"))
 
+    def unread(self, shard: int) -> list[str]:
+        """Sources of a finished shard that the disk did not give."""
+        if not self.note(shard).is_file():
+            return []
+        return [one["source"] for one in self.read(shard)["rejected"] if one["reason"] == IO_ERROR]
+
     def is_finished(self, shard: int) -> bool:
         """Whether a shard's note is there and its tar is as long as the note says."""
         if not self.note(shard).is_file():
@@ -123,7 +130,18 @@ class Job:
         return range(part.number - 1, len(self.batches), part.count)
 
     def unfinished(self, part: Part) -> Iterator[int]:
-        return (shard for shard in self.shards(part) if not self.notes.is_finished(shard))
+        again = self.unread
+        return (shard for shard in self.shards(part) if shard in again or not self.notes.is_finished(shard))
+
+    @property
+    def unread(self) -> set[int]:
+        """Finished shards that lack a video which the disk did not give, and now gives."""
+        paths = {source.relative: source.path for source in self.sources}
+        return {
+            shard
+            for shard in range(len(self.batches))
+            if any(_opens(paths.get(name)) for name in self.notes.unread(shard))
+        }
 
 
 def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int, seed: int) -> Job:
@@ -180,6 +198,14 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
         can_be_given = all(type(there.get(name)) in (int, float, str) for name in named)
         other = f"{same} or another --out" if can_be_given else "another --out"
         raise InputError(f"--out {out}: holds a data set made with {found}; give {other}")
+
+
+def _opens(path: Path | None) -> bool:
+    try:
+        with open(path or "", "rb") as handle:
+            return bool(handle.read(1))
+    except OSError:
+        return False
 
 
 def _flag(name: str) -> str:

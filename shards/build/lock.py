@@ -1,7 +1,10 @@
 """One writer a shard: locks that a killed process cannot leave behind, also between machines that share a disk."""
 
 import fcntl
+import os
 import shutil
+import socket
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedRandom
@@ -11,11 +14,12 @@ from typing import Any
 from shards.atomic import sweep
 from shards.build.job import Job, Notes, Part, check_same
 from shards.errors import InputError
-from shards.schema import REJECTED
+from shards.schema import DESCRIPTION, REJECTED
 
 # Byte n of the lock file stands for shard n, the one far behind them for the outline. POSIX locks, not flock:
 # NFS passes them on to other machines.
 OUTLINE_BYTE = 2**40
+_FLOCK = "hhqqi4x"  # struct flock
 
 
 @contextmanager
@@ -33,6 +37,8 @@ def locked_job(job: Job, part: Part | None) -> Iterator[None]:
         begin(notes, job.outline)
         if part is not None:
             fcntl.lockf(lock, fcntl.LOCK_UN, 1, OUTLINE_BYTE)
+        if job.unread:  # the tars change: until they have, this is no complete data set
+            (notes.out / DESCRIPTION).unlink(missing_ok=True)
         for shard in job.shards(part or Part()):
             if notes.scratch(shard).is_dir():
                 shutil.rmtree(notes.scratch(shard))
@@ -53,10 +59,23 @@ def locked_shards(notes: Notes, shards: Iterable[int] | None) -> Iterator[Buffer
         except OSError as error:
             if not isinstance(error, BlockingIOError | PermissionError):
                 raise
+            who = _holder(lock)
             raise InputError(
-                f"--out {notes.out}: another make_shards.py is at work on it; wait for it"
+                f"--out {notes.out}: another make_shards.py is at work on it{who}; wait for it"
             ) from None
+        lock.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
+        lock.flush()
         yield lock
+
+
+def _holder(lock: BufferedRandom) -> str:
+    """Which process has a part of the lock, as far as the system knows it."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    pid = struct.unpack(_FLOCK, fcntl.fcntl(lock, fcntl.F_GETLK, asked))[-1]
+    lock.seek(0)
+    lines = lock.read().decode(errors="replace").splitlines()
+    hosts = [line.partition(" ")[2] for line in lines if line.partition(" ")[0] == str(pid)]
+    return f" (process {pid}{f' on {hosts[-1]}' if hosts else ''})" if pid > 0 else ""
 
 
 def begin(notes: Notes, outline: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """What is done to one video, in a worker process."""
 
 import os
+import time
+import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ from typing import Any
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
-from shards.video.read import WHOLE_ENOUGH, Rejected
+from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread
 from shards.video.remux import copy
 from shards.video.transcode import DISK_TROUBLE, Clip, transcode
+
+PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,8 @@ class Processing:
 
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
     flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
-    keep_stills: take pictures and drawn text as well. made_for, stride: the method that the data set is to suit, and every which of its frames that one then takes.
+    keep_stills: take pictures and drawn text as well. made_for: the method that
+    the data set is to suit. stride: that method then takes every `stride`-th frame.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -63,11 +68,25 @@ class Reject:
 
 
 def process_video(task: Task) -> Clip | Reject:
-    """One video's clip. No error of one video may end a job of a hundred thousand.
+    """One video's clip, whose mp4 is a file in the task's scratch folder: a long one fits no pipe and no memory.
+
+    No error of one video may end a job of a hundred thousand. What the disk does not give is asked for again.
 
     Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.
     """
     task.scratch.mkdir(exist_ok=True)
+    for pause in PAUSES:
+        try:
+            return _process(task)
+        except Unread:
+            time.sleep(pause)
+    try:
+        return _process(task)
+    except Unread as error:
+        return Reject(IO_ERROR, f"{error.strerror}, {len(PAUSES) + 1} times tried")
+
+
+def _process(task: Task) -> Clip | Reject:
     try:
         return _clip(task.path, task.processing, task.scratch)
     except Rejected as rejected:
@@ -85,7 +104,9 @@ def process_video(task: Task) -> Clip | Reject:
 
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
     encoding = processing.encoding
+    name = uuid.uuid4().hex
     keep: dict[str, Any] = {
+        "into": scratch / f"{name}.mp4",
         "keep_damaged": processing.keep_damaged,
         "keep_stills": processing.keep_stills,
     }
@@ -94,4 +115,5 @@ def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
         clip = transcode(path, encoding, scratch, **keep)
     if processing.flow is None:
         return clip
-    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch))
+    into = scratch / f"{name}.flow.mp4"
+    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch, into))

@@ -15,9 +15,11 @@ from shards.build.process_video import Processing, Reject, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find
 from shards.tar import Sample, write_shard
+from shards.video.read import IO_ERROR
 from shards.video.transcode import Clip
 
 Progress = Callable[[int, int], None]  # (videos done, videos in all)
+TOO_MANY_UNREAD = 3  # videos in a row
 MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
 
 
@@ -76,7 +78,8 @@ def build(
 ) -> Summary | None:
     """Make the data set of a job, or one part of its shards; None when a part is done.
 
-    Called again after a kill it goes on with the first unfinished shard. A shard all of whose videos are
+    Called again after a kill it goes on with the first unfinished shard; shards that lack a video which the disk did
+    not give, and now gives, are made again. A shard all of whose videos are
     rejected has no tar. Raises InputError when the job's folder holds something else, or another process is
     at work on it; OSError when the disk is full.
     """
@@ -97,7 +100,11 @@ def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
 
 
 def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
-    """The results of the videos of some shards, in their order."""
+    """The results of the videos of some shards, in their order.
+
+    Raises OSError when the disk gives none of several videos in a row: the folder is gone, not the videos bad.
+    """
+    unread, too_many = 0, min(TOO_MANY_UNREAD, len(job.sources))
     tasks = (
         Task(job.sources[i].path, job.processing, job.notes.scratch(shard))
         for shard in shards
@@ -106,7 +113,13 @@ def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator
     results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
     with closing(results):
         for result in results:
-            yield Reject(result.reason, result.detail) if isinstance(result, Crashed) else result
+            if isinstance(result, Crashed):
+                result = Reject(result.reason, result.detail)
+            unread = unread + 1 if isinstance(result, Reject) and result.reason == IO_ERROR else 0
+            if unread == too_many:
+                assert isinstance(result, Reject)
+                raise OSError(f"the disk does not give {unread} videos in a row ({result.detail})")
+            yield result
 
 
 def _make_shards(
@@ -138,6 +151,8 @@ def _samples(
             facts[name] = getattr(result, name)
         label = -1 if source.label_name is None else label_of[source.label_name]
         yield Sample(job.keys[i], result.data, facts | result.seen, label, result.flow)
+        for file in filter(None, (result.data, result.flow)):
+            file.unlink()  # it is in the tar
 
 
 def _counted(

@@ -1,5 +1,6 @@
 """What lies in a folder of videos: the files to try, and the annotation files within it or beside it."""
 
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ DATA = r"npy|npz|mat|pkl|pickle|pt|pth|h5|parquet|db|zip|gz|bz2|xz|7z|rar|tar|tg
 NOT_VIDEOS = re.compile(rf".*\.({TEXT}|{IMAGES_AND_SOUND}|{DATA})", re.IGNORECASE)
 # Folders beside the videos where annotations are looked for: ucfTrainTestlist, testTrainMulti_7030_splits, …
 ANNOTATION_FOLDER = re.compile(r".*(annot|split|list|label|csv).*", re.IGNORECASE)
+# what is wrong with a file or folder itself
+_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
 
 
@@ -115,6 +118,8 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
             raise InputError(
                 f"{folder}: {error.strerror}; give yourself the right to read it, or another folder"
             )
+        if error.errno not in _OF_THE_FILE:  # the disk's trouble, not the folder's
+            raise error
         note(Path(error.filename), f"the folder cannot be listed: {error.strerror}")
 
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=unlistable):
@@ -148,6 +153,8 @@ def _not_a_file(path: Path) -> str:
     except OSError as error:
         if path.is_symlink():
             return f"a link to {text_of(os.readlink(path))}: {error.strerror}"
+        if error.errno not in _OF_THE_FILE:
+            raise
         return error.strerror or str(error)
     return "" if stat.S_ISREG(mode) else "not a file: a pipe, socket or device"
 

@@ -1,7 +1,7 @@
 """Indexes, table and description made anew from the tars, which stay as they are."""
 
 import hashlib
-import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +49,9 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
     old, classes = _old_description(folder), _classes(shards)
     for name in (TABLE, DESCRIPTION):
         if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
-            os.replace(folder / name, folder / f"{name}{KEPT}")
+            # a copy: what is there stays until it is replaced, or a full disk would lose the settings
+            with atomic_write(folder / f"{name}{KEPT}") as temporary:
+                shutil.copyfile(folder / name, temporary)
     publish(
         folder,
         max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones

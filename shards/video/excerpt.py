@@ -80,7 +80,7 @@ class Parts:
         return Excerpt(replace(self.index, offsets=self.index.offsets - begin), data)
 
 
-def noted(component: str, video: bytes) -> dict[str, Any]:
+def noted(component: str, video: bytes | memoryview) -> dict[str, Any]:
     """The columns that say how parts of a row's component can be read; {} if it is read whole.
 
     COMPONENT_head: bytes of the file that precede its media. COMPONENT_gops: zlib.crc32 of these, and then of each GOP,

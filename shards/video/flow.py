@@ -69,16 +69,18 @@ class Flow:
         return estimate
 
 
-def flow_video(video: bytes, flow: Flow, encoding: Encoding, scratch: Path | None = None) -> bytes:
+def flow_video(
+    video: bytes | Path, flow: Flow, encoding: Encoding, scratch: Path | None = None, into: Path | None = None
+) -> bytes | Path:
     """The flow of a stored video as an mp4 with as many frames, its rate and width, and twice its height.
 
     Frame t is the flow from frame t to t + 1; the last one is repeated; a single frame does not move. The grey
     level (0–255, full range and tagged so) is 127.5 + 127.5 · flow / limit. encoding: that of `video`, whose codec
     and GOP the flow keeps. Decoded levels are off by less than half a level on average. scratch: folder for the
-    temporary mp4. Raises InputError where OpenCV is not installed.
+    temporary mp4. video, into: bytes or files, as in `transcode.transcode`. Raises InputError where OpenCV is not installed.
     """
     with (
-        av.open(io.BytesIO(video), "r") as container,
+        av.open(str(video) if isinstance(video, Path) else io.BytesIO(video), "r") as container,
         tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder,
     ):
         stream = container.streams.video[0]
@@ -89,8 +91,9 @@ def flow_video(video: bytes, flow: Flow, encoding: Encoding, scratch: Path | Non
             for uv in flow_of(_grey_frames(container, stream), flow)
         )
         lossless = replace(encoding, crf=CRF[encoding.codec])
-        written = write_mp4(pictures, path, Fraction(stream.average_rate or 25), lossless)
-        return path.read_bytes() if written.num_frames else b""
+        if not write_mp4(pictures, path, Fraction(stream.average_rate or 25), lossless).num_frames:
+            path.touch()
+        return path.read_bytes() if into is None else path.replace(into)
 
 
 def flow_of(frames: Iterator[Frame], flow: Flow) -> Iterator[NDArray[np.float32]]:

@@ -83,7 +83,10 @@ def read_index(video: bytes | memoryview) -> PacketIndex:
     try:
         index = _parsed(data)
     except Unusual:
-        index = _demuxed(data)
+        try:
+            index = _demuxed(data)
+        except av.error.MemoryError as error:  # what FFmpeg says of sizes that no file has
+            raise DecodeError("the mp4's index is damaged: it asks for more memory than there is") from error
     except (struct.error, IndexError, ValueError) as error:
         raise DecodeError(f"the mp4's index is damaged: {error}") from error
     ends = index.offsets + index.sizes

@@ -1,5 +1,6 @@
 """Any video file as a stream of frames, with a tally of what came against what the container announced."""
 
+import errno
 import io
 import logging
 import re
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 from av.video.frame import PictureType
@@ -23,9 +25,12 @@ DRAWN = (
     "adf",
     "idf",
 )  # characters that FFmpeg draws: any text named .nfo is a video to it
+# what is wrong with a file itself, where it cannot be opened
+_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG)
 STILL_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
 ANIMATED_BRANDS = ("hevc", "hevx", "msf1", "avis")
 
+IO_ERROR = "io_error"
 REASONS = {
     "missing": "the annotations list it, the disk has not got it",
     "unreadable": "the file cannot be opened or its folder not listed, or no container format is recognised in it",
@@ -37,6 +42,7 @@ REASONS = {
     "damaged": "less of it decodes soundly than --keep-damaged asks for, compared with what the container announces",
     "bad_times": "the time stamps are so far apart that resampling would repeat frames without end",
     "not_encodable": "the encoder refuses the frames (as a rule their size)",
+    IO_ERROR: "the disk did not give the file; the same command tries it again",
     "timeout": "not done within --timeout",
     "out_of_memory": "needs more memory than --memory gives a worker",
     "crashed": "the decoder or encoder died of it, or the system killed it for its memory",
@@ -81,15 +87,57 @@ def quiet() -> None:
     logging.getLogger("libav").setLevel(logging.CRITICAL)
 
 
+class Unread(OSError):
+    """The disk did not give a file, or a part of it: that says nothing about the video."""
+
+
+class _Watched:
+    """An open file that remembers what went wrong with it, though FFmpeg takes it for damage."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.trouble: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._handle.read(size))
+        except OSError as error:
+            self.trouble = error
+            raise
+
+
+@contextmanager
+def watched(source: Path | bytes) -> Iterator[Any]:
+    """A file, or its bytes, open for reading. Raises Unread where the disk does not give it, whoever caught that before.
+
+    Raises Rejected where it may not be opened, or is no file.
+    """
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+        return
+    try:
+        handle = source.open("rb")
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            raise Rejected("unreadable", str(error.strerror)) from error
+        raise Unread(error.errno, error.strerror, str(source)) from error
+    with handle:
+        file = _Watched(handle)
+        try:
+            yield file
+        finally:
+            if file.trouble is not None:
+                raise Unread(file.trouble.errno, file.trouble.strerror, str(source)) from file.trouble
+
+
 @contextmanager
 def opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
-    """Open a file, or its bytes. Raises Rejected."""
+    """Open a video's file, or its bytes. Raises Rejected, and Unread."""
     quiet()
-    try:
-        handle = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
-    except OSError as error:
-        raise Rejected("unreadable", str(error.strerror)) from error
-    with handle:
+    with watched(source) as handle:
         try:
             # a playlist that calls itself .mp4 must not make us open what it names
             options = {"protocol_whitelist": "none"}

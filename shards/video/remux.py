@@ -1,6 +1,5 @@
 """--copy: a video that is encoded as the data set wants it already is put into a house mp4 as it is."""
 
-import io
 import tempfile
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,7 @@ from shards.video.read import (
     opened,
 )
 from shards.video.repeats import find_repeats
-from shards.video.transcode import Clip, describe
+from shards.video.transcode import Clip, describe, moved
 
 LONGEST_OFFSET = Fraction(1, 4)  # of a frame: what rounding to a container's clock may move a time stamp
 
@@ -31,6 +30,7 @@ def copy(
     encoding: Encoding,
     scratch: Path | None = None,
     *,
+    into: Path | None = None,
     keep_damaged: float = WHOLE_ENOUGH,
     keep_stills: bool = False,
 ) -> Clip | None:
@@ -39,7 +39,7 @@ def copy(
     They are when codec, pixel format, colour matrix, short side, rate and GOP agree, the rate is constant, the GOPs
     are closed and have no more B-frames in a row than asked for, and the picture is not turned or mirrored. Quality,
     preset, whether frames refer to B-frames, and `encoding.multiple` are not looked at: encoded frames cannot be
-    cropped. The new file is decoded whole. Raises Rejected.
+    cropped. The new file is decoded whole. into: see `transcode`. Raises Rejected, and Unread.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         if not keep_stills:
@@ -55,8 +55,7 @@ def copy(
             return None  # the way over the frames will tell what is wrong with it
         if count == 0:
             return None
-        data = path.read_bytes()
-        frames = _frames_conform(data, rate, encoding)
+        frames = _frames_conform(path, rate, encoding)
         if frames != count:
             return None
         tally.frames = frames
@@ -64,7 +63,7 @@ def copy(
             check_no_still(container, frames)
         fraction = check_whole(container, stream, tally, keep_damaged)
         seen = describe(stream, frames, fraction) | {"copied": True}
-        return Clip(data, frames, float(rate), stream.width, stream.height, seen)
+        return Clip(moved(path, into), frames, float(rate), stream.width, stream.height, seen)
 
 
 def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
@@ -125,9 +124,9 @@ def _remux(
     return count, tally
 
 
-def _frames_conform(data: bytes, rate: Fraction, encoding: Encoding) -> int:
+def _frames_conform(path: Path, rate: Fraction, encoding: Encoding) -> int:
     """The frames of the new file, all decoded; 0 when one of them is not as a house encoder would make it."""
-    with av.open(io.BytesIO(data), "r") as container:
+    with av.open(str(path), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         tally, last_key, b_frames, size = Tally(), 0, 0, (stream.width, stream.height)

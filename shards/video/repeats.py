@@ -4,7 +4,6 @@ An AVI has a chunk for each tick of its clock, and an empty one where nothing ne
 as 30. Theora has packets of no bytes for the same. Neither is a frame that is missing; each is time that passes.
 """
 
-import io
 import re
 import struct
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+
+from shards.video.read import watched
 
 FOURCC = re.compile(rb"[\x20-\x7e]{4}")
 USUAL_RATES = (5, 10, 12, 15, 20, 24, 25, 30, 50, 60)  # frames a second
@@ -65,7 +66,7 @@ def find_repeats(
     """
     if container.format.name not in ("avi", "ogg"):
         return Repeats()
-    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as handle:
+    with watched(source) as handle:
         if container.format.name == "avi":
             return Repeats.of_sizes(_avi_sizes(handle, stream.index))
         return Repeats.of_sizes(_packet_sizes(handle, stream.index)) if is_theora(stream) else Repeats()

@@ -34,18 +34,19 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @dataclass(frozen=True)
 class Clip:
-    """One encoded video: `data` is an mp4; frame n has time n / fps. `seen` describes the source.
+    """One encoded video; frame n has time n / fps. `seen` describes the source.
 
-    flow: the mp4 of its optical flow, when that was asked for.
+    data: the mp4, as bytes or, when a file was asked for, as that file. flow: the mp4 of its optical flow, likewise,
+    when that was asked for.
     """
 
-    data: bytes = field(repr=False)
+    data: Any = field(repr=False)
     num_frames: int
     fps: float
     width: int
     height: int
     seen: dict[str, Any] = field(default_factory=dict)
-    flow: bytes | None = field(default=None, repr=False)
+    flow: Any = field(default=None, repr=False)
 
 
 def transcode(
@@ -53,15 +54,17 @@ def transcode(
     encoding: Encoding,
     scratch: Path | None = None,
     *,
+    into: Path | None = None,
     keep_damaged: float = WHOLE_ENOUGH,
     keep_stills: bool = False,
 ) -> Clip:
     """Decode a whole video, a file or its bytes, and encode it as `encoding` says.
 
-    scratch: folder for the temporary mp4. keep_damaged: the least share of the frames announced that must
+    scratch: folder for the temporary mp4. into: the file, on the same disk, that the mp4 becomes; None: its bytes are in
+    the clip. keep_damaged: the least share of the frames announced that must
     decode soundly. keep_stills: take pictures and drawn text as well. Of several video streams the largest picture is
     taken; it is turned and mirrored as its tags say, and its pixels made square. Raises Rejected, and av.FFmpegError with
-    one of DISK_TROUBLE's numbers.
+    one of DISK_TROUBLE's numbers, and Unread.
     """
     with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
         if not keep_stills:
@@ -91,7 +94,12 @@ def transcode(
         if written.num_frames == 0:
             raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")
         seen = describe(stream, tally.frames, fraction)
-        return Clip(path.read_bytes(), written.num_frames, float(rate), written.width, written.height, seen)
+        return Clip(moved(path, into), written.num_frames, float(rate), written.width, written.height, seen)
+
+
+def moved(path: Path, into: Path | None) -> bytes | Path:
+    """The content of a temporary file: as the file `into`, or as bytes."""
+    return path.read_bytes() if into is None else path.replace(into)
 
 
 def describe(stream: av.VideoStream, frames: int, fraction: float | None) -> dict[str, Any]:

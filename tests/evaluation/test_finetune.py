@@ -1,8 +1,10 @@
-"""Fine-tuning: it learns, chooses on the training part, and goes on exactly where it was stopped."""
+"""Fine-tuning: it trains on everything, chooses on the training part, and resumes exactly."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +13,18 @@ from safetensors.torch import load_file
 
 import evaluate
 import objectives
-from evaluation import finetune
-from evaluation.classifier import still_spec
-from evaluation.tuning import Tuning, rate
+from evaluation.context import open_context
+from evaluation.finetune import tuning_of
+from evaluation.settings import Finetune
+from evaluation.supervised import Classifier, still_spec
+from objectives import checkpoint
+from objectives.downstream import FineTuning
 from pipelines.views import eval_view
-from shards import InputError
+from shards import Dataset, InputError
 from tests.evaluation.rendered import Video, write_set
 from training.processes import Stopped
+from training.state import read_rows
+from training.trainer import Trainer
 
 
 @pytest.fixture
@@ -33,58 +40,120 @@ def ask(run, data, tmp_path, monkeypatch):
     return asked
 
 
-def test_it_resumes_exactly(ask, tmp_path, monkeypatch) -> None:
-    whole = ask("whole")
-    assert whole["evaluated"]["videos"] == whole["evaluated"]["of"] == 9
-    assert whole["scores"]["chosen"][0][0]["step"] in (2, 4, 6)
-    assert set(whole["baselines"]) == {"random", "trivial", "most_frequent"}
-    step = Tuning.train_step
+def stopping_at(step: int, whole: Callable) -> Callable:
+    """Trainer.train_step that is stopped before a step, in the last training of those that reach it."""
 
-    def stopping(self: Tuning) -> float:
-        if self.step == 4:
+    def train_step(self: Trainer, meter: object) -> None:
+        if self.step == step:
             raise Stopped(15)
-        return step(self)
+        whole(self, meter)
 
-    monkeypatch.setattr(Tuning, "train_step", stopping)
+    return train_step
+
+
+@pytest.mark.parametrize("flags", [(), ("--held-out", 0.25, "--patience", 2)])
+def test_it_resumes_exactly(ask, tmp_path, monkeypatch, flags) -> None:
+    whole = ask("whole", *flags)
+    assert whole["evaluated"]["videos"] == whole["evaluated"]["of"] == 9
+    assert set(whole["baselines"]) == {"scratch", "size_length", "most_frequent"}
+    steps = whole["scores"]["chosen"][0][0]["steps"]
+    assert steps in (2, 4, 6) if flags else steps == 6
+    monkeypatch.setattr(Trainer, "train_step", stopping_at(3, Trainer.train_step))
     with pytest.raises(Stopped):
-        ask("stopped")
-    monkeypatch.setattr(Tuning, "train_step", step)
+        ask("stopped", *flags)
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     with pytest.raises(InputError, match="--resume"):
-        ask("stopped")
+        ask("stopped", *flags)
     with pytest.raises(InputError, match="tuning"):
-        ask("stopped", "--resume", "--lr", 0.5)
-    again = ask("stopped", "--resume")
+        ask("stopped", *flags, "--resume", "--lr", 0.5)
+    again = ask("stopped", *flags, "--resume")
     assert again["scores"] == whole["scores"] and again["baselines"] == whole["baselines"]
-    for file in ("best.safetensors", "checkpoints/step-00000006/model.safetensors"):
-        a, b = (load_file(tmp_path / run / "split-seed0" / file) for run in ("whole", "stopped"))
+    for part in ("split-seed0", "scratch/split-seed0", *(["split-seed0/held-out"] if flags else [])):
+        a, b = (weights(tmp_path / name / part) for name in ("whole", "stopped"))
         assert all(torch.equal(a[name], b[name]) for name in a)
-    logs = [(tmp_path / name / "split-seed0/metrics.jsonl").read_text() for name in ("whole", "stopped")]
-    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 3
+        steps_of = [
+            [
+                json.loads(line)["loss"]
+                for line in (tmp_path / name / part / "metrics.jsonl").read_text().splitlines()
+            ]
+            for name in ("whole", "stopped")
+        ]
+        assert steps_of[0] == steps_of[1]
 
 
-def test_the_pull_keeps_weights_near_the_pretrained_ones(ask, tmp_path, run, monkeypatch) -> None:
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of a training's last checkpoint."""
+    return load_file(checkpoint.newest(folder) / "model.safetensors")
+
+
+def test_it_trains_on_every_training_video_and_holds_out_only_to_choose(ask, data, tmp_path) -> None:
+    dataset = Dataset(data)
+    everything = set(dataset.keys(dataset.select(split="train")))
+    ask("all", "--no-baselines")
+    ask("chosen", "--no-baselines", "--held-out", 0.25)
+
+    def keys(place: str) -> set[str]:
+        return set(read_rows(checkpoint.newest(tmp_path / place)))
+
+    assert keys("all/split-seed0") == keys("chosen/split-seed0") == everything
+    part = keys("chosen/split-seed0/held-out")
+    assert len(part) == 9 and part < everything  # one of four of each of three classes is held out
+    found = [json.loads(line) for line in (tmp_path / "chosen/split-seed0/held-out/held-out.jsonl").open()]
+    assert [line["step"] for line in found] == [2, 4, 6]
+
+
+def test_the_head_alone_is_trained_and_the_pull_keeps_weights_near_the_pretrained_ones(
+    ask, tmp_path, run
+) -> None:
     start = objectives.load(run).encoder.state_dict()
-    made, distances = finetune.tuning_of, []
-    for pull in (0.0, 1000.0):
-        monkeypatch.setattr(
-            finetune,
-            "tuning_of",
-            lambda *given, pull=pull: replace(
-                made(*given), pull=pull, optimizer="sgd", lr=1e-4, weight_decay=0.0
-            ),
-        )
-        ask(f"pull{pull:g}", "--no-baselines")
-        last = load_file(
-            tmp_path / f"pull{pull:g}" / "split-seed0/checkpoints/step-00000006/model.safetensors"
-        )
-        distances.append(
-            sum(
-                float((last[f"objective.encoder.{name}"] - value).square().sum())
-                for name, value in start.items()
-                if name.endswith("weight")
-            )
-        )
-    assert 0 < distances[1] < 0.9 * distances[0]
+    sgd = ("--no-baselines", "--optimizer", "sgd", "--lr", 1e-4, "--weight-decay", 0)
+
+    def distance(name: str, *flags: object) -> float:
+        ask(name, *sgd, *flags)
+        last = weights(tmp_path / name / "split-seed0")
+        return sum(
+            float((last[f"network.encoder.{key}"] - value).square().sum()) for key, value in start.items()
+            if key.endswith("weight")
+        )  # fmt: skip
+
+    free, pulled = distance("free", "--pull", 0), distance("pulled", "--pull", 1000)
+    assert 0 < pulled < 0.9 * free
+    assert distance("frozen", "--freeze", "--lr", 0.1) == 0
+
+
+def test_flags_change_the_recipe_and_from_scratch_has_its_own(run, data, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    given = dict(
+        lr=0.5, weight_decay=0.0, milestones=(5, 7), decay_factor=0.5, decay_every=9, optimizer="sgd"
+    )
+    settings = Finetune(str(run), data=data, device="cpu", steps=10, **given)
+    context = open_context(settings)
+    made = tuning_of(settings, context)
+    assert (made.lr, made.weight_decay, made.decay_at, made.decay_by, made.decay_every, made.optimizer) == tuple(given.values())  # fmt: skip
+    classifier = Classifier(context.model.objective, "", 3, made)
+    assert [classifier.learning_rate(step) for step in (0, 5, 7, 8, 9)] == [1, 0.5, 0.25, 0.25, 0.125]
+    paper = context.downstream.finetuning
+    assert tuning_of(Finetune(str(run), data=data), context) == replace(paper, spec=made.spec)
+    own = replace(paper, pull=1.0, scratch=replace(paper, lr=7.0))
+    context = replace(context, downstream=replace(context.downstream, finetuning=own))
+    plain = Finetune(str(run), data=data)
+    assert tuning_of(plain, context).pull == 1 and tuning_of(plain, context, scratch=True).lr == 7
+    assert replace(own, scratch=None).from_scratch.pull == 0
+    still = tuning_of(replace(plain, augment=False), context).spec
+    assert still == eval_view(still)
+    slow = tuning_of(replace(plain, downsample=3, colour="none"), context).spec
+    assert slow.span == 3 * (paper.spec.span - 1) + 1 and slow.jitter is None
+    with pytest.raises(InputError, match="--segments"):
+        tuning_of(replace(plain, segments=3), context)
+
+
+def test_a_head_without_batch_norm_is_a_layer(run) -> None:
+    network = objectives.load(run)
+    recipe = network.downstream().finetuning
+    for batch_norm, kinds in ((True, ["BatchNorm1d", "Dropout", "Linear"]), (False, ["Dropout", "Linear"])):
+        made = Classifier(network, "", 3, replace(recipe, batch_norm=batch_norm, hidden=0))
+        assert [type(layer).__name__ for layer in made.head] == kinds
 
 
 @pytest.mark.parametrize("name", objectives.available())
@@ -101,8 +170,13 @@ def test_every_methods_fine_tuning_sees_in_tests_what_it_trains_on(name) -> None
             tuning.spec.lab,
         )
         assert tested == eval_view(tested) and not tested.starts_differ
-        rates = [rate(tuning, step) for step in range(0, tuning.steps, 100)]
-        assert rates[0] == tuning.lr and np.all(np.diff(rates) <= 0) and rates[-1] < tuning.lr
+        rates = [Classifier.learning_rate(schedule(tuning), step) for step in range(0, tuning.steps, 100)]
+        assert rates[0] == 1 and np.all(np.diff(rates) <= 0) and rates[-1] < 1
+
+
+def schedule(tuning: FineTuning) -> SimpleNamespace:
+    """What a classifier's learning rate depends on."""
+    return SimpleNamespace(config=SimpleNamespace(tuning=tuning))
 
 
 def test_label_fractions_and_permuted_labels(ask, tmp_path: Path) -> None:
@@ -122,3 +196,29 @@ def test_a_damaged_video_is_named_and_one_clip_is_no_batch(run, tmp_path, monkey
     evaluate.main(["finetune", *map(str, [*common, "--output", tmp_path / "b", "--train-batch-size", 3])])
     result = json.loads((tmp_path / "b/result.json").read_text())
     assert list(result["evaluated"]["unreadable"]) == ["v012"] and result["evaluated"]["of"] == 4
+
+
+def test_fractions_and_checkpoints_by_fine_tuning(run, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    common = ["--checkpoint", run, "--data", data, "--device", "cpu", "--steps", 2, "--train-batch-size", 3]
+    some = ["--fractions", 0.5, 1, "--probe", "finetune", "--seeds", 1, "--output", tmp_path / "parts"]
+    evaluate.main(["fraction", *map(str, [*common, *some])])
+    curves = json.loads((tmp_path / "parts/result.json").read_text())["curves"]
+    assert {name: list(curve) for name, curve in curves.items()} == {
+        "model": ["0.5", "1"],
+        "from scratch": ["0.5", "1"],
+    }
+    half = read_rows(checkpoint.newest(tmp_path / "parts/0.5/split-seed0"))
+    assert len(half) == 6 and set(half) < set(read_rows(checkpoint.newest(tmp_path / "parts/1/split-seed0")))
+    few = ["--protocol", "finetune", "--seeds", 1, "--no-baselines", "--output", tmp_path / "curve"]
+    evaluate.main(["curve", *map(str, [*common, *few])])
+    (point,) = json.loads((tmp_path / "curve/result.json").read_text())["points"]
+    assert point["step"] == 1 and 0 <= point["downstream"]["value"] <= 1
+
+
+def test_from_scratch_is_the_result_itself(run, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    common = ["--checkpoint", run, "--data", data, "--device", "cpu", "--steps", 2, "--train-batch-size", 3]
+    evaluate.main(["finetune", *map(str, [*common, "--from-scratch", "--output", tmp_path])])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["model"] == "random-dpc" and "scratch" not in result["baselines"]

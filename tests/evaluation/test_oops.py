@@ -12,15 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import evaluate
-from evaluation import fails as task
-from evaluation.fails import Fails, classify, clip_begins, locate, oversampling
+from evaluation import oops as task
+from evaluation.data import Split
 from evaluation.features import Features
-from evaluation.splits import Split
-from evaluation.tuning import Tuning
+from evaluation.oops import Fails, classify, clip_begins, locate, oversampling
+from objectives import checkpoint
 from pipelines.views import ViewSpec
 from shards import Dataset
 from tests.evaluation.rendered import FPS, Video, render
 from training.processes import Stopped
+from training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 FRAMES = {16: 1, 17: 5}
@@ -94,7 +95,7 @@ def test_failures_are_found(ask, fails, capsys) -> None:
     assert right > 0.6  # a second that turns white, is white, or is not
     assert result["scores"]["within 1 s"]["value"] == 1.0
     assert np.sum(result["confusion"]) == 5 * 9 + 2
-    assert set(result["baselines"]) == {"random", "trivial"}
+    assert set(result["baselines"]) == {"random", "size_length"}
     permuted = ask("oops", "permuted", "--permute-labels", "--no-baselines")
     assert abs(permuted["class_mean"] - 1 / 3) < 0.25
     said = capsys.readouterr().out
@@ -107,21 +108,22 @@ def test_the_network_is_trained_and_resumes_exactly(ask, tmp_path, monkeypatch) 
     assert whole["evaluated"] == {"videos": 7, "of": 7, "unreadable": {}}
     assert np.sum(whole["confusion"]) == 5 * 9 + 2
     assert whole["scores"]["within 1 s"]["value"] > 0.5
-    assert set(whole["baselines"]) == {"random", "trivial"}
-    step = Tuning.train_step
+    assert set(whole["baselines"]) == {"scratch", "size_length"}
+    step = Trainer.train_step
 
-    def stopping(self: Tuning) -> float:
-        if self.step == 4:
+    def stopping(self: Trainer, meter: object) -> None:
+        if self.step == 3:
             raise Stopped(15)
-        return step(self)
+        step(self, meter)
 
-    monkeypatch.setattr(Tuning, "train_step", stopping)
+    monkeypatch.setattr(Trainer, "train_step", stopping)
     with pytest.raises(Stopped):
         ask("oops-finetune", "stopped", *few)
-    monkeypatch.setattr(Tuning, "train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     again = ask("oops-finetune", "stopped", *few, "--resume")
     assert all(again[name] == whole[name] for name in ("scores", "confusion", "baselines"))
-    a, b = (load_file(tmp_path / name / "split-seed0/best.safetensors") for name in ("whole", "stopped"))
+    newest = (checkpoint.newest(tmp_path / name / "split-seed0") for name in ("whole", "stopped"))
+    a, b = (load_file(folder / "model.safetensors") for folder in newest)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from evaluation import metrics
+from evaluation.data import Labelled, Split, with_fraction
 from evaluation.features import Features
+from evaluation.metrics import Hits
 from evaluation.probe import Head, train_and_test
-from evaluation.protocols import replace_labels
-from evaluation.splits import Labelled, Split, with_fraction
+from evaluation.results import truth_labels
 from shards import Dataset, InputError
 from tests.evaluation.rendered import Video, write_set
 
-QUICK = Head(epochs=30)
+QUICK = Head()
 
 
 class Many(Labelled):
@@ -45,10 +46,11 @@ def test_what_can_be_told_apart_is_and_permuted_labels_are_chance(head: Head) ->
     trained = train_and_test(train, test, many, head, seed=0)
     assert (trained.rows == many.split.test).all()
     assert metrics.hits(trained.probabilities, many.labels[trained.rows]).mean() > 0.97
-    permuted = replace_labels(many.labels, many.split, 0)
+    permuted = truth_labels(True, many, [many.split])
     assert (np.sort(permuted) == np.sort(many.labels)).all()
     right = metrics.hits(trained.probabilities, permuted[trained.rows])
-    assert metrics.score([right[None]]).low < 1 / 3 < metrics.score([right[None]]).high
+    found = metrics.score([Hits(right[None], many.groups[trained.rows])])
+    assert found.low < 1 / 3 < found.high
 
 
 def test_the_test_part_chooses_nothing() -> None:
@@ -58,7 +60,7 @@ def test_the_test_part_chooses_nothing() -> None:
     train, test = both.of(many.split.train), both.of(many.split.test)
     one = train_and_test(train, test, many, QUICK, seed=0)
     few = test.of(many.split.test[:20])
-    many.labels = replace_labels(many.labels, many.split, 1)
+    many.labels = truth_labels(True, many, [many.split])
     other = train_and_test(train, few, many, QUICK, seed=0)
     assert one.chosen == other.chosen
     assert np.allclose(one.probabilities[:20], other.probabilities)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 import evaluate
 import objectives
+from evaluation import baselines
 from evaluation.model import Representation, open_model
+from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
@@ -51,8 +54,15 @@ def test_linear_probe_counts_every_test_video_and_permuted_labels_are_chance(ask
     assert result["evaluated"] == {"videos": 9, "of": 9, "unreadable": {}}
     assert "9 of 9 test videos evaluated" in capsys.readouterr().out
     assert result["scores"]["top1"]["value"] == 1.0  # colours, even for random weights
-    assert set(result["baselines"]) == {"random", "trivial", "most_frequent"}
-    assert result["baselines"]["trivial"]["top1"]["value"] < 0.7  # lengths of test and training videos differ
+    assert set(result["baselines"]) == {"random", "handmade", "size_length", "most_frequent"}
+    assert len(result["baselines"]["random"]["chosen"][0]) == 5 * 2  # draws and seeds
+    assert result["baselines"]["size_length"]["delta"]["value"] == pytest.approx(
+        1 - result["baselines"]["size_length"]["top1"]["value"]
+    )
+    assert result["made"]["command"] and result["made"]["machine"]
+    assert (
+        result["baselines"]["size_length"]["top1"]["value"] < 0.7
+    )  # lengths of test and training videos differ
     assert np.sum(result["scores"]["confusion"]) == 2 * 9
     again = ask("linear", "--seeds", 2, "--permute-labels", "--no-baselines")
     assert again["scores"]["top1"]["value"] < 0.8
@@ -73,7 +83,7 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
 
 
 def test_retrieval_and_fractions(ask) -> None:
-    result = ask("retrieval", "--k", 1, 4)
+    result = ask("retrieval", "--k", 1, 4, "--random-draws", 2)
     assert result["recall"]["video"]["1"]["value"] == result["recall"]["clip"]["4"]["value"] == 1.0
     assert result["baselines"]["chance"]["1"] == pytest.approx(1 / 3)
     names = Dataset(result["settings"]["data"]).column("label_name")
@@ -82,12 +92,13 @@ def test_retrieval_and_fractions(ask) -> None:
     assert all(label[query] == label[one] for query, found in result["nearest"].items() for one in found[:1])
     permuted = ask("retrieval", "--permute-labels", "--no-baselines")
     assert permuted["recall"]["video"]["1"]["value"] < 0.8
-    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2)
+    parts = ask("fraction", "--fractions", 0.25, 1, "--seeds", 2, "--random-draws", 1)
     curves = parts["curves"]
     permuted = ask("fraction", "--fractions", 1, "--seeds", 1, "--no-baselines", "--permute-labels")
     assert permuted["curves"]["model"]["1"]["top1"]["value"] < 0.8
     assert parts["evaluated"]["videos"] == result["evaluated"]["videos"] == 9
-    assert set(curves) == {"model", "random weights", "size and length"} and set(curves["model"]) == {
+    assert set(curves) == {"model", "random weights", "hand-made features", "size and length"}
+    assert set(curves["model"]) == {
         "0.25",
         "1",
     }
@@ -218,3 +229,58 @@ def test_supervised_weights_of_torchvision_are_the_network_they_are_of(tmp_path,
     network.fc = torch.nn.Identity()
     with torch.inference_mode():
         assert torch.allclose(model.objective.represent(clip), network(clip[:, 0]), atol=1e-5)
+
+
+def test_a_torchvision_network_is_evaluated_from_end_to_end(data, tmp_path, monkeypatch) -> None:
+    """Its random weights too, which come after all its features."""
+    from torchvision.models import video
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    name = video.R3D_18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    torch.save(video.r3d_18().state_dict(), tmp_path / "checkpoints" / name)
+    flags = ["--data", data, "--device", "cpu", "--cache", tmp_path / "cache", "--windows", 1]
+    flags += ["--random-draws", 1, "--seeds", 1, "--output", tmp_path / "out"]
+    evaluate.main(["linear", "--checkpoint", "torchvision:r3d_18", *map(str, flags)])
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert result["model"] == "torchvision-r3d_18" and "delta" in result["baselines"]["random"]
+
+
+@pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])
+def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
+    ask, run, data, tmp_path, capsys, split, seen
+) -> None:
+    dataset = Dataset(data)
+    copied = shutil.copytree(run, tmp_path / "run") / "checkpoints/step-00000001"
+    config = json.loads((copied / "config.json").read_text())
+    config["settings"]["data"] = f"{dataset.name} {dataset.fingerprint[:12]}"
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "rows.txt").write_text("\n".join(dataset.keys(dataset.select(split=split))) + "\n")
+    sizes = {file.name: file.stat().st_size for file in copied.iterdir() if file.name != "files.json"}
+    (copied / "files.json").write_text(json.dumps(sizes))
+    result = ask("retrieval", "--no-baselines", checkpoint=tmp_path / "run")
+    assert result["seen_in_pretraining"] == seen
+    assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)
+
+
+def test_features_made_by_hand_of_worked_clips() -> None:
+    """A still clip has no difference and no flow; one that moves to the right has flow to the right."""
+    cv2 = pytest.importorskip("cv2", reason="OpenCV, an extra, is not installed")
+    rng = np.random.default_rng(0)
+    noise = cv2.GaussianBlur(rng.random((64, 128)).astype(np.float32), (0, 0), 2)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    still = np.stack([noise[:, 20:84]] * 4)
+    moving = np.stack([noise[:, 20 - 2 * t : 84 - 2 * t] for t in range(4)])
+    rgb = np.stack([still, moving])[:, None, None].repeat(3, 2)  # (B, V, C, T, H, W)
+    mean, std = (np.array(of)[:, None, None, None] for of in (colour.IMAGENET_MEAN, colour.IMAGENET_STD))
+    a, b = baselines.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
+    assert a.shape == b.shape and np.isfinite(b).all()
+    cells = a[:32].reshape(4, 8)
+    assert np.allclose(cells[:, 0], 1) and np.allclose(cells[:, 1:], 0)  # all differences below 1/128
+    assert (b[:32].reshape(4, 8)[:, 0] < 0.9).all()
+    flow = len(a) - 2 * 36
+    assert np.abs(a[flow:]).max() < 0.05
+    right = b[flow : flow + 32].reshape(4, 8)
+    assert (right[:, 3:5].sum(1) > 0.8 * right.sum(1)).all()  # directions around 0
+    assert b[flow + 34] == pytest.approx(2, abs=0.3)  # the median speed, pixels a frame

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from shards import InputError
+from shards import Dataset, InputError
 from tests.browser import chromium
 
 
@@ -29,8 +29,11 @@ def page(run, memory_run, data, tmp_path_factory) -> Iterator[Path]:
     for checkpoint, protocol, flags in asked:
         out = tmp_path / "results" / f"{protocol}-{checkpoint.name}"
         common = ["--checkpoint", checkpoint, "--data", data, "--cache", tmp_path / "cache", "--output", out]
-        evaluate.main([protocol, *map(str, [*common, "--device", "cpu", "--seeds", 1, *flags])])
-    evaluate.main(["report", "--results", str(tmp_path / "results"), "--html", str(tmp_path / "report.html")])
+        evaluate.main(
+            [protocol, *map(str, [*common, "--device", "cpu", "--seeds", 1, "--random-draws", 1, *flags])]
+        )
+    shown = ["--results", tmp_path / "results", "--data", data, "--html", tmp_path / "report.html"]
+    evaluate.main(["report", *map(str, shown)])
     yield tmp_path / "report.html"
     patched.undo()
 
@@ -117,3 +120,35 @@ def test_confusion_of_fails_has_their_three_classes(protocol, tmp_path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "Confusion matrix of 3 classes; 75.0 % lie on the diagonal" in page
     assert {"oops": "53.0", "oops-finetune": "64.4"}[protocol] in page  # the paper's
+
+
+def test_what_a_result_says_is_escaped_and_what_it_names_stays_closed(tmp_path, data) -> None:
+    """A stranger's result: markup in every text, a data set and a run of this machine as its own."""
+    evil = "<script>alert(1)</script>"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "top1": 0.5}) + "\n")
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "spread": 0.0}
+    result = {
+        "protocol": evil,
+        "objective": evil,
+        "model": evil,
+        "origin": evil,
+        "checkpoint": str(tmp_path / "run"),
+        "data": {"name": evil, "fingerprint": Dataset(data).fingerprint, "classes": [evil, "b"]},
+        "splits": {evil: {}},
+        "settings": {"data": str(data), "layer": evil},
+        "evaluated": {"videos": 3, "of": 3},
+        "recall": {"video": {evil: score}},
+        "baselines": {"chance": {evil: 0.5}},
+        "confusion": [[1, 0], [0, 1]],
+        "nearest": {"v012": ["v000", "v001", "v002"]},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    shown = ["report", "--results", tmp_path, "--title", evil, "--html", tmp_path / "page.html"]
+    evaluate.main([*map(str, shown)])
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") >= 8
+    assert "webp" not in page and "give the data set" in page and "Pretraining of" not in page
+    evaluate.main([*map(str, [*shown, "--data", data, "--run", tmp_path / "run"])])
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("webp") == 4 and "Pretraining of run" in page and "<script" not in page

@@ -1,5 +1,6 @@
 """Results as a table, and the recipe that makes the results of several runs."""
 
+import csv
 import json
 import os
 import subprocess
@@ -29,20 +30,33 @@ def result(value: float, random: float, layer: str = "") -> dict:
         "evaluated": {"videos": 9, "of": 9},
         "scores": {"top1": score(value)},
         "baselines": {
-            "random": {"top1": score(random)},
-            "trivial": {"top1": score(0.2)},
+            "random": {"top1": score(random), "delta": score(value - random)},
+            "size_length": {"top1": score(0.2)},
             "most_frequent": 0.1,
         },
     }
 
 
-def test_a_model_beats_random_weights_where_the_intervals_are_apart() -> None:
-    for random, beats in ((0.5, True), (0.7, False), (0.9, False)):
+def test_the_verdict_is_the_paired_differences() -> None:
+    for random, verdict in ((0.5, "better"), (0.75, "undecided"), (0.95, "worse")):
         found = row(result(0.8, random))
-        assert found and found.beats_random is beats and found.trivial and found.trivial.value == 0.2
-    alone = result(0.8, 0.5) | {"baselines": {}}
-    assert (found := row(alone)) and found.beats_random is None
+        assert found and found.verdict("random") == verdict and found.verdict("size_length") == ""
+        assert found.baselines["size_length"].value == 0.2
+        assert f"{verdict}, Δ " in markdown([found])
     assert row({"protocol": "fraction", "curves": {}}) is None
+
+
+def test_csv_and_latex_hold_the_same_cells(tmp_path) -> None:
+    content = result(0.8, 0.5, "100%_a&b") | {"checkpoint": "mine"}
+    content["data"] |= {"fingerprint": "0" * 64, "classes": ["a", "b"]}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    files = ["--csv", tmp_path / "a.csv", "--latex", tmp_path / "a.tex"]
+    evaluate.main(["table", "--results", *map(str, [tmp_path, *files])])
+    with (tmp_path / "a.csv").open(newline="") as handle:
+        head, cells = csv.reader(handle)
+    assert head[0] == "model" and cells[1] == "linear, top-1 by 100%_a&b" and len(head) == len(cells)
+    text = (tmp_path / "a.tex").read_text()
+    assert r"100\%\_a\&b" in text and text.splitlines()[2].count(" & ") == len(head) - 1
 
 
 def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
@@ -54,6 +68,7 @@ def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
 
 def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:
     flags = ["--data", data, "--cache", tmp_path / "cache", "--device", "cpu", "--folds", 2, "--seeds", 1]
+    flags += ["--random-draws", 1]
     done = subprocess.run(
         ["bash", ROOT / "recipes/evaluate.sh", tmp_path / "tables/mine", run, "--", *map(str, flags)],
         cwd=tmp_path,
@@ -71,7 +86,7 @@ def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path
         ("linear", 21, 21),
         ("retrieval", 21, 21),
     ]
-    assert all(one["beats_random"] is False and len(one["from"]["weights"]) == 64 for one in rows)
+    assert all(one["verdicts"]["random"] == "undecided" and len(one["from"]["weights"]) == 64 for one in rows)
     lines = (tmp_path / "tables/mine.md").read_text().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| tiny (dpc) | linear, top-1 | colours, fold1, fold2 |")
     assert "21 of 21" in lines[3] and "R@1" in lines[3]

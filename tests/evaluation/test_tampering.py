@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tamper import ODD, cases_of_json, changed, line, places, watchdog
 
-from evaluation import fuse, report, table
+from evaluation import combine, report, table
 from evaluation.settings import Fuse, Report, Table
 from shards import InputError
 
@@ -49,11 +49,15 @@ PER = {"video": {"1": score(0.5)}, "clip": {"1": score(0.4)}}
 RESULTS = {
     "linear": {
         "scores": SCORES,
-        "baselines": {"random": {"top1": score(0.3)}, "trivial": {"top1": score(0.3)}, "most_frequent": 0.3},
+        "baselines": {
+            "random": {"top1": score(0.3), "delta": score(0.2)},
+            "size_length": {"top1": score(0.3)},
+            "most_frequent": 0.3,
+        },
     },
     "retrieval": {
         "recall": PER,
-        "baselines": {"chance": {"1": 0.3}, "random": PER, "trivial": PER},
+        "baselines": {"chance": {"1": 0.3}, "random": PER | {"delta": score(0.1)}, "size_length": PER},
         "nearest": {"k1": ["k2", "k3", "k4"]},
     },
     "fraction": {"curves": {"model": {"0.1": {"top1": score(0.3)}, "1": {"top1": score(0.5)}}}},
@@ -74,6 +78,7 @@ ARRAYS: dict[str, dict[str, Any]] = {
         "split": np.array(["split1"] * 4),
         "probabilities": np.full((2, 4, 3), 1 / 3),
         "random": np.full((1, 4, 3), 1 / 3),
+        "group": np.array([0, 0, 1, 2]),
     },
     "features.npz": {"x": np.random.default_rng(0).random((3, 6)), "label": np.array([0, 1, 2])},
     "memory.npz": {
@@ -103,7 +108,7 @@ def use(folder: Path) -> str:
     for show in (
         lambda: report.report(Report((folder,), html=folder / "page.html")),
         lambda: table.table(Table((folder,), markdown=folder / "table.md", json=folder / "table.json")),
-        lambda: fuse.fuse(Fuse((folder, folder), output=folder / "fused")),
+        lambda: combine.fuse(Fuse((folder, folder), output=folder / "fused")),
     ):
         with watchdog():
             try:

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
 
 from models import backbones
-from models.r2plus1d import FactoredConv
-from models.r3d import R3D
+from models.r3d import R3D, FactoredConv
 from models.resnet2d3d import ResNet2d3d
 from models.s3dg import MaxPool, SelfGating
 from models.stages import Stages

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.memory import CompressiveMemory
+from models.prediction import CompressiveMemory
 
 
 @torch.no_grad()

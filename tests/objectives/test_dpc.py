@@ -9,7 +9,9 @@ from dense_reference import slow
 from torch import Tensor, nn
 
 import objectives
+from objectives.blocks import with_running_statistics
 from objectives.dpc import DPC, DPCConfig
+from pipelines.views import Jitter
 from shards import InputError
 
 TINY = {"width": 0.05, "size": 64}
@@ -179,6 +181,56 @@ def test_the_released_codes_choices_are_options() -> None:
         224,
     )
     assert spec.jitter is not None and spec.jitter.grey_from == "channel"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pred_steps": 4}, {"curriculum": (9,)}, {"crop": "resized"}], ids=str
+)
+def test_downstream_sees_five_blocks_and_a_crop_of_224_of_256(options: dict) -> None:
+    """Section 4, also after 4pred4; whatever training's crop was. Fine-tuning's jitter is the released code's."""
+    down = tiny(**options).downstream()
+    assert down.spec.views == down.finetuning.spec.views == 5
+    assert down.spec.crop == 0.875 and down.spec.padding == down.finetuning.spec.padding == "repeat_last"
+    found = down.finetuning.spec
+    assert found.colour_scope == "clip" and found.jitter == Jitter(
+        0.5, 0.5, 0.5, 0.25, probability=0.3, grey=0.0
+    )
+
+
+def test_short_videos_are_left_out_of_training_by_default() -> None:
+    assert DPC.view_spec(DPCConfig()).padding == "error"
+
+
+@torch.no_grad()
+def test_running_statistics_make_features_independent_of_their_neighbours() -> None:
+    """For released DPC, whose batch norm kept none."""
+    released = tiny(norm="batch-statistics").eval()
+    measured = with_running_statistics(released, [clips(4, V=2), clips(4, V=2)])
+    together, alone = clips(3, V=5), clips(3, V=5)[:1]
+    assert not torch.allclose(released.represent(together)[:1], released.represent(alone), atol=1e-3)
+    torch.testing.assert_close(
+        measured.represent(together)[:1], measured.represent(alone), rtol=1e-3, atol=1e-4
+    )
+    assert measured.config.norm == "batch" and not measured.training
+    for name, value in released.state_dict().items():
+        torch.testing.assert_close(measured.state_dict()[name], value)
+
+
+@torch.no_grad()
+def test_the_released_classifier_takes_the_mean_of_the_relu() -> None:
+    ours, theirs = tiny(frames=9).eval(), tiny(frames=9, classified="relu-mean").eval()
+    theirs.load_state_dict(ours.state_dict())
+    views = clips(1, V=1, T=9)
+    whole = ours.encoder.map(views[:, 0])
+    assert whole.shape[2] == 3 and (whole < 0).any()
+    torch.testing.assert_close(ours.classified(views)[:, 0], whole.mean(2))
+    torch.testing.assert_close(theirs.classified(views)[:, 0], F.relu(whole).mean(2))
+    torch.testing.assert_close(ours.encode(views), theirs.encode(views))  # pretraining is as it was
+
+
+def test_milestones_lower_the_rate_whatever_validation_says() -> None:
+    objective = tiny(milestones=(3, 5))
+    assert [objective.learning_rate(step) for step in (2, 3, 5)] == pytest.approx([1, 0.1, 0.01])
 
 
 @torch.no_grad()

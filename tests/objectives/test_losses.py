@@ -30,9 +30,10 @@ def score_tensors(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
 @given(score_tensors())
 def test_info_nce_is_equation_3(drawn: tuple[torch.Tensor, int]) -> None:
     scores, offset = drawn
-    assert float(losses.info_nce(scores, offset)) == pytest.approx(
-        eq_3(scores.tolist(), offset), rel=1e-4, abs=1e-4
-    )
+    for own in (False, True):
+        assert float(losses.info_nce(scores, offset, own_locations=own)) == pytest.approx(
+            eq_3(scores.tolist(), offset, own=own), rel=1e-4, abs=1e-4
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,13 +48,27 @@ def test_eq_3_by_hand() -> None:
     scores = torch.tensor([[1.0, 2, 3, 4], [1, 1, 1, 1]]).log().reshape(2, 1, 2, 2)
     first = -(torch.tensor(1 / 10).log() + torch.tensor(2 / 10).log()) / 2
     second = -torch.tensor(1 / 4).log()
+    torch.testing.assert_close(losses.info_nce(scores, own_locations=True), (first + second) / 2)
+    first = -(torch.tensor(1 / 8).log() + torch.tensor(2 / 9).log()) / 2  # a positive against 3 and 4
+    second = -torch.tensor(1 / 3).log()
     torch.testing.assert_close(losses.info_nce(scores), (first + second) / 2)
 
 
+def test_own_locations_push_the_best_of_two_positives_down() -> None:
+    """Eq. 3 as it is written against Figure 1, where negatives are of other videos."""
+    for own in (False, True):
+        scores = torch.zeros(2, 1, 2, 2)
+        scores[:, 0, 0, 0] = 5.0
+        scores.requires_grad_()
+        losses.info_nce(scores[:1], own_locations=own).backward()
+        assert scores.grad is not None
+        assert (scores.grad[0, 0, 0, 0] > 0) == own  # a step down the gradient lowers it
+
+
 def test_equal_scores_cost_the_logarithm_of_all_candidates() -> None:
-    assert float(losses.info_nce(torch.full((3, 5, 6, 7), 2.5), 2)) == pytest.approx(
-        torch.tensor(42.0).log().item(), abs=1e-5
-    )
+    for own, candidates in ((True, 6 * 7), (False, 5 * 7 + 1)):
+        loss = losses.info_nce(torch.full((3, 5, 6, 7), 2.5), 2, own_locations=own)
+        assert float(loss) == pytest.approx(math.log(candidates), abs=1e-5)
 
 
 def test_top1_reaches_both_ends() -> None:

@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -14,7 +15,9 @@ from tcp_reference import SMALL, as_lists, equation_1, given_features, random_vi
 from tcp_two_ranks import HALF, WORLD, D, K, V, rank_main
 
 import objectives
+from models.tcp_context import MaskedConv3d
 from objectives.tcp import TCP, TCPConfig, candidates
+from pipelines.sampling import sample_params
 from shards import InputError
 
 
@@ -214,6 +217,35 @@ def test_the_papers_views() -> None:
     assert not TCP.view_spec(TCPConfig(modality="flow")).channel_drop
     assert TCP.view_spec(TCPConfig(crop="clip")).box_scope == "clip"
     assert TCP.view_spec(TCPConfig(crop="none")).crop is None
+
+
+@pytest.mark.parametrize("modality", ["rgb", "difference", "flow"])
+def test_a_labelled_clips_segments_share_its_crop_and_flip(modality: str) -> None:
+    """Section 4.2.2. Segments lie anywhere; in pretraining each has a crop of its own, and none is mirrored."""
+    tuning = TCP(TCPConfig(width=0.125, size=64, modality=modality)).downstream().finetuning  # type: ignore[arg-type]
+    ones = np.ones(200, dtype=np.int64)
+    params = sample_params(tuning.spec, np.arange(200), 300 * ones, 342 * ones, 256 * ones, seed=0, epoch=0)
+    assert tuning.spec.views == 8 and not tuning.spec.channel_drop
+    assert (params.boxes == params.boxes[:, :1]).all() and (params.flips == params.flips[:, :1]).all()
+    assert 0.4 < params.flips.mean() < 0.6
+    starts = params.frames[:, :, 0]
+    assert starts.min() < 20 and starts.max() > 270 and (starts[:, 0] != starts[:, 1]).mean() > 0.9
+
+
+def test_from_scratch_is_its_own_recipe() -> None:
+    """Section 4.2.4: one segment, batch 64, 50,000 iterations, .01 to .001, nothing to be pulled towards."""
+    tuning = TCP(TCPConfig(width=0.125, size=64)).downstream().finetuning.from_scratch
+    assert (tuning.spec.views, tuning.batch_size, tuning.steps, tuning.pull) == (1, 64, 50_000, 0)
+    assert tuning.decay_at == (15_000, 30_000) and 0.01 * tuning.decay_by**2 == pytest.approx(0.001)
+
+
+def test_milestone_factor_and_kernel_taps_are_flags() -> None:
+    objective = tiny(milestones=(5,), milestone_factor=0.5, warmup_steps=0, kernel_taps=2)
+    assert objective.learning_rate(4) == 1 and objective.learning_rate(5) == 0.5
+    taps = [
+        module.kernel_size[0] for module in objective.context.modules() if isinstance(module, MaskedConv3d)
+    ]
+    assert taps == [2, 2, 2]
 
 
 def test_learning_rate_warms_up_and_falls_tenfold() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vdim_reference import eq_3, random_views, share_right, tiny
+from vdim_reference import WIDTH, eq_3, random_views, share_right, tiny
 
 import objectives
 from objectives.vdim import VDIM, VDIMConfig
+from pipelines.views import Jitter
 from shards import InputError
 
 # downsample, offset, difference: first and last frame of each view, frames spanned. Written by hand.
@@ -55,6 +56,9 @@ def test_view_plan_follows_the_options() -> None:
     jitter = VDIM.view_spec(VDIMConfig(colour="jitter", rotation=0.0, padding="wrap"))
     assert jitter.jitter is not None and jitter.jitter.grey > 0 and not jitter.lab_drop
     assert (jitter.rotation, jitter.padding) == (0, "wrap")
+    assert jitter.jitter == Jitter(0.4, 0.4, 0.4, 0.1, probability=0.8, grey=0.25)  # AMDIM's for 128²
+    assert [VDIM.view_spec(VDIMConfig(flip=flip)).flip_scope for flip in ("clip", "view")] == ["clip", "box"]
+    assert VDIM.view_spec(VDIMConfig(flip="none")).flip == 0
     lab = VDIM.view_spec(VDIMConfig(colour="lab", rotation=30.0))
     assert lab.jitter is None and lab.lab_drop and lab.rotation == 30
 
@@ -119,9 +123,9 @@ def loss_again(objective: VDIM, views: Tensor) -> tuple[float, dict[str, float]]
         clipped = [
             [[[clip * math.tanh(s / clip) if clip else s for s in y] for y in x] for x in w] for w in listed
         ]
-        metrics[f"loss_{j}_{k}"] = eq_3(clipped)
+        metrics[f"loss_{j}_{k}"] = eq_3(clipped, own=config.own_locations)
         metrics[f"top1_{j}_{k}"] = share_right(listed)
-        total += eq_3(clipped) + config.score_penalty * sum(s * s for s in numbers) / len(numbers)
+        total += metrics[f"loss_{j}_{k}"] + config.score_penalty * sum(s * s for s in numbers) / len(numbers)
     return total, metrics
 
 
@@ -132,6 +136,7 @@ LOSSES = [
     {"soft_clip": 0.0},
     {"soft_clip": 2.0},
     {"score_penalty": 0.0},
+    {"own_locations": True},
     {"score_penalty": 1.0, "temporal_difference": False},
     {"scale_scores": False, "soft_clip": 0.0, "score_penalty": 0.0, "temporal_difference": False},
     {"reverse": False, "antecedents": (5,), "consequents": (6, 8), "temporal_difference": False},
@@ -239,6 +244,9 @@ def test_embed_of_a_view_knows_nothing_of_the_others() -> None:
         ("--width", {"width": 0.0}),
         ("--width", {"width": -1.0}),
         ("--rotation", {"rotation": -1.0}),
+        ("--jitter 0.4", {"jitter": (0.4,)}),
+        ("--grey", {"grey": 1.1}),
+        ("--jitter-probability", {"jitter_probability": -0.1}),
         ("--soft-clip", {"soft_clip": -1.0}),
         ("--score-penalty", {"score_penalty": -0.1}),
         ("--lr", {"lr": 0.0}),
@@ -283,6 +291,26 @@ def test_objectives_are_found_by_name() -> None:
     with pytest.raises(InputError, match="nope") as caught:
         objectives.get("nope")
     assert all(name in str(caught.value) for name in objectives.available())
+
+
+def test_subsequences_of_fine_tuning_are_augmented_each_on_its_own() -> None:
+    spec = VDIM(VDIMConfig(width=WIDTH)).downstream(subsequences=3).finetuning.spec
+    assert spec.views == 3 and spec.lab_drop
+    for scope in (spec.box_scope, spec.colour_scope):
+        assert spec.scope(scope)[:, 0].tolist() == [0, 1, 2]
+    assert spec.flip_scope == "box"
+
+
+@torch.no_grad()
+def test_residual_branches_begin_at_zero() -> None:
+    """AMDIM's initial weights: a residual step is its shortcut, and features differ between videos."""
+    encoder = VDIM(VDIMConfig(width=1 / 8)).encoder
+    x = torch.randn(2, encoder.dims[7], 3, 3, 3)
+    torch.testing.assert_close(encoder.blocks["8"](x), F.avg_pool3d(x, 3))
+    made, plain = (VDIM(VDIMConfig(width=1 / 8, init=init)).encoder for init in ("amdim", "torch"))  # type: ignore[arg-type]
+    views = random_views(1, 1)[0]
+    deviations = [float(net(views, (5,))[5].std()) for net in (made, plain)]
+    assert deviations[0] > 5 * deviations[1]
 
 
 def test_the_small_config_is_one_that_trains_on_a_cpu() -> None:

@@ -10,17 +10,19 @@ from objectives.vdim import VDIM, VDIMConfig
 WIDTH = 1 / 64  # 8 features
 
 
-def eq_3(scores: list, offset: int = 0) -> float:
-    """−Eq. 3 averaged over x, i and i′; scores[a][i][b][i′] nested lists, a's own video is offset + a."""
+def eq_3(scores: list, offset: int = 0, *, own: bool = False) -> float:
+    """−Eq. 3 averaged over x, i and i′; scores[a][i][b][i′] nested lists, a's own video is offset + a.
+
+    own: the denominator has all i′ of its own video too, as Eq. 3 is written; else the positive alone (Figure 1).
+    """
     terms = []
     for a, of_video in enumerate(scores):
         for of_location in of_video:
-            everything = [
-                score for of_other in of_location for score in of_other
-            ]  # all x′, own included, all i′
-            highest = max(everything)
-            denominator = highest + math.log(sum(math.exp(score - highest) for score in everything))
-            terms += [denominator - positive for positive in of_location[offset + a]]
+            others = [s for b, of_other in enumerate(of_location) for s in of_other if own or b != offset + a]
+            for positive in of_location[offset + a]:
+                everything = others if own else [positive, *others]
+                highest = max(everything)
+                terms.append(highest + math.log(sum(math.exp(s - highest) for s in everything)) - positive)
     return sum(terms) / len(terms)
 
 

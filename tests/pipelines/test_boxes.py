@@ -77,3 +77,27 @@ def test_plain_lab_drops_no_channel() -> None:
     ones = np.ones(20, dtype=np.int64)
     maps = sample_params(spec, np.arange(20), ones, 64 * ones, 64 * ones, seed=0, epoch=0).colours
     assert spec.lab and (maps == maps[:1]).all() and (maps[0, 0, 0] != 0).any(-1).all()
+
+
+def test_a_squeezed_frame_is_cut_as_if_it_were_171_by_128_whatever_its_shape() -> None:
+    """Pace's released code: 112 of 128 rows, 112 of 171 columns."""
+    for width, height in ((342, 256), (512, 256)):
+        boxes = boxes_of(replace(SPEC, squeeze=171 / 128), width, height)
+        assert (boxes[..., 3] == 224).all() and (boxes[..., 2] == int(width * 112 / 171) // 2 * 2).all()
+
+
+def test_one_flip_for_all_boxes_of_a_clip() -> None:
+    spec, ones = replace(SPEC, flip=0.5), np.ones(200, dtype=np.int64)
+    found = [
+        sample_params(
+            replace(spec, flip_scope=scope), np.arange(200), ones, 64 * ones, 48 * ones, seed=0, epoch=0
+        )
+        for scope in ("clip", "box")
+    ]
+    assert (found[0].flips[:, 0] == found[0].flips[:, 1]).all() and 0.4 < found[0].flips.mean() < 0.6
+    assert (found[1].flips[:, 0] != found[1].flips[:, 1]).any()
+    np.testing.assert_array_equal(found[0].boxes, found[1].boxes)
+
+
+def test_an_evaluation_may_crop_otherwise() -> None:
+    assert eval_view(replace(SPEC, crop=None, eval_crop=0.875)).crop == 0.875

@@ -57,8 +57,6 @@ def test_every_view_shows_its_pace_from_a_start_of_its_own(paces, length, seed) 
         assert frames == [n % length for n in taken(pace, start, 16)]
         if taken(pace, 0, 16)[-1] < length:
             assert frames == sorted(frames)  # it fits, so it does not wrap
-        else:
-            assert start == 0  # it loops over the video
 
 
 def test_views_have_starts_and_paces_of_their_own() -> None:
@@ -93,6 +91,32 @@ def test_wraps_do_not_tell_the_pace_unless_asked_for() -> None:
         assert released.frames[chosen][:, 0].max() > 115  # it starts anywhere
     steps = np.diff(released.frames, axis=-1) % 122
     assert (steps == (released.pace + 1)[..., None]).all()
+
+
+def test_clips_longer_than_their_video_start_anywhere() -> None:
+    """Section 3.1: two looping clips of one pace start differently, and no start is preferred."""
+    d = params(pace_spec(paces=(3, 4)), 40, 1000)
+    assert d.pace is not None and wrapped(d).all()
+    starts = d.frames[..., 0]
+    alike = d.pace[:, 0] == d.pace[:, 1]
+    assert (starts[alike][:, 0] != starts[alike][:, 1]).mean() > 0.9
+    for label in (0, 1):
+        places, counts = np.unique(starts[d.pace == label], return_counts=True)
+        assert places.tolist() == list(range(40)) and counts.max() < 3 * counts.mean()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 70), seeds)
+def test_the_released_loop_goes_on_at_the_first_frame(length: int, seed: int) -> None:
+    """loop_load of the released code, frame by frame."""
+    d = params(pace_spec(circular=True, loop="restart"), length, 3, seed=seed)
+    assert d.pace is not None
+    for frames, pace in zip(d.frames.reshape(-1, 16).tolist(), d.pace.ravel() + 1, strict=True):
+        start, step, expected = frames[0], 0, []
+        for _ in range(16):
+            expected.append(start + step * pace)
+            start, step = (0, 0) if start + (step + 1) * pace >= length else (start, step + 1)
+        assert frames == expected
 
 
 def test_starts_use_all_the_room_of_their_pace() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -475,6 +475,7 @@ def healthy() -> dict[str, bytes]:
     kept=st.one_of(st.just(1.0), st.floats(0, 1)),
     head_only=st.booleans(),
 )
+@example(name="vp9", flips=[(471412, 1)], kept=1.0, head_only=False)  # FFmpeg: cannot allocate memory
 def test_damaged_heads(
     healthy: dict[str, bytes], name: str, flips: list[tuple[int, int]], kept: float, head_only: bool
 ) -> None:

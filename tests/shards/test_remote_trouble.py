@@ -122,6 +122,24 @@ def test_a_body_without_end_is_cut_off(
     assert sum(sent) < 4 * 64 * 2**20  # what the sockets and the library hold, not all of it
 
 
+def test_an_answer_to_a_range_is_no_longer_than_the_range(
+    made: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.remote.PAUSE", 0.0)
+    remote = Dataset(f"{server.url}/small", cache_gb=0)
+    row = first_of(remote)
+    assert remote.read(row) == Dataset(made).read(row)
+    server.ranges = False  # from now on it answers with the whole file
+    with pytest.raises(
+        InputError, match=r"small-000000.tar: cannot be fetched, 4 times tried \(more than \d+ bytes"
+    ):
+        remote.read(row)
+    with pytest.raises(
+        InputError, match=r"--cache-gb 0: http.* answers no requests for a part of a file; give a cache"
+    ):
+        Dataset(f"{server.url}/small", cache_gb=0)
+
+
 def test_a_server_that_stalls_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shards.remote.SILENCE", 0.4)
     monkeypatch.setattr("shards.remote.PAUSE", 0.0)

@@ -46,7 +46,7 @@ def use(folder: Path) -> str:
     with watchdog():
         try:
             dataset = Dataset(folder)
-            for name in dataset._columns.names:
+            for name in dataset._table.names:
                 dataset.column(name)
             rows = dataset.select(split="train", min_frames=2)
             dataset.select(split="split:test", label_fraction=0.5)
@@ -239,7 +239,7 @@ def test_another_number_of_rows_in_the_footer(copied: Path) -> None:
         with watchdog():
             try:
                 dataset = Dataset(copied)
-                for name in dataset._columns.names:
+                for name in dataset._table.names:
                     dataset.column(name)
             except InputError as error:
                 line(error)

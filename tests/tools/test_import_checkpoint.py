@@ -10,15 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import objectives
+from models.resnet2d3d import ResNet2d3d
 from objectives.dpc import DPC, DPCConfig
 from objectives.imports import family
+from objectives.imports.files import write
+from objectives.memdpc import MemDPC, MemDPCConfig
+from pipelines.sampling import sample_params
 from shards import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -105,8 +110,8 @@ def in_process(name: str) -> ModuleType:
 importer, exporter = in_process("import_checkpoint"), in_process("export")
 
 
-def run_import(method: str, file: Path, out: Path) -> None:
-    importer.main(importer.Arguments(method, file, out))
+def run_import(method: str, file: Path, out: Path, **more: Any) -> None:
+    importer.main(importer.Arguments(method, file, out, **more))
 
 
 CASES = [("dpc", False, True), ("memdpc", True, False)]
@@ -116,7 +121,7 @@ CASES = [("dpc", False, True), ("memdpc", True, False)]
 def test_import_export_import_gives_identical_tensors(
     method: str, statistics: bool, old: bool, tmp_path: Path
 ) -> None:
-    state = released(method, statistics=statistics)
+    state = released(method, statistics=statistics, prefix="" if method == "memdpc" else "module.")
     file = save(tmp_path / "theirs.pth.tar", state, old=old)
     done = tool("import_checkpoint.py", method, file, "--out", tmp_path / "first")
     assert done.returncode == 0 and f"{len(state)} tensors, all placed" in done.stdout, done.stderr
@@ -151,6 +156,56 @@ def test_each_tensor_is_where_it_belongs(tmp_path: Path) -> None:
         "net": "resnet18",
         "iteration": 9,
     }
+
+
+class TheirGRU(nn.Module):
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        cell = nn.Module()
+        for gate in ("reset_gate", "update_gate", "out_gate"):
+            cell.add_module(gate, nn.Conv2d(inputs + hidden, hidden, 1))
+        self.ConvGRUCell_00 = cell
+        self.cell_list = nn.ModuleList([cell])
+
+
+class TheirMemDPC(nn.Module):
+    """The authors' MemDPC_BD by its modules' names: nothing in front of them, and mb a parameter."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.backbone = ResNet2d3d(18, width)  # ours has their names within
+        self.agg_f, self.agg_b = TheirGRU(D, D), TheirGRU(D, D)
+        self.network_pred = nn.Sequential(nn.Conv2d(D, D, 1), nn.ReLU(), nn.Conv2d(D, K, 1))
+        self.mb = nn.Parameter(torch.randn(K, D))
+
+
+def test_an_exported_memdpc_loads_completely_into_the_authors_network(tmp_path: Path) -> None:
+    objective = MemDPC(MemDPCConfig(width=1 / 16, size=64, memory_size=K))
+    write(tmp_path / "ours.pth.tar", family("memdpc").tensors(objective), wrapped=True)
+    state = torch.load(tmp_path / "ours.pth.tar", weights_only=True)["state_dict"]
+    theirs = TheirMemDPC(1 / 16)
+    theirs.load_state_dict(state, strict=True)
+    assert torch.equal(theirs.mb, objective.memory.slots)
+    backwards = objective.aggregators["backwards"].out_gate.weight
+    assert torch.equal(theirs.agg_b.cell_list[0].out_gate.weight, backwards)
+
+
+def test_an_imported_flow_network_is_fed_as_its_authors_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(128, v, u), normalised as for ImageNet: their images are read in the order blue, green, red."""
+    file = save(tmp_path / "file.pth.tar", released("memdpc", statistics=True, prefix=""))
+    run_import("memdpc", file, tmp_path / "out", modality="flow")
+    assert "(128, v, u)" in capsys.readouterr().out
+    spec = objectives.load(tmp_path / "out").downstream().spec
+    ones = np.ones(1, dtype=np.int64)
+    params = sample_params(spec, 0 * ones, 200 * ones, 256 * ones, 256 * ones, seed=0, epoch=0)
+    u, v = 10.0, 200.0
+    fed = params.colours[0, 0, 0] @ [u, v, 1]
+    expected = (np.array([127.5, v, u]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(fed, expected, rtol=1e-4)
+    with pytest.raises(InputError, match="--modality flow"):
+        run_import("dpc", file, tmp_path / "other", modality="flow")
 
 
 def test_no_running_statistics_means_the_batchs_own_and_is_said(

@@ -1,4 +1,4 @@
-"""A convolutional gated recurrent unit with 1×1 kernels: g of DPC and MemDPC (Han et al. 2019, section 3.4).
+"""What DPC and MemDPC predict with: a convolutional GRU, g (Han et al. 2019, section 3.4), and a memory (2020, section 3.1).
 
 Letters: B videos, N steps, D features, h w the feature map.
 """
@@ -48,3 +48,17 @@ class ConvGRU(nn.Module):
             state = self.step(x_BDhw, state)
             states.append(state)
         return torch.stack(states, 1)
+
+
+class CompressiveMemory(nn.Module):
+    """Of MemDPC (section 3.1, Eq. 3 and 4). slots: (k, D), drawn from N(0, 1) and learned; a prediction is a convex combination of them."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(size, dim))
+
+    def forward(self, logits_BKhw: Tensor) -> tuple[Tensor, Tensor]:
+        """φ(c) (B, k, h, w) → ẑ = pM (B, D, h, w), and the log-probabilities log p (B, k, h, w) over the slots."""
+        log_p_BKhw = logits_BKhw.log_softmax(1)
+        z_BDhw = torch.einsum("bkhw,kd->bdhw", log_p_BKhw.exp(), self.slots)
+        return z_BDhw, log_p_BKhw

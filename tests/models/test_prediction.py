@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.convgru import ConvGRU
+from models.prediction import ConvGRU
 
 
 def sigmoid(x: float) -> float:

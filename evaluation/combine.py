@@ -9,9 +9,10 @@ from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.arrays import check_numbers, read_arrays
-from evaluation.protocols import linear, retrieve
-from evaluation.result import load, save
-from evaluation.settings import Curve, Fuse, Linear, Retrieval
+from evaluation.recognition import finetune, linear
+from evaluation.results import load, save
+from evaluation.retrieval import retrieve
+from evaluation.settings import Curve, Finetune, Fuse, Linear, Retrieval, Supervised
 from shards import InputError
 from training.log import read_metrics
 
@@ -21,6 +22,7 @@ PREDICTIONS = {
     "split": "text M",
     "probabilities": "real S M C",
     "random?": "real R M C",
+    "group?": "whole M",
 }
 
 
@@ -40,16 +42,27 @@ def fuse(settings: Fuse) -> None:
     streams = [one["probabilities"].mean(0) for one in found]
     together = np.mean(streams, axis=0)
     given = results[0].get("baselines", {})
-    baselines = {name: given[name] for name in ("trivial", "most_frequent") if name in given}
+    kept = ("handmade", "size_length", "most_frequent")
+    baselines = {  # without the difference, which is to one stream
+        name: {"top1": given[name]["top1"]} if isinstance(given[name], dict) else given[name]
+        for name in kept
+        if name in given and (name == "most_frequent" or "top1" in given[name])
+    }
     names = sorted(set(first["split"].tolist()))
 
+    groups = first.get("group", np.arange(len(first["label"])))
+
+    def hits_of(p_MC: np.ndarray, k: int = 1) -> list[metrics.Hits]:
+        hit_M, of = metrics.hits(p_MC, first["label"], k), first["split"]
+        return [metrics.Hits(hit_M[of == name][None], groups[of == name]) for name in names]
+
     def scored(p_MC: np.ndarray, k: int) -> dict[str, Any]:
-        hit_M = metrics.hits(p_MC, first["label"], k)
-        return metrics.score([hit_M[first["split"] == name][None] for name in names]).as_dict()
+        return metrics.score(hits_of(p_MC, k)).as_dict()
 
     if all("random" in one for one in found):
         random = np.mean([one["random"].mean(0) for one in found], axis=0)
-        baselines["random"] = {"top1": scored(random, 1)}
+        delta = metrics.difference(hits_of(together), hits_of(random)).as_dict()
+        baselines["random"] = {"top1": scored(random, 1), "delta": delta}
     ks = {"top1": 1} | ({"top5": 5} if together.shape[1] > 5 else {})
     result = {
         "protocol": f"two streams, {results[0]['protocol']}",
@@ -90,23 +103,23 @@ def curve(settings: Curve) -> None:
             f"--checkpoint {run}: is no run with checkpoints (train.py --keep says how many stay)"
         )
     folder = settings.output or Path("runs/evaluation") / f"curve-{run.resolve().name}"
-    points, random = [], None
+    points: list[dict[str, Any]] = []
+    random: Any = None
     for path in kept:
-        flags = {name: getattr(settings, name) for name in Linear.__dataclass_fields__}
         baselines = settings.baselines and path == kept[-1]
-        flags |= {"checkpoint": str(path), "output": folder / path.name, "baselines": baselines}
-        if settings.protocol == "linear":
-            linear(Linear(**flags))
-            said = load(folder / path.name)
-            downstream, random = said["scores"]["top1"], said["baselines"].get("random", {}).get("top1")
-        else:
+        here: dict[str, Any] = {"checkpoint": str(path), "output": folder / path.name, "baselines": baselines}
+        flags: dict[str, Any] = {name: getattr(settings, name) for name in Linear.__dataclass_fields__} | here
+        if settings.protocol == "retrieval":
             retrieve(replace(Retrieval(str(path)), **flags))
-            said = load(folder / path.name)
-            downstream = said["recall"]["video"]["1"]
-            random = said["baselines"]["random"]["video"]["1"] if "random" in said["baselines"] else None
+        elif settings.protocol == "finetune":
+            flags |= {name: getattr(settings, name) for name in Supervised.__dataclass_fields__} | here
+            finetune(Finetune(**flags))
+        else:
+            linear(Linear(**flags))
+        last = load(folder / path.name)
+        downstream, random = _headline(last, random)
         step = int(path.name.removeprefix("step-"))
         points.append({"step": step, "downstream": downstream} | _pretraining(run, step))
-    last = load(folder / kept[-1].name)
     result = {name: last[name] for name in ("objective", "data", "splits", "evaluated", "settings")}
     result |= {
         "protocol": "curve",
@@ -115,12 +128,21 @@ def curve(settings: Curve) -> None:
         "model": run.resolve().name,
     }
     save(folder, result | {"points": points, "random": random})
-    lines = [
+    lines: list[str] = [
         f"step {p['step']:8}  {_said(p):26}  downstream {metrics.Score(**p['downstream'])} %" for p in points
     ]
     if random:
         lines.append(f"random weights {'':31}{metrics.Score(**random)} %")
     tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+
+
+def _headline(result: dict[str, Any], before: Any) -> tuple[dict[str, float], Any]:
+    """A result's score, and that of the same network with random weights where it has one."""
+    given = result.get("baselines", {})
+    random = given.get("random") or given.get("scratch")
+    if "recall" in result:
+        return result["recall"]["video"]["1"], random["video"]["1"] if random else before
+    return result["scores"]["top1"], random["top1"] if random else before
 
 
 def _pretraining(run: Path, step: int) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 import csv
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
 
 from shards import Dataset, InputError
 
@@ -32,12 +34,7 @@ class Labelled:
         self.labels: NDArray[np.int64] = dataset.column("label").astype(np.int64)
         if not len(dataset.classes) or (self.labels < 0).all():
             raise InputError(f"{dataset.path}: the videos have no labels; give a labelled data set")
-        names = (
-            _groups_of(dataset, *groups)
-            if groups
-            else [_SOURCE.sub("", key) for key in dataset.column("key")]
-        )
-        self.groups = np.unique(names, return_inverse=True)[1]
+        self.groups = _groups_of(dataset, *groups) if groups else source_groups(dataset)
 
     @property
     def classes(self) -> list[str]:
@@ -80,23 +77,22 @@ class Labelled:
         groups = np.unique(self.groups[rows])
         if not 2 <= folds <= len(groups):
             raise InputError(f"--folds {folds}: choose from 2 to the number of groups, {len(groups)}")
-        shuffled = np.random.Generator(np.random.Philox(key=0)).permutation(groups)
-        # every class in every fold: a group's class is that of most of its videos
-        classes = [np.bincount(self.labels[rows[self.groups[rows] == group]]).argmax() for group in shuffled]
-        shuffled = shuffled[np.argsort(classes, kind="stable")]
-        found = []
-        for number in range(folds):
-            tested = np.isin(self.groups[rows], shuffled[number::folds])
-            found.append(Split(f"fold{number + 1}", rows[~tested], rows[tested]))
-        return found
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a class with fewer groups than folds
+            parts = list(
+                StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(
+                    rows, self.labels[rows], self.groups[rows]
+                )
+            )
+        return [Split(f"fold{k}", rows[train], rows[test]) for k, (train, test) in enumerate(parts, 1)]
 
-    def held_out(self, rows: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-        """Which of the training rows validate: of every class about a fifth, whole groups, never all of a class."""
+    def held_out(self, rows: NDArray[np.int64], seed: int, share: float = HELD_OUT) -> NDArray[np.bool_]:
+        """Which of the training rows validate: about this share of every class, whole groups, never all of a class."""
         labels, groups = self.labels[rows], self.groups[rows]
         rng = np.random.Generator(np.random.Philox(key=seed))
         members = _members(groups)
         left = np.bincount(labels)
-        wanted = np.where(left > 1, np.maximum(1, np.round(HELD_OUT * left)), 0).astype(np.int64)
+        wanted = np.where(left > 1, np.maximum(1, np.round(share * left)), 0).astype(np.int64)
         held = np.zeros(len(rows), dtype=bool)
         for number in rng.permutation(len(np.unique(groups))):
             mine = members[number]
@@ -114,6 +110,11 @@ def _members(groups: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return np.split(order, np.unique(groups[order], return_index=True)[1][1:])
 
 
+def source_groups(dataset: Dataset) -> NDArray[np.int64]:
+    """(rows,) a number for each source video: of UCF101's keys without their clip number, else of each key."""
+    return np.unique([_SOURCE.sub("", key) for key in dataset.column("key")], return_inverse=True)[1]
+
+
 def with_fraction(split: Split, labelled: Labelled, fraction: float, seed: int) -> Split:
     """The split with that share of each class's training videos, at least one; a larger share contains a smaller."""
     rng = np.random.Generator(np.random.Philox(key=seed))
@@ -125,8 +126,8 @@ def with_fraction(split: Split, labelled: Labelled, fraction: float, seed: int) 
     return replace(split, train=np.sort(np.concatenate(kept)))
 
 
-def _groups_of(dataset: Dataset, file: Path, column: str) -> list[str]:
-    """A group's name for each row, from a CSV file whose first column is a video's file or key."""
+def _groups_of(dataset: Dataset, file: Path, column: str) -> NDArray[np.int64]:
+    """The number of each row's group, from a CSV file whose first column is a video's file or key."""
     try:
         with file.open(newline="", encoding="utf-8") as handle:
             lines = list(csv.DictReader(handle))
@@ -144,4 +145,4 @@ def _groups_of(dataset: Dataset, file: Path, column: str) -> list[str]:
         if name is None:
             raise InputError(f"--groups {file}: has no line for {source} (nor {key})")
         found.append(group[name])
-    return found
+    return np.unique(found, return_inverse=True)[1]

@@ -1,11 +1,15 @@
 """A result on disk: result.json, to be read by people and by the report, and predictions.npz, to be fused.
 
-result.json       protocol, checkpoint, data, counts, scores with their intervals, baselines, confusion
+result.json       protocol, checkpoint, data, counts, scores with their intervals, baselines, confusion, and by which
+                  command, commit and machine it was made
 predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C); random, the same of random weights
 """
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,12 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import metrics
-from evaluation.bench import Bench
-from evaluation.probe import Trained
-from evaluation.splits import Labelled, Split
+from evaluation.context import Context
+from evaluation.data import Labelled, Split
+from evaluation.metrics import Hits
+from objectives import checkpoint
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
+from training.autotune import machine
+from training.state import ROWS, read_rows
+
+BASELINES = {
+    "random": "random weights",
+    "scratch": "from scratch",
+    "handmade": "hand-made features",
+    "size_length": "size and length",
+}
 
 _SCORE = AllOf(
     {"value": number(), "low": number(), "high": number()},
@@ -56,7 +70,7 @@ _RESULT = {
     "scores?": AllOf(_SOME, {"confusion?": _SQUARE}),
     "confusion?": _SQUARE,
     "recall?": {"video": _SOME},
-    "baselines?": {"random?": dict, "trivial?": dict},
+    "baselines?": {f"{name}?": dict for name in BASELINES},
     "curves?": AllOf({"model": _CURVE}, Each(TEXT, _CURVE)),
     "points?": AllOf(
         Is("a list that is not empty", bool),
@@ -65,6 +79,15 @@ _RESULT = {
     "random?": _SCORE,
     "nearest?": Each(str, [str]),
 }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """probabilities: (M, C) of the tested videos in the order of rows (M,). chosen: what the validation part chose."""
+
+    rows: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+    chosen: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,39 +104,69 @@ class Outcome:
         return cls(split, runs[0].rows, np.stack([r.probabilities for r in runs]), [r.chosen for r in runs])
 
 
-def scores(outcomes: list[Outcome], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """top1, top5 where there are more than five classes, class_mean, and the confusion over all splits and seeds."""
+def hits_of(
+    outcomes: list[Outcome], labels: NDArray[np.int64], groups: NDArray[np.int64], k: int = 1
+) -> list[Hits]:
+    """Which test videos of each split are right, by every seed."""
+    return [
+        Hits(np.stack([metrics.hits(p, labels[o.rows], k) for p in o.probabilities]), groups[o.rows])
+        for o in outcomes
+    ]
+
+
+def scores(
+    outcomes: list[Outcome],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    ours: list[Outcome] | None = None,
+) -> dict[str, Any]:
+    """top1, top5 where there are more than five classes, class_mean, and the confusion over all splits and seeds.
+
+    ours: outcomes of the model under test, where `outcomes` are a baseline's; delta is then ours − theirs of top1.
+    """
     C = outcomes[0].probabilities.shape[2]
     top = {"top1": 1} | ({"top5": 5} if C > 5 else {})
-    found: dict[str, Any] = {}
-    for name, k in top.items():
-        by_split = [np.stack([metrics.hits(p, labels[o.rows], k) for p in o.probabilities]) for o in outcomes]
-        found[name] = metrics.score(by_split).as_dict()
+    by_k = {name: hits_of(outcomes, labels, groups, k) for name, k in top.items()}
+    found: dict[str, Any] = {name: metrics.score(hits).as_dict() for name, hits in by_k.items()}
+    if ours:
+        found["delta"] = metrics.difference(hits_of(ours, labels, groups), by_k["top1"]).as_dict()
     counts = sum(metrics.confusion(p, labels[o.rows]) for o in outcomes for p in o.probabilities)
     assert isinstance(counts, np.ndarray)
-    by_split_top1 = {
-        o.split.name: float(np.mean([metrics.hits(p, labels[o.rows]).mean() for p in o.probabilities]))
-        for o in outcomes
-    }
     return found | {
         "class_mean": metrics.class_mean(counts),
-        "by_split": by_split_top1,
+        "by_split": {
+            o.split.name: float(one.values.mean()) for o, one in zip(outcomes, by_k["top1"], strict=True)
+        },
         "confusion": counts.tolist(),
         "chosen": [o.chosen for o in outcomes],
     }
 
 
+def most_frequent(splits: list[Split], labelled: Labelled, truth: NDArray[np.int64]) -> float:
+    """Accuracy of always naming the training part's most frequent class."""
+    return float(np.mean([metrics.expected_chance(labelled.labels[s.train], truth[s.test]) for s in splits]))
+
+
+def truth_labels(permute: bool, labelled: Labelled, splits: list[Split]) -> NDArray[np.int64]:
+    """The labels; permute: those of each test part shuffled, so that what was learnt scores at chance."""
+    labels = labelled.labels.copy()
+    for place, split in enumerate(splits if permute else []):
+        rng = np.random.Generator(np.random.Philox(key=place))
+        labels[split.test] = rng.permutation(labels[split.test])
+    return labels
+
+
 def describe(
-    bench: Bench, protocol: str, splits: list[Split], evaluated: int, failed: dict[str, str]
+    context: Context, protocol: str, splits: list[Split], evaluated: int, failed: dict[str, str]
 ) -> dict[str, Any]:
     """What every result says of itself. evaluated: videos that were tested, over all splits."""
-    dataset, model = bench.dataset, bench.model
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(bench.settings).items()}
-    down = bench.downstream
+    dataset, model = context.dataset, context.model
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(context.settings).items()}
+    down = context.downstream
     windows = {"train": asdict(down.train), "test": asdict(down.test), "span": down.spec.span}
     return {
         "protocol": protocol,
-        "checkpoint": bench.settings.checkpoint,
+        "checkpoint": context.settings.checkpoint,
         "objective": model.objective.name,
         "model": model.name,
         "origin": model.origin,
@@ -124,28 +177,70 @@ def describe(
         "evaluated": {"videos": evaluated, "of": sum(len(s.test) for s in splits), "unreadable": failed},
         "windows": windows | {"average": down.average},
         "settings": settings,
-        "date": time.strftime("%Y-%m-%d"),
+        "seen_in_pretraining": seen_in_pretraining(context, splits),
+        "made": {
+            "date": time.strftime("%Y-%m-%d"),
+            "command": shlex.join(sys.argv),
+            "commit": _commit(),
+            "machine": machine(),
+        },
     }
 
 
+def seen_in_pretraining(context: Context, splits: list[Split]) -> int:
+    """How many test videos the checkpoint was pretrained on; the user is warned of them."""
+    folder, dataset = context.model.folder, context.dataset
+    if folder is None or not (folder / ROWS).is_file():
+        return 0
+    name, _, digest = str(checkpoint.read_config(folder)["settings"].get("data", "")).rpartition(" ")
+    if name != dataset.name and not (digest and dataset.fingerprint.startswith(digest)):
+        return 0
+    keys = set(read_rows(folder))
+    tested = dataset.keys(np.unique(np.concatenate([split.test for split in splits])))
+    found = sum(key in keys for key in tested)
+    if found and context.main:
+        print(
+            f"warning: {found} of {len(tested)} test videos were seen in pretraining (without labels): pretrain on the "
+            "training split alone, train.py --split train",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _commit() -> str:
+    """The checkout's commit, with "+" where files differ from it; "" where it is none."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def save(folder: Path, result: dict[str, Any]) -> None:
-    with atomic_write(folder / "result.json") as aside:
-        aside.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_predictions(
-    folder: Path, outcomes: list[Outcome], bench: Bench, labelled: Labelled, random: list[Outcome] | None
+    folder: Path, outcomes: list[Outcome], context: Context, labelled: Labelled, random: list[Outcome] | None
 ) -> None:
     rows = np.concatenate([o.rows for o in outcomes])
     of = {"probabilities": outcomes} | ({"random": random} if random else {})
     found: dict[str, Any] = {
         name: np.concatenate([o.probabilities for o in some], axis=1) for name, some in of.items()
     }
-    with atomic_write(folder / "predictions.npz") as aside, aside.open("wb") as handle:
+    with atomic_write(folder / "predictions.npz") as temporary, temporary.open("wb") as handle:
         np.savez_compressed(
             handle,
-            key=np.array(bench.dataset.keys(rows)),
+            key=np.array(context.dataset.keys(rows)),
             label=labelled.labels[rows],
+            group=labelled.groups[rows],
             split=np.concatenate([[o.split.name] * len(o.rows) for o in outcomes]),
             **found,
         )
@@ -163,18 +258,20 @@ def load(folder: Path) -> dict[str, Any]:
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
     """The shape of the score that a table shows of a result, and of the baselines beside it: they say the same."""
     given = result.get("baselines", {})
+    beside: dict[str, dict[str, Any]] = {f"{name}?": {"delta?": _SCORE} for name in BASELINES}
     if "recall" in result:
         k = next(iter(result["recall"]["video"]))
         per = {"video": {k: _SCORE}}
-        return {"recall": per, "baselines": {"chance": {k: number()}, "random?": per, "trivial?": per}}
+        shapes = {name: shape | per for name, shape in beside.items()}
+        return {"recall": per, "baselines": {"chance": {k: number()}} | shapes}
     if "scores" in result:
         name = next(iter(result["scores"]))
         score = {name: _SCORE}
-        beside = {
-            f"{one}?": {"scores": score} if "scores" in (given.get(one) or {}) else score
-            for one in ("random", "trivial")
+        shapes = {
+            one: shape | ({"scores": score} if "scores" in (given.get(one[:-1]) or {}) else score)
+            for one, shape in beside.items()
         }
-        return {"scores": score, "baselines?": beside | {"most_frequent?": number()}}
+        return {"scores": score, "baselines?": shapes | {"most_frequent?": number()}}
     return {}
 
 
@@ -190,7 +287,7 @@ def results_below(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
-def counted(bench: Bench, splits: list[Split], evaluated: int, failed: dict[str, str]) -> str:
+def coverage(context: Context, splits: list[Split], evaluated: int, failed: dict[str, str]) -> str:
     """A line to print: how many videos were tested of how many, and which could not be read."""
     of = sum(len(split.test) for split in splits)
     line = f"{evaluated} of {of} test videos evaluated"

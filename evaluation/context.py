@@ -12,10 +12,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from numpy.typing import NDArray
 
-from evaluation.features import Features, Machine, extract
+from evaluation.data import Labelled, Split
+from evaluation.features import Compute, Features, extract
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Settings
-from evaluation.splits import Labelled, Split
 from objectives.downstream import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout
@@ -24,18 +24,18 @@ from training.speed import cores, decode_processes, share
 
 
 @dataclass(frozen=True)
-class Bench:
+class Context:
     """settings, and what they name, opened. downstream: the method's protocol with the user's changes."""
 
     settings: Settings
     model: Model
     dataset: Dataset
-    machine: Machine
+    compute: Compute
     downstream: Downstream
 
     @property
     def main(self) -> bool:
-        return bool(self.machine.accelerator.is_main_process)
+        return bool(self.compute.accelerator.is_main_process)
 
     def labelled(self) -> tuple[Labelled, list[Split]]:
         labelled = Labelled(self.dataset, self.settings.grouped)
@@ -43,37 +43,36 @@ class Bench:
 
     def features(self, splits: list[Split]) -> tuple[Features, Features]:
         """Of all training and of all test videos."""
-        trained, tested = (_union([getattr(split, part) for split in splits]) for part in ("train", "test"))
+        trained, tested = (union([getattr(split, part) for split in splits]) for part in ("train", "test"))
         down = self.downstream
         if down.train == down.test:
-            both = self.extract(_union([trained, tested]), down.test)
+            both = self.extract(union([trained, tested]), down.test)
             return both.of(trained), both.of(tested)
         return self.extract(trained, down.train), self.extract(tested, down.test)
 
     def extract(self, rows: NDArray[np.int64], layout: EvalLayout) -> Features:
-        windows = EvalClips.of(self.dataset, rows, self.downstream.spec, layout)
+        clips = EvalClips.of(self.dataset, rows, self.downstream.spec, layout)
         found = extract(
-            self.model, self.dataset, windows, self.downstream.spec, self.machine, self.settings.layer
+            self.model, self.dataset, clips, self.downstream.spec, self.compute, self.settings.layer
         )
         return found.by_video() if self.downstream.average == "features" else found
 
-    def random(self) -> "Bench | None":
+    def random(self, draw: int = 0) -> "Context | None":
         """The same with fresh weights in the same network; None where no baselines are wanted, or these are tested
         anyway."""
         spec = self.settings.checkpoint
         if not self.settings.baselines or spec.startswith(RANDOM):
             return None
-        model = open_model(f"{RANDOM}{spec}", small=_small(self.settings), seed=self.settings.seed + 1)
+        return self.with_random(draw)
+
+    def with_random(self, draw: int = 0) -> "Context":
+        seed = self.settings.seed + 1 + draw
+        what = self.settings.checkpoint.removeprefix(RANDOM)
+        model = open_model(f"{RANDOM}{what}", small=_small(self.settings), seed=seed)
         return replace(self, model=model)
 
-    def trivial(self, rows: NDArray[np.int64]) -> Features:
-        """What needs no network: a video's width, height, number of frames and frame rate."""
-        names = ("width", "height", "num_frames", "fps")
-        x = np.stack([self.dataset.column(name)[rows].astype(np.float32) for name in names], axis=1)
-        return Features(x, rows, np.zeros_like(rows), {})
 
-
-def _union(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+def union(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.unique(np.concatenate(rows))
 
 
@@ -81,21 +80,21 @@ def _small(settings: Settings) -> bool:
     return settings.small or (settings.data is None and not torch.cuda.is_available())
 
 
-def open_bench(settings: Settings) -> Bench:
+def open_context(settings: Settings) -> Context:
     """Raises InputError for what cannot be had."""
     state = PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
         dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
     name = choose_backend(settings.device, dataset, share(cores()))
-    machine = Machine(
+    compute = Compute(
         Accelerator(mixed_precision=settings.mixed_precision),
         BackendSettings(name, threads=settings.threads, processes=decode_processes(name, settings.threads)),
         settings.threads,
         settings.batch_size,
         settings.cache,
     )
-    return Bench(settings, model, dataset, machine, _downstream(model, settings))
+    return Context(settings, model, dataset, compute, _downstream(model, settings))
 
 
 def _downstream(model: Model, settings: Settings) -> Downstream:
