@@ -18,7 +18,7 @@ from shards import Dataset, InputError
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding
-from shards.video.read import Rejected
+from shards.video.read import Rejected, Unread
 from shards.video.transcode import transcode
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def _as_dataset(objective: "Objective", videos: list[Path], folder: Path, thread
             clip = transcode(videos[number], encoding, folder)
         except Rejected as rejected:
             raise InputError(f"{videos[number]}: {rejected.detail}; leave it out") from rejected
+        except Unread as error:
+            raise InputError(f"{videos[number]}: {error.strerror}; name a file that can be read") from error
         names = ("num_frames", "fps", "width", "height")
         facts = {name: getattr(clip, name) for name in names} | {"source": str(videos[number])}
         return Sample(f"{number:06d}", clip.data, facts)
