@@ -16,7 +16,17 @@ import pytest
 from shards import demo
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("shards", "pipelines", "models", "objectives", "training", "evaluation", "tools", "tests")
+PACKAGES = (
+    "benchmarks",
+    "shards",
+    "pipelines",
+    "models",
+    "objectives",
+    "training",
+    "evaluation",
+    "tools",
+    "tests",
+)
 FILES = ("train.py", "evaluate.py", "pyproject.toml")
 
 
