@@ -12,7 +12,6 @@ from shards.build.pool import Crashed, in_order
 from shards.build.process_video import Reject, Task, process_video
 from shards.build.run import Limits
 from shards.tar import size_of
-from shards.video.transcode import Clip
 
 TRIED = 8
 
@@ -50,7 +49,9 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
     sizes = [source.size for source in sources]
     tried = max(TRIED, 2 * limits.workers)
     with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
-        tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in sources[:tried]]
+        tasks = [
+            Task(source.path, job.processing, Path(scratch), source.member) for source in sources[:tried]
+        ]
         results = in_order(_timed, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
         with closing(results):
             outcomes = list(results)

@@ -1,7 +1,6 @@
 """--in-place: tars that others made become a data set where they lie; only table, index and description are written."""
 
 import hashlib
-import io
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ class Unsuited:
 
 
 def index_in_place(
-    found: Found, encoding: Encoding, limits: Limits = Limits(), progress: Progress | None = None
+    found: Found, encoding: Encoding, limits: Limits | None = None, progress: Progress | None = None
 ) -> Summary:
     """Make the folder of WebDataset tars a data set; the tars stay as they are.
 
@@ -53,6 +52,7 @@ def index_in_place(
     `encoding.fps`, where given), a short side and GOPs that are no longer than those of `encoding`, not turned, and every
     frame of it decodes. Raises InputError, and writes nothing, when one of them does not: the line names the row and why.
     """
+    limits = limits or Limits()
     if found.layout != "webdataset":
         raise InputError(f"--in-place: the videos lie in files ({found.layout}), not in tars; leave it out")
     folder = _folder(found)
@@ -67,7 +67,9 @@ def index_in_place(
             raise InputError(f"--in-place: {tar} {contents[tar].problem}; fetch it again, or {MAKE_ANEW}")
     rows: dict[Path, list[dict[str, Any]]] = {tar: [] for tar in contents}
     label_of = {name: label for label, name in enumerate(found.classes)}
-    with closing(in_order(_look, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)) as results:
+    with closing(
+        in_order(_look, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+    ) as results:
         for number, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
             source, key = task.source, task.member.key
             members = contents[source.path].samples.get(key, {})
@@ -86,7 +88,11 @@ def index_in_place(
 
 
 def _publish(
-    folder: Path, found: Found, encoding: Encoding, rows: dict[Path, list[dict[str, Any]]], contents: dict[Path, Any]
+    folder: Path,
+    found: Found,
+    encoding: Encoding,
+    rows: dict[Path, list[dict[str, Any]]],
+    contents: dict[Path, Any],
 ) -> Summary:
     shards = []
     for tar, some in rows.items():
@@ -97,7 +103,11 @@ def _publish(
     rejected = [
         {"source": name, "reason": "unreadable", "detail": why} for name, why in found.unreadable.items()
     ]
-    settings: dict[str, Any] = {"codec": encoding.codec, "short_side": encoding.short_side, "gop": encoding.gop}
+    settings: dict[str, Any] = {
+        "codec": encoding.codec,
+        "short_side": encoding.short_side,
+        "gop": encoding.gop,
+    }
     settings |= {"fps": encoding.fps, "layout": found.layout, "in_place": True}
     info = publish(folder, found.classes, shards, settings, rejected, name=folder.resolve().name)
     return Summary(info["rows"], sum(one["size"] for one in shards), info["rejected"])
@@ -106,9 +116,13 @@ def _publish(
 def _folder(found: Found) -> Path:
     folders = sorted({source.path.parent for source in found.sources})
     if len(folders) > 1:
-        raise InputError(f"--in-place: the tars lie in {len(folders)} folders, such as {folders[1]}; give one of them")
+        raise InputError(
+            f"--in-place: the tars lie in {len(folders)} folders, such as {folders[1]}; give one of them"
+        )
     if (folders[0] / DESCRIPTION).exists():
-        raise InputError(f"--in-place: {folders[0]} has a {DESCRIPTION} already; train on it, or remove that file")
+        raise InputError(
+            f"--in-place: {folders[0]} has a {DESCRIPTION} already; train on it, or remove that file"
+        )
     if odd := [source.path.name for source in found.sources if not is_tar(source.path.name)]:
         raise InputError(f"--in-place: {odd[0]!r} is no name for a tar of a data set; rename it")
     return folders[0]

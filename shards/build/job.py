@@ -214,9 +214,7 @@ def _flag(name: str) -> str:
 
 def _digest(sources: list[Source]) -> str:
     """Names, sizes and annotations: enough to notice other videos without reading them all again."""
-    facts = [
-        (one.relative, one.size, one.label_name, one.split, one.columns) for one in sources
-    ]
+    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
     return hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
 
 

@@ -25,7 +25,9 @@ def merge(out: Path, parts: Sequence[Path] = ()) -> Summary:
     others = [part for part in parts if part.resolve() != out.resolve()]
     if (out / DESCRIPTION).is_file():
         if full := [part for part in others if any(part.glob("*.tar"))]:
-            raise InputError(f"{full[0]}: holds shards, but {out} is complete without them; give the set that they belong to")
+            raise InputError(
+                f"{full[0]}: holds shards, but {out} is complete without them; give the set that they belong to"
+            )
         for part in others:
             _remove(part)
         return summary_of(target)

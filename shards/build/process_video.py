@@ -18,7 +18,6 @@ from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread
 from shards.video.remux import copy
 from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
-
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
 
 

@@ -98,7 +98,9 @@ def test_make_shards(
         there = files(out) if out.exists() else {}
         # notes that could not be removed are removed by the next call
         there = {name: data for name, data in there.items() if again or not name.startswith(".unfinished")}
-        assert there == expected if complete else there.items() <= expected.items(), k  # what has its name is whole
+        assert there == expected if complete else there.items() <= expected.items(), (
+            k
+        )  # what has its name is whole
 
     count = every_failure(command, begin, check, 1, monkeypatch, capfd)
     print(f"make_shards: {count} operations, each made to fail")
