@@ -203,7 +203,7 @@ def test_bf16_autocast_gives_nearly_the_same_loss() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = objective({"views": views}).loss
     assert half.dtype == torch.float32
-    assert float(half) == pytest.approx(float(full), rel=0.05)
+    assert float(half) == pytest.approx(float(full), rel=0.1)
 
 
 @torch.no_grad()
