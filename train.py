@@ -25,10 +25,12 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 import objectives
+import pipelines
 from evaluation.knn import Knn
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse, small_changes
+from objectives.origin import metadata
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
@@ -91,7 +93,9 @@ def start(settings: Settings) -> Accelerator:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
-    logging.getLogger("pipelines").setLevel(logging.WARNING)  # each process meets bad videos of its own
+    logging.getLogger(pipelines.__name__).setLevel(
+        logging.WARNING
+    )  # each process meets bad videos of its own
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -162,7 +166,7 @@ def export(run: Run, trainer: Trainer) -> None:
     path = run.output / "encoder.safetensors"
     try:
         with atomic_write(path) as temporary:
-            checkpoint.save_weights(temporary, objective.encoder)
+            checkpoint.save_weights(temporary, objective.encoder, metadata(state.objective, trainer.step))
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path}: cannot be written ({error}); the checkpoints are whole: make room, and --resume writes it"

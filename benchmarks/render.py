@@ -5,7 +5,6 @@ benchmarks/render.py OUT [--b-frames 0] [--width 340] …
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -64,8 +63,7 @@ def ensure() -> Path:
 
 def render_in_a_process(out: Path, *flags: str) -> None:
     """The pool's processes import the main module of the one that starts them: let it be this small one."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, __file__, str(out), *flags], check=True, env=environment)
+    subprocess.run([sys.executable, __file__, str(out), *flags], check=True)
 
 
 def _video(task: tuple[int, int, Encoding, int]) -> Sample:

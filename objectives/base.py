@@ -6,15 +6,19 @@ An objective is one file of this package with one subclass of Objective. Nothing
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import backbones
 from objectives.downstream import Downstream, FineTuning
+from objectives.videos import embed_videos
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
 
@@ -153,6 +157,10 @@ class Objective(nn.Module, ABC):
         """Map windows of downstream's spec (B, V, C, T, H, W) to a feature each, (B, D): by default their views' mean."""
         return self.embed(views).mean(1)
 
+    def embed_videos(self, videos: Sequence[str | Path], **options: Any) -> NDArray[np.float32]:
+        """Features (N, D) of video files, one a video; see objectives.videos.embed_videos."""
+        return embed_videos(self, videos, **options)
+
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
         """The paper's optimiser over this module's parameters, at its full learning rate."""
@@ -176,9 +184,9 @@ def available() -> dict[str, type[Objective]]:
 
     Raises InputError, naming the class, where one does not keep the contract.
     """
-    package = importlib.import_module("objectives")
+    package = importlib.import_module(__package__)
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"objectives.{module.name}")
+        importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Objective]] = {}
     for cls in sorted(_named(Objective), key=lambda cls: cls.name):  # type: ignore[type-abstract]
         _check_contract(cls)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from objectives.base import Objective, get
@@ -163,9 +164,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     return dict(read_json(directory / CONFIG, _CONTENT, "give a checkpoint or a run of train.py"))
 
 
-def save_weights(path: Path, module: torch.nn.Module) -> None:
-    """Weights and buffers, in the default memory format (safetensors knows no other)."""
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
+def save_weights(path: Path, module: torch.nn.Module, facts: dict[str, str] | None = None) -> None:
+    """Weights and buffers, in the default memory format (safetensors knows no other). facts: the file's metadata."""
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path, facts)
 
 
 def load_weights(path: Path, module: torch.nn.Module) -> None:
@@ -205,15 +206,31 @@ def _is_not(path: Path, what: str, error: Exception) -> InputError:
     return InputError(f"{path} does not hold {what}: {one_line_of(said)}")
 
 
+def resolve(directory: Path) -> Path:
+    """The checkpoint that a checkpoint directory is, or a run's newest. Raises InputError where there is none."""
+    found = directory if (directory / WEIGHTS).exists() else newest(directory)
+    if found is None:
+        raise InputError(f"{directory}: neither a checkpoint (no {WEIGHTS}) nor a run that has one")
+    return found
+
+
+def step_of(directory: Path) -> int | None:
+    """The step that a checkpoint was written at, as its weights say; None where they do not."""
+    path = resolve(directory) / WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            step = (file.metadata() or {}).get("step", "")
+    except (OSError, SafetensorError) as error:
+        raise _is_not(path, _OURS, error) from error
+    return int(step) if step.isdecimal() else None
+
+
 def load(directory: str | Path) -> Objective:
     """Rebuild an objective, with its weights, from a checkpoint directory, or from a run's newest checkpoint.
 
     Where the run kept an average of the weights (--ema), it has that. Returns it in evaluation mode on the CPU. Raises InputError if the directory is not one or does not fit.
     """
-    directory = Path(directory)
-    checkpoint = directory if (directory / WEIGHTS).exists() else newest(directory)
-    if checkpoint is None:
-        raise InputError(f"{directory}: neither a checkpoint (no {WEIGHTS}) nor a run that has one")
+    checkpoint = resolve(Path(directory))
     average = checkpoint / AVERAGE
     path = average if average.exists() else checkpoint / WEIGHTS
     cls, config = _described(checkpoint)

@@ -135,9 +135,9 @@ class Worker:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        root = str(Path(__file__).parents[1])
+        root = str(Path(__file__).parents[__name__.count(".")])
         paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        code = f"from pipelines.workers import serve; serve({theirs.fileno()})"
+        code = f"from {__name__} import serve; serve({theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],

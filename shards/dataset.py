@@ -246,6 +246,21 @@ class Dataset:
                     raise OSError(error.errno, said, str(place)) from error
                 time.sleep(pause)
 
+    def webdataset(self, rows: Sequence[int] | np.ndarray | None = None, **options: Any) -> Any:
+        """webdataset's own reader of the tars (webdataset.WebDataset): dicts of __key__, mp4, json, cls, bytes each.
+
+        rows: only the samples of these, by default of all that are not in quarantine. options: WebDataset's, such as
+        shardshuffle, nodesplitter. Raises InputError where webdataset is not installed.
+        """
+        try:
+            from webdataset import WebDataset
+        except ImportError:
+            raise InputError("webdataset is not installed; pip install webdataset") from None
+        keys = frozenset(self.keys(self.select() if rows is None else rows))
+        tars = [f"{self.source.rstrip('/')}/{shard}" for shard in self.shards]
+        options = {"shardshuffle": False} | options
+        return WebDataset(tars, **options).select(lambda sample: sample["__key__"] in keys)
+
     def quarantine(self, row: int, reason: str) -> None:
         """Note in quarantine.jsonl that a row cannot be used; new selections leave it out.
 

@@ -287,7 +287,7 @@ class RemoteShards:
                 options["client_kwargs"] = {"timeout": silence}
             files, base = importlib.import_module("fsspec.core").url_to_fs(url, **options)
         except ImportError as error:
-            fix = 'pip install "slipstream[remote]"'
+            fix = "pip install fsspec aiohttp s3fs (for gs:// gcsfs)"
             raise InputError(f"--data {self.place}: {self._line(error)}; {fix}") from None
         except ValueError as error:
             fix = "give a folder, s3://, gs:// or https://"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import objectives
@@ -73,6 +74,15 @@ def test_a_run_leaves_what_it_promises(whole):
     for name, value in objective.encoder.state_dict().items():
         assert torch.equal(value, encoder[name]), name
     assert json.loads((whole / "config.json").read_text())["config"]["width"] == 0.03
+    for file in (whole / "encoder.safetensors", last / "model.safetensors"):
+        with safe_open(file, "pt") as weights:
+            facts = weights.metadata()
+        assert (facts["method"], facts["step"]) == ("vdim", "4") and json.loads(facts["config"])[
+            "width"
+        ] == 0.03
+        assert facts["input"].startswith("RGB, 0–1, minus") and facts["clip"].startswith(
+            "views (B, V, C, T, H, W) float32"
+        )
 
 
 def test_bad_input_ends_in_one_line(data, tmp_path):

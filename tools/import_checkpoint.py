@@ -24,6 +24,7 @@ from objectives import checkpoint
 from objectives.blocks import with_running_statistics
 from objectives.imports import family, listed
 from objectives.imports.files import read
+from objectives.origin import metadata
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from shards import Dataset, InputError, one_line
@@ -84,7 +85,7 @@ def main(arguments: Arguments) -> None:
     try:
         aside = checkpoint.begin(arguments.out)
         checkpoint.save_config(aside, objective, origin)
-        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective)
+        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective))
         checkpoint.commit(aside, arguments.out)
     except OSError as error:
         raise InputError(f"--out {arguments.out}: {error.strerror}; choose another folder") from error

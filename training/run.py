@@ -1,6 +1,7 @@
 """A run before its first step: its folder, its data, and what must not change when it is resumed."""
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from training.command import numbered_runs
 from training.processes import on_main
 from training.settings import Settings
 from training.state import read_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,20 +145,31 @@ def shortest(settings: Settings, config: Any) -> int:
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:
-    """Give a new objective the weights of a run or checkpoint; raises InputError where it is of another kind."""
+    """Give a new objective the weights of a run or checkpoint: all of one of the same method, the encoder's of another's.
+
+    Raises InputError where their tensors are not the same in name and size.
+    """
     earlier = objectives.load(directory)
-    if earlier.name != objective.name:
-        raise InputError(f"--init-from {directory}: is of {earlier.name}, not of {objective.name}")
-    ours, theirs = objective.state_dict(), earlier.state_dict()
+    whole = earlier.name == objective.name
+    to, of = (objective, earlier) if whole else (objective.encoder, earlier.encoder)
+    ours, theirs = to.state_dict(), of.state_dict()
     if wrong := [
         key
         for key in ours | theirs
         if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
     ]:
         raise InputError(
-            f"--init-from {directory}: its network is another ({len(wrong)} tensors, {wrong[0]} first): give its flags"
+            f"--init-from {directory}: the {earlier.name} there has another {'network' if whole else 'encoder'} "
+            f"({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
-    objective.load_state_dict(theirs)
+    to.load_state_dict(theirs)
+    if not whole:
+        log.warning(
+            "--init-from %s: the encoder of %s; the rest of %s starts anew",
+            directory,
+            earlier.name,
+            objective.name,
+        )
 
 
 def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> str:

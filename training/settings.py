@@ -43,7 +43,8 @@ class Settings:
     seed: int = 0
     """Of the weights and of all random choices."""
     init_from: Path | None = None
-    """Start from the weights of this run or checkpoint of the same method, such as an earlier stage of a curriculum."""
+    """Start from the weights of this run or checkpoint, such as an earlier stage of a curriculum; of another method's,
+    from those of its encoder."""
     resume: str | None = None
     """Go on with this run's folder, from its newest checkpoint and with its own flags. Without a value, with that of
     --output, where one is begun if there is none yet, or with the newest run of this objective. Flags given besides count

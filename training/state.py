@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from objectives import Objective, checkpoint
+from objectives.origin import metadata
 from shards import InputError
 from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
@@ -70,9 +71,10 @@ class State:
             aside = checkpoint.begin(path)
             try:
                 checkpoint.save_config(aside, self.objective, settings)
-                checkpoint.save_weights(aside / checkpoint.WEIGHTS, self.objective)
+                facts = metadata(self.objective, progress["step"])
+                checkpoint.save_weights(aside / checkpoint.WEIGHTS, self.objective, facts)
                 if self.average:
-                    checkpoint.save_weights(aside / checkpoint.AVERAGE, self.average)
+                    checkpoint.save_weights(aside / checkpoint.AVERAGE, self.average, facts)
                 rest = {
                     "optimizer": save_optimizer(aside / OPTIMIZER, self.optimizer),
                     "scaler": self.scaler.state_dict() if self.scaler else None,

@@ -8,6 +8,7 @@ A further backend is a class and its line in BACKENDS.
 """
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -207,6 +208,13 @@ def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None 
         return name
     if not cuda:
         raise InputError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+    if not _has_dali():
+        if name == "auto":
+            return "cpu"
+        raise InputError(
+            f"--device {name}: DALI is not installed; pip install nvidia-dali-cuda130 (with CUDA 12 nvidia-dali-cuda120), "
+            "or use --device cpu"
+        )
     objection = _nvdec_objection(dataset)
     if name == "gpu" and objection:
         raise InputError(f"--device gpu: {objection}; or decode on the CPU with --device hybrid")
@@ -249,6 +257,13 @@ def _nvdec_objection(dataset: Dataset | None) -> str:
     if side < NVDEC_LEAST[codec]:
         return f"NVDEC decodes {codec} from {NVDEC_LEAST[codec]} pixels a side on, and there are videos of {side}"
     return ""
+
+
+def _has_dali() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        return False
 
 
 def _has_nvdec() -> bool:

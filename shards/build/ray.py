@@ -1,4 +1,4 @@
-"""--ray: the same shards made by a Ray cluster whose machines share the disks. Ray is an extra: slipstream[ray]."""
+"""--ray: the same shards made by a Ray cluster whose machines share the disks. Ray is an extra."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress |
     try:
         import ray
     except ImportError:
-        raise InputError(f'--ray {address}: Ray is not installed; pip install "slipstream[ray]"') from None
+        raise InputError(f"--ray {address}: Ray is not installed; pip install ray") from None
     summary = already_made(job)
     if summary is not None:
         return summary

@@ -100,9 +100,9 @@ def ensure(cache: Path | None = None) -> Path:
 def _render_in_a_process(out: Path) -> None:
     # worker processes import the main module of the process that starts them; a training script's would
     # load torch in each, or, without a __main__ guard, train
-    package = Path(__file__).parents[2]
-    paths = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    code = "import sys; from pathlib import Path; from shards.demo import render_shown as r; r(Path(sys.argv[1]))"
+    root = str(Path(__file__).parents[__name__.count(".")])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    code = f"import sys; from pathlib import Path; from {__name__} import render_shown as r; r(Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONPATH": paths}
     )

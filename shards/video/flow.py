@@ -19,7 +19,7 @@ from shards.video.encode import Codec, Encoding, write_mp4
 
 Algorithm = Literal["tvl1", "dis"]
 Frame = NDArray[np.uint8]
-INSTALL = 'pip install "slipstream[flow]" (or opencv-contrib-python-headless)'
+INSTALL = "pip install opencv-contrib-python-headless"
 
 # Near-lossless: the mean error of what is decoded stays below half of a step of 8 bits (tests/shards/video/test_flow.py).
 CRF = {"h264": 8, "hevc": 8, "vp9": 6, "mjpeg": 2}

@@ -107,7 +107,7 @@ def in_process(name: str) -> ModuleType:
     return module
 
 
-importer, exporter = in_process("import_checkpoint"), in_process("export_checkpoint")
+importer, exporter = in_process("import_checkpoint"), in_process("export")
 
 
 def run_import(method: str, file: Path, out: Path, **more: Any) -> None:
@@ -125,7 +125,7 @@ def test_import_export_import_gives_identical_tensors(
     file = save(tmp_path / "theirs.pth.tar", state, old=old)
     done = tool("import_checkpoint.py", method, file, "--out", tmp_path / "first")
     assert done.returncode == 0 and f"{len(state)} tensors, all placed" in done.stdout, done.stderr
-    exporter.main(exporter.Arguments(method, tmp_path / "first", tmp_path / "ours.pth.tar"))
+    exporter.main(exporter.Arguments(tmp_path / "first", "authors", tmp_path / "ours.pth.tar"))
     again = torch.load(tmp_path / "ours.pth.tar", weights_only=True)["state_dict"]
     assert again.keys() == state.keys()
     assert all(torch.equal(again[key], state[key]) for key in state)
@@ -298,8 +298,6 @@ def test_other_mistakes_are_one_line(tmp_path: Path) -> None:
         run_import("dpc", file, tmp_path)
     assert file.exists()
     run_import("dpc", file, tmp_path / "out")
-    with pytest.raises(InputError, match="is a layout of memdpc, not of dpc"):
-        exporter.main(exporter.Arguments("memdpc", tmp_path / "out", tmp_path / "x.pth.tar"))
 
 
 @pytest.mark.parametrize(
