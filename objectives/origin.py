@@ -30,13 +30,16 @@ def normalisation(spec: ViewSpec) -> str:
     """The values that a network is fed, in words."""
     if spec.modality == "difference":
         return f"luma of frame t+1 minus luma of frame t, 0–1, divided by {colour.GREY_STD:.4g}"
+    imagenet = f"minus {_triple(colour.IMAGENET_MEAN)}, divided by {_triple(colour.IMAGENET_STD)}"
+    if spec.levels == "bgr-imagenet":  # of flow
+        return f"optical flow as a picture (128, v, u) of 8 bits, divided by 255, {imagenet}"
     if spec.modality == "flow":
         return "optical flow (u, v, 0) in −1…1"
     if spec.lab:
         return f"CIE Lab, minus {_triple(colour.LAB_MEAN)}, divided by {_triple(colour.LAB_STD)}"
     if spec.levels == "bgr-255":
         return "BGR, 0–255"
-    return f"RGB, 0–1, minus {_triple(colour.IMAGENET_MEAN)}, divided by {_triple(colour.IMAGENET_STD)}"
+    return f"RGB, 0–1, {imagenet}"
 
 
 def clip_layout(spec: ViewSpec) -> str:

@@ -25,11 +25,10 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from shards.build.in_place import index_in_place
-
 from shards import InputError, one_line
 from shards.build.dry_run import DryRun, dry_run
 from shards.build.finish import UNLISTED, Summary
+from shards.build.in_place import index_in_place
 from shards.build.job import Job, Part
 from shards.build.process_video import Processing
 from shards.build.ray import build_on_ray

@@ -138,10 +138,10 @@ def save_picture(
     pixels_BVTHW3 = visible(batch["views"], spec).numpy()
     chosen = np.linspace(0, spec.frames - 1, min(columns, spec.frames)).round().astype(int)
     height = 1.25 * len(pixels_BVTHW3) * spec.views + 0.4
-    figure = Figure(figsize=(1.25 * len(chosen) + 2.1, height), dpi=100)
+    figure = Figure(figsize=(1.25 * len(chosen) + 2.5, height), dpi=100)
     figure.suptitle(title, x=0.01, ha="left", va="top", y=1 - 0.06 / height, fontsize=9)
     grid = figure.add_gridspec(
-        len(pixels_BVTHW3) * spec.views, 1, left=2.1 / (1.25 * len(chosen) + 2.1), right=1, bottom=0,
+        len(pixels_BVTHW3) * spec.views, 1, left=2.5 / (1.25 * len(chosen) + 2.5), right=1, bottom=0,
         top=1 - 0.4 / height, hspace=0.16,
     )  # fmt: skip
     for video, (clips, params) in enumerate(zip(pixels_BVTHW3, batch["params"], strict=True)):
@@ -155,7 +155,7 @@ def save_picture(
             axes.set_yticks([])
             said = "\n".join(f"{key}: {value}" for key, value in describe(params, view).items())
             label = (f"{name}\n" if view == 0 else "") + f"view {view}\n{said}"
-            axes.set_ylabel(label, rotation=0, ha="left", va="center", fontsize=7, labelpad=150)
+            axes.set_ylabel(label, rotation=0, ha="left", va="center", fontsize=7, labelpad=179)
             for side in axes.spines.values():
                 side.set_visible(False)
     figure.savefig(path)

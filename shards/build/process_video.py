@@ -14,7 +14,7 @@ from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
-from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread
+from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched
 from shards.video.remux import copy
 from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
@@ -117,9 +117,12 @@ def _on_disk(task: Task) -> Iterator[Path]:
     if task.member is None:
         yield task.path
         return
-    with open(task.path, "rb") as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
+    with watched(task.path) as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
         tar.seek(task.member.offset)
-        copied.write(tar.read(task.member.size))
+        left = task.member.size
+        while left and (piece := tar.read(min(left, 2**20))):
+            copied.write(piece)
+            left -= len(piece)
         copied.flush()
         yield Path(copied.name)
 

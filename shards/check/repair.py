@@ -1,6 +1,7 @@
 """Indexes, table and description made anew from the tars, which stay as they are."""
 
 import hashlib
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -49,9 +50,7 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
     old, classes = _old_description(folder), _classes(shards)
     for name in (TABLE, DESCRIPTION):
         if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
-            # a copy: what is there stays until it is replaced, or a full disk would lose the settings
-            with atomic_write(folder / f"{name}{KEPT}") as temporary:
-                shutil.copyfile(folder / name, temporary)
+            _keep(folder / name)
     publish(
         folder,
         max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones
@@ -61,6 +60,16 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         name=old.get("name") or folder.resolve().name,
     )
     return sum(len(shard.rows) for shard in shards), lost
+
+
+def _keep(path: Path) -> None:
+    """Give a file a second name. The first stays until the file is replaced, or a full disk would lose the settings."""
+    kept = path.with_name(f"{path.name}{KEPT}")
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without links
+        with atomic_write(kept) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _rows(path: Path, seen: TarSeen, lost: list[str]) -> list[dict[str, Any]]:

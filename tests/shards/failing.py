@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-CALLS = ("replace", "rename", "mkdir", "unlink", "remove", "rmdir", "fsync", "write", "ftruncate", "chmod")
+CALLS = (
+    "link",
+    "replace",
+    "rename",
+    "mkdir",
+    "unlink",
+    "remove",
+    "rmdir",
+    "fsync",
+    "write",
+    "ftruncate",
+    "chmod",
+)
 
 
 class Disk:

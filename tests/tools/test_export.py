@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import objectives
 from objectives import Objective, checkpoint
-from objectives.origin import metadata
+from objectives.origin import metadata, normalisation
 from shards import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +158,9 @@ def test_the_metadata_names_the_values_that_the_network_is_fed(tmp_path: Path) -
     said = {}
     for name, config in {"rgb": {}, "bgr": {"levels": "bgr-255"}}.items():
         said[name] = metadata(trained(tmp_path / name, "pace", **SMALL["pace"], **config))["input"]
+    flow = objectives.get("memdpc").Config(**SMALL["memdpc"], modality="flow")
+    levels = replace(objectives.get("memdpc").view_spec(flow), levels="bgr-imagenet")
+    assert "(128, v, u)" in normalisation(levels) and "0.485" in normalisation(levels)
     assert said == {
         "rgb": "RGB, 0–1, minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)",
         "bgr": "BGR, 0–255",

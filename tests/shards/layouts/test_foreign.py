@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from independent import ROOT, TOOL, decode, make_shards, render, run_tool
 from loopback import Server
-from shards.build.in_place import index_in_place
 
 from shards import Dataset, InputError
+from shards.build.in_place import index_in_place
 from shards.build.scan import Found, Source
 from shards.layouts import find
 from shards.layouts.hold_out import hold_out
