@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from objectives.base import Objective, get
 from shards import InputError
@@ -165,8 +165,18 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: torch.nn.Module, facts: dict[str, str] | None = None) -> None:
-    """Weights and buffers, in the default memory format (safetensors knows no other). facts: the file's metadata."""
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path, facts)
+    """Weights and buffers, in the default memory format (safetensors knows no other). facts: the file's metadata.
+
+    The same content gives the same bytes: safetensors writes metadata in an order of its own every time.
+    """
+    content = save({name: value.contiguous() for name, value in module.state_dict().items()}, facts)
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if facts:
+        header["__metadata__"] = dict(sorted(facts.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
 
 
 def load_weights(path: Path, module: torch.nn.Module) -> None:

@@ -103,7 +103,11 @@ class Day:
 
     def config(self, name: str) -> Any:
         cls = objectives.get(name)
-        return replace(cls.small(), width=0.0625) if self.dry else cls.Config()
+        if not self.dry:
+            return cls.Config()
+        config = replace(cls.small(), width=0.0625)
+        # the few frames of a dry run are fewer than a DPC clip's
+        return replace(config, padding="repeat_last") if hasattr(config, "padding") else config
 
     def source(self, name: str, batch_size: int, width: int = EVEN) -> Source:
         """An objective's clips; rows are repeated where a batch has more."""
@@ -246,7 +250,11 @@ def run(name: str, seconds: float, notes: Notes, day: Day) -> None:
         with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
             output = Path(folder) / "run"
             flags = ["--data", day.data(EVEN), "--output", output, "--log-every", "1" if day.dry else "20"]
-            flags += ["--small", "--steps", "3", "--batch-size", "2"] if day.dry else ["--steps", "1000000"]
+            flags += (
+                ["--small", "--steps", "3", "--batch-size", "2", "--padding", "repeat_last"]
+                if day.dry
+                else ["--steps", "1000000"]
+            )
             flags += ["--device", "cpu"] if day.dry else ["--mixed-precision", "bf16"]
             command = [sys.executable, "train.py", "--objective", name, *map(str, flags)]
             process = subprocess.Popen(

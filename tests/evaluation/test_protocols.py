@@ -16,6 +16,7 @@ import evaluate
 import objectives
 from evaluation import baselines
 from evaluation.model import Representation, open_model
+from objectives import checkpoint
 from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
@@ -248,8 +249,7 @@ def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
     config["settings"]["data"] = f"{dataset.name} {dataset.fingerprint[:12]}"
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "rows.txt").write_text("\n".join(dataset.keys(dataset.select(split=split))) + "\n")
-    sizes = {file.name: file.stat().st_size for file in copied.iterdir() if file.name != "files.json"}
-    (copied / "files.json").write_text(json.dumps(sizes))
+    checkpoint.list_files(copied)
     result = ask("retrieval", "--no-baselines", checkpoint=tmp_path / "run")
     assert result["seen_in_pretraining"] == seen
     assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)

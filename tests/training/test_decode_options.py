@@ -12,8 +12,8 @@ def test_a_run_with_caches_and_several_clips_goes_on_exactly(data: Path, tmp_pat
     flags = (*CLIPS, "--data", data, "--output", run, "--resume")
     first = train(*flags, "--steps", 2, "--cache", "host", "--cache-gib", 0.02)
     assert first.status == 0 and "--cache host: " in first.said and " of 18 videos are kept" in first.said
-    other = train(*TOY, "--batch-size", 4, "--data", data, "--output", run, "--resume", "--steps", 5)
-    assert other.status and "clips_per_decode 2 → None" in other.said
+    other = train(*flags, "--clips-per-decode", 4, "--steps", 5)
+    assert other.status and "clips_per_decode 2 → 4" in other.said
     assert train(*flags, "--steps", 5).status == 0
     assert train(*CLIPS, "--data", data, "--output", whole, "--steps", 5).status == 0
     assert losses(run) == losses(whole) and len(losses(whole)) == 5

@@ -116,7 +116,7 @@ def test_what_differs_is_named(whole, data, other_data, tmp_path) -> None:
         (("--data", data, "--seed", 7), ("seed 0 → 7",)),
         (("--data", data, "--batch-size", 2), ("global_batch 4 → 2", "--batch-size 4")),
         (("--data", data, "--ema", 0.5), ("ema 0.9 → 0.5",)),
-        (("--data", data, "--objective", "vdim"), ("objective toy → vdim",)),
+        (("--data", data, "--objective", "vdim"), ("a run of --objective toy, not vdim",)),
         (("--data", other_data), ("data demo ", " → demo ")),
     ]:
         done = train(*flags, *changed)
