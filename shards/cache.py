@@ -69,23 +69,31 @@ class Cache:
         """Remove what a killed process left and, oldest first, files until `size` more bytes fit."""
         groups = [group for group in self._root.iterdir() if group.is_dir() and not group.is_symlink()]
         for partial in [path for group in groups for path in group.glob(f".*{SUFFIX}")]:
-            whole = partial.with_name(partial.name[1:].removesuffix(SUFFIX))
-            with locked(lock_of(whole), wait=False) as mine:
+            with locked(lock_of(_finished(partial)), wait=False) as mine:
                 if mine:
                     partial.unlink(missing_ok=True)
         paths = [path for group in groups for path in group.iterdir() if path.suffix in (".tar", SUFFIX)]
-        there = []
+        there: dict[Path, os.stat_result] = {}
         for path in paths:
-            with suppress(FileNotFoundError):  # a partial file that got its name just now
-                there.append((path.lstat(), path))
-        used = sum(status.st_size for status, _ in there)
-        for status, path in sorted(there, key=lambda one: one[0].st_mtime_ns):
+            for place in (path, _finished(path)):  # a partial file may have got its name just now
+                with suppress(FileNotFoundError):
+                    there[place] = place.lstat()
+                    break
+        used = sum(status.st_size for status in there.values())
+        for path, status in sorted(there.items(), key=lambda one: one[1].st_mtime_ns):
             if used + size <= self._limit:
                 break
             if path.suffix == ".tar":
                 path.unlink()
                 used -= status.st_size
         return used + size <= self._limit
+
+
+def _finished(path: Path) -> Path:
+    """The path that a partial file gets; any other path as it is."""
+    if path.suffix != SUFFIX:
+        return path
+    return path.with_name(path.name[1:].removesuffix(SUFFIX))
 
 
 def _is_whole(path: Path, size: int) -> bool:
