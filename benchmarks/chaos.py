@@ -30,7 +30,7 @@ from datetime import date
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import tyro
@@ -61,14 +61,7 @@ class Arguments:
 
     minutes: float = 60.0
     """No trial begins later than this."""
-    tasks: tuple[Name, ...] = (
-        "train",
-        "train-processes",
-        "train-2-ranks",
-        "train-remote",
-        "make_shards",
-        "make_shards-parts",
-    )
+    tasks: tuple[Name, ...] = get_args(Name)
     """Commands that take turns."""
     seed: int = 0
     """Of what is done when; moments still depend on the machine's speed."""
@@ -254,10 +247,12 @@ def _strike(process: Started, command: list[str], verdict: Verdict, rng: random.
             time.sleep(0.1)
         if "Traceback" in (said := process.said):
             verdict.tracebacks[f"{name}: {said.strip().splitlines()[-1][:100]}"] += 1
-    for one in _session(process.pid):
+    left = _session(process.pid)
+    for one in left:
         with suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
+    psutil.wait_procs([one for one in left if one.pid != process.pid])
 
 
 def finish(task: Task, out: Path, verdict: Verdict, expected: dict[str, str]) -> None:

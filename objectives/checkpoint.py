@@ -165,11 +165,16 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, module: torch.nn.Module, facts: dict[str, str] | None = None) -> None:
-    """Weights and buffers, in the default memory format (safetensors knows no other). facts: the file's metadata.
+    """Weights and buffers. facts: the file's metadata."""
+    save_tensors(path, module.state_dict(), facts or {})
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file, in the default memory format (safetensors knows no other). facts: its metadata.
 
     The same content gives the same bytes: safetensors writes metadata in an order of its own every time.
     """
-    content = save({name: value.contiguous() for name, value in module.state_dict().items()}, facts)
+    content = save({name: value.contiguous() for name, value in tensors.items()}, facts or None)
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     if facts:

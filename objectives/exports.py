@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models import backbones
@@ -172,7 +171,7 @@ def _shapes(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
 
 def _save(out: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
     with atomic_write(out) as aside:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata=facts)
+        checkpoint.save_tensors(aside, tensors, facts)
 
 
 def _described(objective: Objective) -> str:

@@ -216,3 +216,17 @@ def test_config_json_describes_the_run(trained: VDIM, saved: Path) -> None:
     content = json.loads((saved / "config.json").read_text())
     assert content["objective"] == "vdim" and content["settings"] == {"steps": 200}
     assert content["config"]["antecedents"] == [6, 8]
+
+
+def test_weights_of_equal_content_are_equal_files(tmp_path: Path) -> None:
+    facts = {name: f"{name} λ" for name in "abcdefgh"}
+    module = torch.nn.Linear(3, 2)
+    for name in "xyz":
+        checkpoint.save_weights(tmp_path / name, module, facts)
+    x, y, z = ((tmp_path / name).read_bytes() for name in "xyz")
+    assert x == y == z
+    with safe_open(tmp_path / "x", "pt") as tensors:
+        assert tensors.metadata() == facts
+    again = torch.nn.Linear(3, 2)
+    checkpoint.load_weights(tmp_path / "x", again)
+    assert torch.equal(again.weight, module.weight) and torch.equal(again.bias, module.bias)

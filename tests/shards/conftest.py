@@ -1,9 +1,12 @@
 """Small videos rendered once, and a data set made of them by the command."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from independent import make_shards, render
+from loopback import Server
 
 from shards import Dataset
 
@@ -36,3 +39,25 @@ def made(class_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(made: Path) -> Dataset:
     return Dataset(made)
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """`made`, where a server can serve it as /small and a test may change it."""
+    return Path(shutil.copytree(made, tmp_path / "served" / "small"))
+
+
+@pytest.fixture
+def server(copied: Path) -> Iterator[Server]:
+    """An HTTP server of the folder that `copied` lies in."""
+    server = Server(copied.parent)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of remote data sets, empty, without a limit of its own."""
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SLIPSTREAM_CACHE_GB", raising=False)
+    return tmp_path / "cache" / "remote"

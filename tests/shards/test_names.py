@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -104,19 +104,7 @@ def test_a_data_set_whose_own_name_leads_elsewhere_is_refused(copied: Path, name
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
-
-
-@pytest.fixture
-def server(copied: Path) -> Iterator[Server]:
-    server = Server(copied.parent)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "remote"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def read_all(url: str) -> None:

@@ -3,8 +3,6 @@
 import json
 import multiprocessing
 import os
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,25 +16,7 @@ from shards.remote import url_of
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 pytest.importorskip("aiohttp", reason="needs the extra `remote`")
-
-
-@pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "served" / "small"))
-
-
-@pytest.fixture
-def server(copied: Path) -> Iterator[Server]:
-    server = Server(copied.parent)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SLIPSTREAM_CACHE_GB", raising=False)
-    return tmp_path / "cache" / "remote"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def sizes(dataset: Dataset) -> list[int]:

@@ -1,10 +1,9 @@
 """Servers that stall, answer slowly, without end, with errors, or with something else than they did: on loopback."""
 
 import json
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +14,7 @@ from shards import DamagedError, Dataset, InputError
 
 pytest.importorskip("fsspec", reason="needs the extra `remote`")
 aiohttp = pytest.importorskip("aiohttp", reason="needs the extra `remote`")
-
-
-@pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "served" / "small"))
-
-
-@pytest.fixture
-def server(copied: Path) -> Iterator[Server]:
-    server = Server(copied.parent)
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SLIPSTREAM_CACHE_GB", raising=False)
-    return tmp_path / "cache" / "remote"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def first_of(dataset: Dataset, shard: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""A run that was stopped, in whatever way, goes on as if it had not been."""
+"""A run that was stopped and resumed ends with the bytes of one that was not."""
 
 import random
 import shutil
