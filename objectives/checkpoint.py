@@ -15,6 +15,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -262,20 +264,32 @@ def load(directory: str | Path) -> Objective:
     return objective.eval()
 
 
+def class_of(directory: Path, saved: dict[str, Any]) -> type[Objective]:
+    """The class that DIRECTORY/config.json names. saved: its content. Raises InputError that names the file."""
+    with _named(directory / CONFIG):
+        return get(saved["objective"])
+
+
 def _described(checkpoint: Path) -> tuple[type[Objective], Any]:
     """The class and the config that a checkpoint's config.json names; a network can be made of them."""
     saved = read_config(checkpoint)
-    try:
-        cls = get(saved["objective"])
+    cls = class_of(checkpoint, saved)
+    with _named(checkpoint / CONFIG):
         if found := problem(saved["config"], config_shape(cls.Config), "config"):
             raise InputError(found)
         config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
         with torch.device("meta"):
             cls(config)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        path = checkpoint / CONFIG
-        raise InputError(f"{path} does not describe an objective: {one_line_of(error)}") from error
     return cls, config
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise InputError that names the file for what its content cannot be."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise InputError(f"{path} does not describe an objective: {one_line_of(error)}") from error
 
 
 def config_shape(config: type) -> Any:

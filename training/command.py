@@ -53,9 +53,10 @@ def with_own_flags(argv: list[str]) -> list[str]:
     if not (run / checkpoint.CONFIG).is_file():
         return [*own, *argv]
     flags = _read(run / checkpoint.CONFIG)
-    if known.objective and known.objective != flags["objective"]:
+    objective = checkpoint.class_of(run, flags).name
+    if known.objective not in (None, objective):
         raise InputError(
-            f"--resume: {run} is a run of --objective {flags['objective']}, not {known.objective}; leave the flag out"
+            f"--resume: {run} is a run of --objective {objective}, not {known.objective}; leave the flag out"
         )
     if not known.batch_size:
         flags |= _batch_size(run)

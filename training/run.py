@@ -209,7 +209,7 @@ def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
 def refuse_changes(resumed: Path, now: dict[str, Any]) -> None:
     """Raise InputError that names what differs from the run that wrote the checkpoint."""
     saved = checkpoint.read_config(resumed)
-    defaults = asdict(objectives.get(saved["objective"]).Config())  # of flags younger than the run
+    defaults = asdict(checkpoint.class_of(resumed, saved).Config())  # of flags younger than the run
     then = {"objective": saved["objective"]} | defaults | saved["config"] | saved["settings"]
     then = json.loads(json.dumps(then))
     now = json.loads(json.dumps(now))  # tuples become lists

@@ -19,6 +19,7 @@ from objectives import Objective, checkpoint
 from shards import InputError
 from tests.training.harness import TOY, train
 from training import autotune
+from training.command import with_own_flags
 from training.log import Log, read_metrics
 from training.run import refuse_changes
 from training.state import State, read_rows
@@ -274,6 +275,18 @@ def test_any_bytes_anywhere(whole: Path, name: str, tmp_path: Path, data: st.Dat
         content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))]
     )
     use(run, name)
+
+
+def test_an_objective_that_there_is_not_is_named_with_its_file(run: Path, name: str) -> None:
+    for file in (run / PLACE / "config.json", run / "config.json"):
+        content = json.loads((run / PLACE / "config.json").read_text())
+        file.write_text(json.dumps(content | {"objective": "\U00018cd6"}))
+    changed_file, *refused = use(run, name).splitlines()
+    assert "none of its checkpoints is whole" in changed_file
+    assert len(refused) == 2 and all(f"{PLACE}/config.json does not describe" in one for one in refused)
+    with pytest.raises(InputError, match=r"run/config.json does not describe an objective") as found:
+        with_own_flags(["--resume", str(run)])
+    line(found.value)
 
 
 @RANDOM
