@@ -1,4 +1,4 @@
-"""What setuptools cannot be told in pyproject.toml: in a wheel the checkout's folders are one package, `slipstream`.
+"""What cannot be said in pyproject.toml: in a wheel the checkout's folders are one package, `slipstream`.
 
 In the checkout they are packages and scripts of their own (shards, models, train.py …), so that one can run and read
 them as they lie there. Installed under these names they would hide other people's `evaluate` or `models`. So the

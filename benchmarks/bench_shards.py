@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast videos become shards, against FFmpeg's command line. (What each setting costs: benchmarks/bench_encoding.py.)
+"""How fast videos become shards, against FFmpeg's command line.
 
     benchmarks/bench_shards.py ucf101/ --json benchmarks/results/DATE-MACHINE-shards.json
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
-from benchmarks.machine import describe
+from benchmarks.machine import origin
 from shards import InputError, at_least, one_line
+from shards.documents import write_json
 from shards.layouts import find
 from shards.video.encode import Encoding
 
@@ -54,17 +56,12 @@ class Settings:
 def main(settings: Settings) -> None:
     at_least(settings, 1, "workers", "repeats")
     paths = [source.path for source in find(settings.src).sources]
-    result: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["benchmarks/bench_shards.py", *sys.argv[1:]]),
-        "machine": describe("av", "numpy", "pyarrow"),
-        "data": {"name": settings.src.resolve().name, "files": len(paths)},
-    }
+    result = origin("benchmarks/bench_shards.py", sys.argv[1:])
+    result["data"] = {"name": settings.src.resolve().name, "files": len(paths)}
     result["encode"] = against_ffmpeg(settings, paths)
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=1))
     if settings.json:
-        settings.json.write_text(text + "\n")
+        write_json(settings.json, result)
 
 
 def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
@@ -73,50 +70,48 @@ def against_ffmpeg(settings: Settings, paths: list[Path]) -> dict[str, Any]:
         raise InputError("ffmpeg is not on the PATH: install it (apt-get install ffmpeg)")
     version = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True).stdout.split("\n")[0]
     seconds: dict[str, list[float]] = {"make_shards": [], "ffmpeg": []}
-    info: dict[str, Any] = {}
     peak = 0.0
     for _ in tqdm(range(settings.repeats), desc="make_shards and ffmpeg", unit="turn"):
-        with tempfile.TemporaryDirectory(prefix="bench-shards-") as folder:
-            seconds["make_shards"].append(timed_shards(settings, Path(folder) / "out"))
+        with tempfile.TemporaryDirectory(prefix="bench-shards-") as name:
+            folder = Path(name)
+            seconds["make_shards"].append(timed(lambda: run_make_shards(settings, folder / "out")))  # noqa: B023
             peak = peak or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # before any ffmpeg
-            info = json.loads((Path(folder) / "out" / "dataset.json").read_text())
-        with tempfile.TemporaryDirectory(prefix="bench-shards-") as folder:
-            seconds["ffmpeg"].append(timed_ffmpeg(settings.workers, paths, Path(folder)))
+            made = json.loads((folder / "out" / "dataset.json").read_text())
+            with ThreadPoolExecutor(settings.workers) as pool:
+                targets = [folder / f"{n}.mp4" for n in range(len(paths))]
+                seconds["ffmpeg"].append(timed(lambda: list(pool.map(run_ffmpeg, paths, targets))))  # noqa: B023
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {
         "settings": BASE.settings(),
         "workers": settings.workers,
         "ffmpeg_version": version,
-        "rows": info["rows"],
-        "frames": info["frames"],
-        "rejected": info["rejected"],
+        **{name: made[name] for name in ("rows", "frames", "rejected")},
         "seconds": seconds,
         "make_shards_peak_rss_mib": peak,  # of its largest process
         **{
-            name: {"videos_per_s": info["rows"] / median, "frames_per_s": info["frames"] / median}
+            name: {"videos_per_s": made["rows"] / median, "frames_per_s": made["frames"] / median}
             for name, median in medians.items()
         },
         "make_shards_over_ffmpeg": medians["ffmpeg"] / medians["make_shards"],
     }
 
 
-def timed_shards(settings: Settings, out: Path) -> float:
-    command = [sys.executable, str(ROOT / "tools" / "make_shards.py"), str(settings.src), "--out", str(out)]
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds."""
     began = time.perf_counter()
-    done = subprocess.run([*command, "--workers", str(settings.workers)], capture_output=True, text=True)
+    work()
+    return time.perf_counter() - began
+
+
+def run_make_shards(settings: Settings, out: Path) -> None:
+    flags = [str(settings.src), "--out", str(out), "--workers", str(settings.workers)]
+    command = [sys.executable, str(ROOT / "tools" / "make_shards.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{settings.src}: make_shards.py fails: {done.stderr.strip().splitlines()[-1]}")
-    return time.perf_counter() - began
 
 
-def timed_ffmpeg(workers: int, paths: list[Path], folder: Path) -> float:
-    began = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one_ffmpeg, paths, [folder / f"{n}.mp4" for n in range(len(paths))]))
-    return time.perf_counter() - began
-
-
-def one_ffmpeg(source: Path, to: Path) -> None:
+def run_ffmpeg(source: Path, to: Path) -> None:
     """What Encoding() asks for, in the words of the command line."""
     step = f"if(lt(min(iw,ih),{BASE.multiple}),2,{BASE.multiple})"
     scale = f"trunc(min({BASE.short_side},min(iw,ih))/{step})*{step}/min(iw,ih)"

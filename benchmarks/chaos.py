@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,18 +36,14 @@ import tyro
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from benchmarks.machine import describe
-from shards import Dataset, InputError, at_least, demo, one_line
-from shards.table import write_json
+from benchmarks.machine import origin
+from objectives.origin import code_version
+from shards import Dataset, at_least, demo, one_line
+from shards.documents import write_json
 
 ROOT = Path(__file__).parents[1]
 Name = Literal[
-    "train",
-    "train-processes",
-    "train-2-ranks",
-    "train-remote",
-    "make_shards",
-    "make_shards-parts",
+    "train", "train-processes", "train-2-ranks", "train-remote", "make_shards", "make_shards-parts"
 ]
 STEPS = 8
 ENDS_WITHIN, OUTLIVES = 60, 10  # seconds
@@ -67,11 +62,6 @@ class Arguments:
     """Of what is done when; moments still depend on the machine's speed."""
     json: Path | None = None
     """Write the verdict here."""
-
-    def check(self) -> None:
-        at_least(self, 0, "seed")
-        if self.minutes <= 0:
-            raise InputError(f"--minutes {self.minutes}: give a time above 0")
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ class Verdict:
 
 def main(argv: list[str]) -> None:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    arguments.check()
+    at_least(arguments, 0, "minutes", "seed")
     began, rng = time.monotonic(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         tasks, verdicts = make_tasks(Path(folder), rng), dict[str, Verdict]()
@@ -117,11 +107,8 @@ def main(argv: list[str]) -> None:
                 shutil.rmtree(out, ignore_errors=True)
                 print(f"{(time.monotonic() - began) / 60:5.1f} min  {name}: {verdicts[name].identical} of "
                       f"{verdicts[name].trials} identical, {verdicts[name].disturbed.total()} disturbances", flush=True)  # fmt: skip
-    result = {
-        "date": date.today().isoformat(),
-        "command": "benchmarks/chaos.py " + " ".join(argv),
-        "commit": _commit(),
-        "machine": describe("torch", "av", "numpy", "accelerate"),
+    result = origin("benchmarks/chaos.py", argv) | {
+        "code": code_version(),
         "disturbances": sum(verdict.disturbed.total() for verdict in verdicts.values()),
         "tasks": {name: vars(verdict) for name, verdict in verdicts.items()},
     }
@@ -136,10 +123,10 @@ def main(argv: list[str]) -> None:
 
 def make_tasks(folder: Path, rng: random.Random) -> dict[str, Task]:
     data = demo.render(folder / "data", clips_per_class=(2, 1), frames=40, workers=2)
-    videos = folder / "videos"
-    for row, (key, video) in enumerate(_videos(data)):
+    dataset, videos = Dataset(data), folder / "videos"
+    for row, key in enumerate(dataset.keys(range(len(dataset)))):
         (videos / f"class{row % 3}").mkdir(parents=True, exist_ok=True)
-        (videos / f"class{row % 3}" / f"{key}.mp4").write_bytes(video)
+        (videos / f"class{row % 3}" / f"{key}.mp4").write_bytes(dataset.read(row))
     flags = ["--objective", "pace", "--small", "--width", "0.05", "--size", "32", "--paces", "1", "2", "--batch-size", "4",
              "--steps", str(STEPS), "--checkpoint-every", "1", "--keep", "2", "--device", "cpu", "--threads", "2", "--resume"]  # fmt: skip
 
@@ -147,17 +134,12 @@ def make_tasks(folder: Path, rng: random.Random) -> dict[str, Task]:
         return [sys.executable, "train.py", *flags, "--data", source, "--output", str(out / "run"), *more]
 
     def ranks(out: Path) -> list[list[str]]:
-        launch = [
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes",
-            "2",
-            "--main_process_port",
-            str(_free_port()),
-        ]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", port]
         python, *rest = train(out)
-        return [[python, *launch, *rest]]
+        return [[python, "-m", *launch, *rest]]
 
     def shards(out: Path, *more: str) -> list[str]:
         return [sys.executable, "tools/make_shards.py", str(videos), "--out", str(out / "set"), "--per-shard", "4", "--workers", "2",
@@ -167,13 +149,13 @@ def make_tasks(folder: Path, rng: random.Random) -> dict[str, Task]:
         merge = [sys.executable, "tools/merge_shards.py", str(out / "set")]
         return [shards(out, "--part", "1/2"), shards(out, "--part", "2/2"), merge]
 
-    server = BadServer(data, rng.randrange(2**31))
+    url = bad_server(data, rng.randrange(2**31))
     return {
         "train": Task(lambda out: [train(out)], _run_results),
         "train-processes": Task(lambda out: [train(out, "--decode-with", "processes")], _run_results),
         "train-2-ranks": Task(ranks, _run_results),
         "train-remote": Task(
-            lambda out: [train(out, source=server.url)], _run_results, lambda out: {"SLIPSTREAM_CACHE": str(out / "cache")}
+            lambda out: [train(out, source=url)], _run_results, lambda out: {"SLIPSTREAM_CACHE": str(out / "cache")}
         ),
         "make_shards": Task(lambda out: [shards(out)], _shard_results),
         "make_shards-parts": Task(parts, _shard_results),
@@ -234,7 +216,7 @@ def _strike(process: Started, command: list[str], verdict: Verdict, rng: random.
         verdict.disturbed[f"{number.name} to {target}"] += 1
         name = f"{Path(command[1]).name}, {number.name} to {target}"
         try:
-            # a child that ends may be replaced: then the command goes on to its own end
+            # a child that ends may be replaced: then the command runs to its own end
             status = process.wait(ENDS_WITHIN + (10 * verdict.seconds if target == "a child" else 0))
             verdict.statuses[f"{number.name} to {target}: {status}"] += 1
         except subprocess.TimeoutExpired:
@@ -272,9 +254,8 @@ def finish(task: Task, out: Path, verdict: Verdict, expected: dict[str, str]) ->
 def _damage(out: Path, rng: random.Random) -> str | None:
     """Change a byte of a file of the newest of two checkpoints or more. Returns the file's name."""
     checkpoints = sorted((out / "run" / "checkpoints").glob("step-*"))
-    if len(checkpoints) < 2 or not (
-        files := sorted(p for p in checkpoints[-1].iterdir() if p.stat().st_size)
-    ):
+    files = sorted(file for folder in checkpoints[-1:] for file in folder.iterdir() if file.stat().st_size)
+    if len(checkpoints) < 2 or not files:
         return None
     file = rng.choice(files)
     content = bytearray(file.read_bytes())
@@ -287,11 +268,7 @@ def _run_results(out: Path) -> dict[str, str]:
     """Digests of the tensors of the last checkpoint and the encoder, and the losses."""
     last = out / "run" / "checkpoints" / f"step-{STEPS:08d}"
     found = {}
-    for file in (
-        last / "model.safetensors",
-        last / "optimizer.safetensors",
-        out / "run" / "encoder.safetensors",
-    ):
+    for file in (last / "model.safetensors", last / "optimizer.safetensors", out / "run/encoder.safetensors"):
         with safe_open(file, "pt") as tensors:
             names = sorted(tensors.keys())
             content = b"".join(name.encode() + tensors.get_tensor(name).numpy().tobytes() for name in names)
@@ -307,46 +284,37 @@ def _shard_results(out: Path) -> dict[str, str]:
     }
 
 
-class BadServer:
-    """A folder behind HTTP that answers one request in six with an error, a part of the file, or late."""
+def bad_server(folder: Path, seed: int) -> str:
+    """The URL of a folder whose server answers one request in six with an error, half of the file, or late."""
+    rng, lock = random.Random(seed), threading.Lock()
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        rng, lock = random.Random(seed), threading.Lock()
-
-        class Handler(SimpleHTTPRequestHandler):
-            def do_GET(self) -> None:
-                with lock:
-                    trouble = rng.choice(("503", "cut", "late", *[""] * 15))
-                if trouble == "503":
-                    return self.send_error(503)
-                if trouble == "late":
-                    time.sleep(1)
-                if trouble == "cut":
-                    path = Path(self.translate_path(self.path))
-                    if not path.is_file():
-                        return self.send_error(404)
-                    content = path.read_bytes()
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content[: len(content) // 2])
-                    return self.connection.close()
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with lock:
+                trouble = rng.choice(("503", "cut", "late", *[""] * 15))
+            path = Path(self.translate_path(self.path))
+            if trouble == "503":
+                return self.send_error(503)
+            if trouble == "late":
+                time.sleep(1)
+            if trouble != "cut" or not path.is_file():
                 with suppress(ConnectionError):
                     super().do_GET()
+                return None
+            content = path.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return self.connection.close()
 
-            def log_message(self, *_: object) -> None:
-                pass
+        def log_message(self, *_: object) -> None:
+            pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{server.server_port}"
-
-
-def _videos(data: Path) -> list[tuple[str, bytes]]:
-    dataset = Dataset(data)
-    rows = range(len(dataset))
-    return list(zip(dataset.keys(rows), map(dataset.read, rows), strict=True))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}"
 
 
 def _session(leader: int) -> list[psutil.Process]:
@@ -363,18 +331,6 @@ def _name(process: psutil.Process) -> str:
     with suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())[:120]
     return "gone since"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@
     benchmarks/gpu_day.py --budget 540 --out gpu-day.json        again with the same file: what is left
     benchmarks/gpu_day.py --out dry.json --dry-run               every stage on a CPU, tiny, to test the command
 
-Stages come in order of worth, each in a process of its own with a time limit. The file is written after each; what a
-stage that is cut off has measured is kept. docs/guides/gpu.md says how to read it.
+Stages come in order of worth, each in a process of its own with a time limit. The file is written after each
+measurement, so that a call that is cut off keeps what it has. docs/guides/gpu.md says how to read the file.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -23,7 +24,7 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from benchmarks.loader.gpu_stages import STAGES, Day, Notes, Stage
+from benchmarks.loader.gpu_stages import STAGES, Day, Stage
 from shards import InputError, at_least, one_line
 from shards.cache import cache_folder
 from shards.documents import write_json
@@ -34,7 +35,7 @@ UNDER_WAY = "under way"
 @dataclass(frozen=True)
 class Arguments:
     out: Path
-    """The JSON file. One that is there is gone on with."""
+    """The JSON file. Of one that is there, what is missing is measured."""
     budget: float = 540
     """Seconds that this call may take."""
     dry_run: bool = False
@@ -45,41 +46,32 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     at_least(arguments, 1, "budget")
-    ends = time.monotonic() + arguments.budget
-    chosen = [
-        stage
-        for stage in STAGES
-        if not arguments.stages or any(stage.name.startswith(name) for name in arguments.stages)
-    ]
+    ends, out = time.monotonic() + arguments.budget, arguments.out
+    chosen = [stage for stage in STAGES if stage.name.startswith(arguments.stages or "")]
     if not chosen:
-        raise InputError(
-            f"--stages {' '.join(arguments.stages)}: choose of {', '.join(s.name for s in STAGES)}"
-        )
-    result = _begun(arguments)
-    kept = cache_folder() / "gpu-day"
-    kept.mkdir(parents=True, exist_ok=True)
-    day = Day(arguments.dry_run, kept)
+        names = ", ".join(stage.name for stage in STAGES)
+        raise InputError(f"--stages {' '.join(arguments.stages)}: choose of {names}")
+    result = _opened(arguments)
+    folder = cache_folder() / "gpu-day"
+    folder.mkdir(parents=True, exist_ok=True)
+    day = Day(arguments.dry_run, folder)
     for stage in chosen:
-        noted = result["stages"].setdefault(stage.name, {"state": "waits", "seconds": 0.0, "found": {}})
-        _recover(arguments.out, stage, noted)
-        while noted["state"] != "done":
+        entry = result["stages"].setdefault(stage.name, {"state": "waits", "seconds": 0.0, "found": {}})
+        while entry["state"] != "done":
             left = ends - time.monotonic()
             if left < (1 if day.dry else stage.least):
                 break
-            _take(stage, noted, day, arguments.out, min(stage.limit, left))
-            write_json(arguments.out, result)
-            if noted["state"] != "crashed":
+            _run(stage, day, result, out, min(stage.limit, left))
+            if entry["state"] != "crashed":
                 break
-        print(_told(stage, noted), flush=True)
-    write_json(arguments.out, result)
+        print(_summary(stage, entry), flush=True)
+    write_json(out, result)
     waiting = [stage.name for stage in chosen if result["stages"][stage.name]["state"] != "done"]
-    print(
-        f"{arguments.out}: "
-        + (f"left for another call: {', '.join(waiting)}" if waiting else "all stages are done")
-    )
+    print(f"{out}: " + (f"left for another call: {', '.join(waiting)}" if waiting else "all stages are done"))
 
 
-def _begun(arguments: Arguments) -> dict[str, Any]:
+def _opened(arguments: Arguments) -> dict[str, Any]:
+    """The content of --out, without what was under way when an earlier call was killed."""
     result: dict[str, Any] = {"calls": [], "dry_run": arguments.dry_run, "stages": {}}
     if arguments.out.exists():
         try:
@@ -91,17 +83,19 @@ def _begun(arguments: Arguments) -> dict[str, Any]:
             ) from error
         if not same:
             raise InputError(f"--out {arguments.out}: a dry run and a real one need a file each")
+    for entry in result["stages"].values():
+        entry["found"] = {key: value for key, value in entry["found"].items() if value != UNDER_WAY}
     result["calls"].append({"date": time.strftime("%Y-%m-%d %H:%M"), "command": " ".join(sys.argv)})
     return result
 
 
-def _take(stage: Stage, noted: dict[str, Any], day: Day, out: Path, limit: float) -> None:
-    """Let a process measure the stage; noted: its entry of the result."""
-    path, began, before = _partial(out, stage), time.monotonic(), len(noted["found"])
+def _run(stage: Stage, day: Day, result: dict[str, Any], out: Path, limit: float) -> None:
+    """Let a process measure what is missing of the stage, and note in its entry of the result how that ended."""
+    entry = result["stages"][stage.name]
+    began, before = time.monotonic(), len(entry["found"])
+    write_json(out, result)
     # a fork: what is imported need not be imported again, and this process never touches CUDA
-    process = multiprocessing.get_context("fork").Process(
-        target=_in_process, args=(stage, Notes(path, noted["found"]), day)
-    )
+    process = multiprocessing.get_context("fork").Process(target=_measure, args=(stage, day, result, out))
     process.start()
     process.join(limit)
     late = process.is_alive()
@@ -110,53 +104,49 @@ def _take(stage: Stage, noted: dict[str, Any], day: Day, out: Path, limit: float
             os.killpg(process.pid, signal.SIGKILL)  # its children too
         process.kill()
         process.join()
-    noted["seconds"] += round(time.monotonic() - began, 1)
-    noted["state"] = "cut off" if late else "done" if process.exitcode == 0 else "crashed"
-    found = json.loads(path.read_text()) if path.exists() else noted["found"]
-    path.unlink(missing_ok=True)
+    found = entry["found"] = json.loads(out.read_text())["stages"][stage.name]["found"]
+    entry["seconds"] += round(time.monotonic() - began, 1)
+    entry["state"] = "cut off" if late else "done" if process.exitcode == 0 else "crashed"
     broken = [key for key, value in found.items() if value == UNDER_WAY]
     for key in broken:
-        if noted["state"] == "crashed":
+        if entry["state"] == "crashed":
             found[key] = {"error": f"its process ended with {process.exitcode}"}
         elif len(found) == before + 1 and limit >= stage.limit:
-            found[key] = {"error": f"took more than {limit:.0f} s"}  # else it would be begun for ever
+            found[key] = {"error": f"took more than {limit:.0f} s"}  # else every call would begin it again
         else:
             del found[key]
-    noted["found"] = found
-    if noted["state"] == "crashed" and not broken:
-        noted["state"] = f"failed with exit status {process.exitcode}"
+    if entry["state"] == "crashed" and not broken:
+        entry["state"] = f"failed with exit status {process.exitcode}"
+    write_json(out, result)
 
 
-def _recover(out: Path, stage: Stage, noted: dict[str, Any]) -> None:
-    """Take over what an earlier call, itself cut off, had measured of a stage."""
-    path = _partial(out, stage)
-    if path.exists():
-        found = json.loads(path.read_text())
-        noted["found"] = {key: value for key, value in found.items() if value != UNDER_WAY}
-        noted["state"] = "cut off"
-        path.unlink()
-
-
-def _in_process(stage: Stage, notes: Notes, day: Day) -> None:
+def _measure(stage: Stage, day: Day, result: dict[str, Any], out: Path) -> None:
+    """In the stage's process: measure what is not in the result yet; an exception is noted in place of figures."""
     os.setsid()
     if day.dry:
         torch.set_num_threads(1)
-    stage.do(notes, day)
+    found = result["stages"][stage.name]["found"]
+    for key, measure in stage.measurements(day, found):
+        if key in found:
+            continue
+        found[key] = UNDER_WAY
+        write_json(out, result)
+        try:
+            found[key] = measure()
+        except Exception as error:  # whatever stops one measurement, the others follow
+            found[key] = {"error": f"{type(error).__name__}: {str(error)[-800:]}"}
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        write_json(out, result)
 
 
-def _partial(out: Path, stage: Stage) -> Path:
-    return out.with_name(f"{out.name}.{stage.name.replace(' ', '-')}")
-
-
-def _told(stage: Stage, noted: dict[str, Any]) -> str:
-    lines = [f"{stage.name}: {noted['state']}, {noted['seconds']:.0f} s"]
-    for key, figures in noted["found"].items():
-        if isinstance(figures, dict):
-            shown = {
-                k: v for k, v in figures.items() if k in ("error", "exit_status") or isinstance(v, float)
-            }
-            words = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-            lines.append(f"  {key}: " + ", ".join(words))
+def _summary(stage: Stage, entry: dict[str, Any]) -> str:
+    lines = [f"{stage.name}: {entry['state']}, {entry['seconds']:.0f} s"]
+    for key, figures in entry["found"].items():
+        words = [f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float)]
+        words += [f"{k} {figures[k]}" for k in ("error", "exit_status") if k in figures]
+        lines.append(f"  {key}: " + ", ".join(words))
     return "\n".join(lines)
 
 

@@ -4,17 +4,17 @@
 benchmarks/render.py OUT [--b-frames 0] [--width 340] …
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import tyro
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
@@ -26,26 +26,35 @@ from shards.demo.motion import EASY_CLASSES as CLASSES
 from shards.demo.motion import FPS, draw_clip
 from shards.table import publish
 from shards.tar import Sample, write_shard
-from shards.video.encode import Encoding, house_frame, write_mp4
+from shards.video.encode import Codec, Encoding, house_frame, write_mp4
 
 VERSION = "rendered-v4"
-VIDEOS, FRAMES, WIDTH, HEIGHT = 48, 300, 336, 256
+WIDTH, HEIGHT = 336, 256
 GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the videos would decode faster than real ones
-ENCODING = Encoding()
 
 
-def render(
-    out: Path,
-    videos: int = VIDEOS,
-    frames: int = FRAMES,
-    workers: int = 2,
-    encoding: Encoding = ENCODING,
-    width: int = WIDTH,
-) -> Path:
-    """Render the set into the new or empty folder `out`, and return it."""
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line says."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder to write; new or empty."""
+    videos: int = 48
+    frames: int = 300
+    width: int = WIDTH
+    codec: Codec = Encoding.codec
+    b_frames: int | None = Encoding.b_frames
+    workers: int = 2
+    """Processes that render."""
+
+
+def render(arguments: Arguments) -> Path:
+    """Render the set into `out`, and return it."""
+    out, videos, frames = arguments.out, arguments.videos, arguments.frames
+    encoding = replace(Encoding(), codec=arguments.codec, b_frames=arguments.b_frames)
     out.mkdir(parents=True, exist_ok=True)
-    tasks = [(number, frames, encoding, width) for number in range(videos)]
-    with closing(in_order(_video, tasks, workers)) as results:
+    tasks = [(number, frames, encoding, arguments.width) for number in range(videos)]
+    with closing(in_order(_video, tasks, arguments.workers)) as results:
         samples = list(tqdm(results, total=videos, desc="rendering ten-second videos, once", unit="video"))
     if crashed := [result.detail for result in samples if isinstance(result, Crashed)]:
         raise RuntimeError(f"rendering failed: {crashed[0]}")
@@ -98,12 +107,4 @@ def _video(task: tuple[int, int, Encoding, int]) -> Sample:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--b-frames", type=int)
-    parser.add_argument("--codec", default=ENCODING.codec)
-    for name, default in (("videos", VIDEOS), ("frames", FRAMES), ("workers", 2), ("width", WIDTH)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    flags = parser.parse_args()
-    chosen = replace(ENCODING, b_frames=flags.b_frames, codec=flags.codec)
-    render(flags.out, flags.videos, flags.frames, flags.workers, chosen, flags.width)
+    render(tyro.cli(Arguments, description=__doc__))

@@ -4,7 +4,7 @@
     tools/check_shards.py data/k400                   # look; nothing is written but the picture
     tools/check_shards.py data/k400 --fast            # without decoding
     tools/check_shards.py data/k400 --quarantine      # unusable videos into quarantine.jsonl: training steps over them
-    tools/check_shards.py data/k400 --repair          # .idx, samples.parquet and dataset.json anew from the tars
+    tools/check_shards.py data/k400 --repair          # .idx, samples.parquet and dataset.json rebuilt from the tars
 
 Works on folders that training refuses to open. Exit status: 0 nothing is wrong (or all of it was dealt with),
 1 something is, 2 there is nothing to look at. A tar is never changed; --repair keeps the old table and description as

@@ -8,7 +8,7 @@
     tools/make_shards.py hmdb51 --flow tvl1                   # optical flow beside every video
     tools/make_shards.py k400 --part 3/16                     # a job array; then tools/merge_shards.py data/k400
 
-Every video is decoded whole, its frames are counted, and it is encoded anew: constant rate, short closed
+Every video is decoded whole, its frames are counted, and it is encoded again: constant rate, short closed
 GOPs, BT.601. What cannot be used is listed in rejected.jsonl with the reason. Stop it at any
 time: the same command goes on with the first unfinished shard. Layouts, reasons, clusters: docs/guides/shards.md.
 """
@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,10 +29,10 @@ from shards import InputError, one_line
 from shards.build.dry_run import DryRun, dry_run
 from shards.build.finish import UNLISTED, Summary
 from shards.build.in_place import index_in_place
-from shards.build.job import Job, Part
+from shards.build.job import Part
 from shards.build.process_video import Processing
 from shards.build.ray import build_on_ray
-from shards.build.run import MEMORY, Limits, Progress, build, prepare
+from shards.build.run import MEMORY, Limits, build, prepare
 from shards.layouts import Layout, find
 from shards.layouts.hold_out import hold_out
 from shards.remote import url_of
@@ -165,7 +165,7 @@ def _name(src: Path) -> str:
 def _index_in_place(arguments: Arguments) -> None:
     kept = ("out", "part", "ray", "flow", "copy", "dry_run")
     if given := [name for name in kept if getattr(arguments, name)]:
-        raise InputError(f"--in-place: nothing is made anew, so leave out --{given[0].replace('_', '-')}")
+        raise InputError(f"--in-place: nothing is encoded, so leave out --{given[0].replace('_', '-')}")
     if url_of(arguments.src):
         raise InputError("--in-place: SRC is a URL, where nothing can be written; fetch the tars first")
     found = find(arguments.src, arguments.layout, arguments.annotations)
@@ -211,7 +211,10 @@ def _run(arguments: Arguments, out: Path) -> None:
         _show(dry_run(job, limits, part), limits)
         return
     with closing(_Bar(out.name)) as bar:
-        summary = _make(job, limits, part, arguments.ray, bar.show)
+        if arguments.ray is not None:
+            summary: Summary | None = build_on_ray(job, arguments.ray, limits, progress=bar.show)
+        else:
+            summary = build(job, limits, part=part, progress=bar.show)
     if summary is None:
         print(f"{out}: part {arguments.part} is done; when all are, tools/merge_shards.py {out}")
     else:
@@ -219,17 +222,7 @@ def _run(arguments: Arguments, out: Path) -> None:
 
 
 def _encoding(arguments: Arguments) -> Encoding:
-    return Encoding(
-        arguments.codec,
-        arguments.short_side,
-        arguments.fps,
-        arguments.gop,
-        arguments.crf,
-        arguments.preset,
-        arguments.tune,
-        arguments.b_frames,
-        arguments.multiple,
-    )
+    return Encoding(**{one.name: getattr(arguments, one.name) for one in fields(Encoding)})
 
 
 def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
@@ -239,12 +232,6 @@ def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
         return line
     flag = f"--{(_suits(method).stride or '').replace('_', '-')}"
     return f"{line}; train.py then takes {flag} {stride} where none is given"
-
-
-def _make(job: Job, limits: Limits, part: Part | None, ray: str | None, progress: Progress) -> Summary | None:
-    if ray is not None:
-        return build_on_ray(job, ray, limits, progress=progress)
-    return build(job, limits, part=part, progress=progress)
 
 
 class _Bar:

@@ -9,9 +9,7 @@ time (Zagoruyko & Komodakis 2017), laid over the clip's last frame, from its lea
 Small clips have few locations in conv5, 3×3 at 40²: --stage 4 shows the stage before, 5×5. Writes attention.png and attention.html; the page plays the clips and needs nothing beside itself.
 """
 
-import base64
 import html
-import io
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -33,7 +31,10 @@ from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, demo, one_line
+from tools.show_batch import animation
 from training.visualize import visible
+
+FPS = 10  # of the page's clips
 
 # Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
 HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
@@ -176,8 +177,8 @@ def make_page(
         cells = ""
         for v in range(len(names)):
             guess = "" if shares_BVM is None else guessed(shares_BVM[b, v], v, names)
-            cells += f'<td><img alt="attention" src="{image([laid_BVHW3[b, v]])}">'
-            cells += f'<img alt="clip" src="{image(list(clips_BVTHW3[b, v]))}">{guess}</td>'
+            cells += f'<td><img alt="attention" src="{animation(laid_BVHW3[b, v][None], FPS)}">'
+            cells += f'<img alt="clip" src="{animation(clips_BVTHW3[b, v], FPS)}">{guess}</td>'
         rows += f"<tr><th>{html.escape(key)}</th>{cells}</tr>"
     heads = "".join(f"<th>{name}</th>" for name in names)
     return (
@@ -191,14 +192,6 @@ def guessed(shares_M: Tensor, truth: int, names: list[str]) -> str:
     best = int(shares_M.argmax())
     mark = "" if best == truth else " class=wrong"
     return f"<span{mark}>taken for {names[best]} ({float(shares_M[best]):.0%})</span>"
-
-
-def image(frames: list[Any]) -> str:
-    """Frames, uint8 RGB, as a data URI: a WebP, which loops where there are several."""
-    first, *rest = map(Image.fromarray, frames)
-    out = io.BytesIO()
-    first.save(out, "WEBP", save_all=bool(rest), append_images=rest, duration=100, loop=0, quality=85)
-    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 if __name__ == "__main__":

@@ -9,41 +9,40 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
+from benchmarks.loader.parts import WARM, Options
+from benchmarks.loader.rounds import Figures, Part, rate
+from benchmarks.loader.source import Source
 from pipelines import colour
 from pipelines.transforms.dali import cube_root_xyz, rotate
 from pipelines.views import ViewSpec
 from shards import InputError
 
-from .parts import WARM, Way
-from .rounds import Figures, Part, rate
-from .source import Source
-
 CPU_CODECS = ("vp9", "mjpeg")
 
 
-def dali_readers(source: Source, way: Way, batches: int) -> Part:
+def dali_readers(source: Source, options: Options, batches: int) -> Part:
     """Raises InputError where DALI's own decoder cannot read the data here."""
     codec = source.dataset.info["settings"].get("codec", "h264")
-    on_gpu = "nvdec" in way.kind.timed
+    on_gpu = "nvdec" in options.kind.timed
     if not on_gpu and codec not in CPU_CODECS:
         raise InputError(
             f"--against dali-readers: DALI's own decoder reads {codec} on NVDEC only, which this run does not use "
             f"(on a CPU it reads {' and '.join(CPU_CODECS)})"
         )
     device_id = torch.cuda.current_device() if on_gpu else None
-    pipeline = Pipeline(source.batch_size, way.threads, device_id, seed=source.seed)
+    pipeline = Pipeline(source.batch_size, options.threads, device_id, seed=source.seed)
     with pipeline:
         pipeline.set_outputs(define(source, decoder="mixed" if on_gpu else "cpu"))
     pipeline.build()
 
     def run() -> torch.Tensor:
         views: torch.Tensor = torch.from_dlpack(pipeline.run()[0].as_tensor())
-        return views.to(way.device, non_blocking=True)
+        return views.to(options.device, non_blocking=True)
 
     def part(_: int) -> Figures:
         for _ in range(WARM + 1):  # one more is ready in DALI's own queue
             run()
-        return rate(run, batches, source.batch_size, way.device)
+        return rate(run, batches, source.batch_size, options.device)
 
     return part
 
@@ -65,11 +64,10 @@ def define(source: Source, decoder: str = "mixed") -> Any:
     video = fn.decoders.video(encoded, device=decoder, frames=numbers, pad_mode="edge")
     if spec.modality == "flow":
         video = fn.reshape(video, rel_shape=[2.0, 0.5, 1.0, 1.0], layout="FHWC")
-    box, turn = _box(spec), _turn(spec)
     views = []
     for v in range(spec.views):
-        if spec.box_scope == "view" and v:
-            box, turn = _box(spec), _turn(spec)
+        if spec.box_scope == "view" or not v:
+            box, turn = _geometry(spec)
         views.append(_view(spec, video, v, box, turn))
     return fn.stack(*views)
 
@@ -82,43 +80,34 @@ def _frame_numbers(spec: ViewSpec, shortest: int) -> Any:
     room = float(max(shortest - spec.span + 1, 1))
     if not spec.starts_differ:
         start = fn.random.uniform(range=[0.0, room])
-        return fn.cast(types.Constant(offsets.ravel()) + math_floor(start), dtype=types.INT32)
+        return fn.cast(types.Constant(offsets.ravel()) + _floor(start), dtype=types.INT32)
     numbers = []
     for row in offsets:
         places = types.Constant(row)
         if spec.paces:
-            places = math_floor(places * fn.random.uniform(values=list(spec.paces)))
-        numbers.append(places + math_floor(fn.random.uniform(range=[0.0, room])))
+            places = _floor(places * fn.random.uniform(values=list(spec.paces)))
+        numbers.append(places + _floor(fn.random.uniform(range=[0.0, room])))
     return fn.cast(fn.cat(*numbers), dtype=types.INT32)
 
 
-def math_floor(node: Any) -> Any:
+def _floor(node: Any) -> Any:
     return fn.cast(fn.cast(node, dtype=types.INT32), dtype=types.FLOAT)
 
 
-def _box(spec: ViewSpec) -> dict[str, Any]:
-    """Arguments of a crop; a share of the shorter side, or a share of the area."""
+def _geometry(spec: ViewSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Random arguments of a crop, and flip and angle."""
+    box: dict[str, Any] = {"seed": int(np.random.default_rng(len(spec.offsets)).integers(2**31))}
     if spec.crop:
-        return {
-            "crop_pos_x": fn.random.uniform(range=[0.0, 1.0]),
-            "crop_pos_y": fn.random.uniform(range=[0.0, 1.0]),
-        }
-    return {"seed": int(np.random.default_rng(len(spec.offsets)).integers(2**31))}
-
-
-def _turn(spec: ViewSpec) -> dict[str, Any]:
+        box = {f"crop_pos_{axis}": fn.random.uniform(range=[0.0, 1.0]) for axis in "xy"}
     turn = {"flip": fn.random.coin_flip(probability=spec.flip)}
     if spec.rotation:
         turn["angle"] = fn.random.uniform(range=[-spec.rotation, spec.rotation])
-    return turn
+    return box, turn
 
 
 def _view(spec: ViewSpec, video: Any, v: int, box: dict[str, Any], turn: dict[str, Any]) -> Any:
-    first, end = v * spec.decoded, (v + 1) * spec.decoded
-    if spec.modality == "flow":
-        frames = video[2 * first : 2 * end]
-    else:
-        frames = video[first:end]
+    per_view = spec.decoded * (2 if spec.modality == "flow" else 1)
+    frames = video[v * per_view : (v + 1) * per_view]
     if spec.crop:
         short = round(spec.size / spec.crop)
         frames = fn.resize(frames, resize_shorter=short, interp_type=types.INTERP_LINEAR, antialias=True)

@@ -1,19 +1,22 @@
 """The peer that a user would write: DataLoader workers, torchcodec, torchvision v2, on the same samples as ours."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
+import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from benchmarks.loader.parts import Options
+from benchmarks.loader.rounds import Figures, Part, rate
+from benchmarks.loader.source import Source, UncheckedReads
+from benchmarks.loader.transforms import clip, color_jitter, mean_difference
 from shards import InputError
-
-from .rounds import Figures, rate, resident_gib
-from .source import Source, UncheckedReads
-from .transforms import clip
 
 AHEAD = 2  # batches a worker, DataLoader's default
 
@@ -86,16 +89,16 @@ class DataLoaderPeer:
 
     def __call__(self, first: int) -> Figures:
         """As parts.loader_alone; workers_rss_gib is the memory of all workers."""
-        warm, behind = (
-            max(self.workers, 1),
-            self.workers,
-        )  # all workers are at work from the first tick to the last
-        batches = self.take(first, warm + self._batches + behind)
+        warm = max(self.workers, 1)
+        # as many batches more as there are workers: all of them work until the last that is timed
+        batches = self.take(first, warm + self._batches + self.workers)
         for _ in range(warm):
             next(batches)
         workers = self._processes()
         figures = rate(lambda: next(batches), self._batches, self._clips, self._device, workers)
-        figures["workers_rss_gib"] = sum(map(resident_gib, workers))
+        figures["workers_rss_gib"] = (
+            sum(psutil.Process(worker).memory_info().rss for worker in workers) / 2**30
+        )
         for _ in batches:
             pass
         return figures
@@ -116,6 +119,48 @@ class DataLoaderPeer:
         return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
 
 
+def dataloader_peers(
+    source: Source, options: Options, views: Tensor, batches: int, counts: tuple[int, ...], stack: ExitStack
+) -> dict[str, tuple[Figures, Part | None]]:
+    """The DataLoader with the best of these numbers of workers; the same with torchvision's ColorJitter, where the spec
+    has a jitter; on a GPU also with torchcodec's CUDA decoder. As measure._peers has them.
+
+    views: our first batch's. stack: ends the workers. Raises InputError without torchcodec, or where the tars are elsewhere.
+    """
+    if missing := [tar for tar in source.dataset.shards if not (source.dataset.path / tar).is_file()]:
+        raise InputError(
+            f"--against dataloader: {source.dataset.path} has no {missing[0]}; copy the data set here"
+        )
+    device = options.device
+    best, tried = best_peer(
+        source, list(counts) or worker_counts(len(os.sched_getaffinity(0))), batches, device
+    )
+    stack.callback(best.close)
+
+    def difference(peer: DataLoaderPeer) -> float:
+        (batch,) = peer.take(0, 1)
+        return mean_difference(views, batch["views"], source.spec)
+
+    known = {"title": f"DataLoader + torchcodec, workers: {best.workers}", "workers": best.workers}
+    known |= {"tried": tried, "mean_difference_levels": difference(best)}
+    found: dict[str, tuple[Figures, Part | None]] = {"dataloader": (known, best)}
+    if (jitter := color_jitter(source.spec)) is not None:
+        usual = DataLoaderPeer(source, best.workers, batches, device, jitter=jitter)
+        stack.callback(usual.close)
+        known = {"title": "the same with ColorJitter", "workers": best.workers}
+        found["dataloader-colorjitter"] = known, usual
+    if device.type == "cuda":
+        threads = min(options.threads, source.batch_size)
+        known = {"title": "DataLoader + torchcodec on CUDA", "workers": 0, "threads": threads}
+        try:
+            peer = DataLoaderPeer(source, 0, batches, device, cuda=True, threads=threads)
+            found["dataloader-cuda"] = known | {"mean_difference_levels": difference(peer)}, peer
+        except RuntimeError as error:  # torchcodec without CUDA, or NVDEC out of reach
+            known["left_out"] = f"{known['title']}: {str(error).splitlines()[0]}"
+            found["dataloader-cuda"] = known, None
+    return found
+
+
 def best_peer(
     source: Source, counts: list[int], batches: int, device: torch.device
 ) -> tuple[DataLoaderPeer, dict[str, float]]:
@@ -125,11 +170,10 @@ def best_peer(
     for count in counts:
         peer = DataLoaderPeer(source, count, batches, device)
         tried[str(count)] = peer(0)["clips_per_s"]
-        loser: DataLoaderPeer | None = peer
         if best is None or tried[str(count)] > tried[str(best.workers)]:
-            best, loser = peer, best
-        if loser is not None:
-            loser.close()
+            best, peer = peer, best
+        if peer is not None:
+            peer.close()
     assert best is not None
     return best, tried
 

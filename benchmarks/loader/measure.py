@@ -1,58 +1,99 @@
 """One objective's block of the result: its parts, the loader, the model and the peers, timed in turns."""
 
+import os
 import resource
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 import objectives
-from pipelines.backends import choose_backend
-from shards import Dataset
-from training import autotune as notes
-
-from .ceiling import ceiling, decoded_per_used
-from .parts import (
-    Way,
-    allowed,
+from benchmarks.loader.dataloader_peer import dataloader_peers
+from benchmarks.loader.decoders import dali_nvdec, decoded_per_used, libavcodec
+from benchmarks.loader.parts import (
+    Options,
+    Step,
     augment_alone,
     copy_alone,
     decode_alone,
     graph_alone,
     loader_alone,
+    model_alone,
+    together,
+    training_step,
     trim_alone,
 )
-from .peers import Peer, dali_peer, dataloader_peers, spdl_peers
-from .rounds import Figures, Part, in_turns, medians, ratio
-from .source import Source
-from .sweep import autotune, parse_axes, sweep
-from .training import Step, model_alone, together, training_step
-from .utilisation import dali_pool_gib
+from benchmarks.loader.rounds import Figures, Part, dali_pool_gib, in_turns, medians, ratio
+from benchmarks.loader.source import Source
+from benchmarks.loader.spdl_peer import spdl
+from benchmarks.loader.sweep import autotune, parse_axes, sweep
+from objectives.base import Recipe
+from pipelines.backends import choose_backend
+from shards import Dataset, InputError, at_least
+from training import autotune as tuned
 
 
-class Settings(Protocol):
-    """What is asked for: see tools/bench_loader.py."""
+@dataclass(frozen=True)
+class Settings:
+    """What is timed. The objective's own flags follow further down."""
 
-    objective: str
-    split: str | None
-    batch_size: int
-    batches: int
-    rounds: int
-    device: str
-    precision: str
-    threads: int
-    nvdec_threads: int
-    decode_with: str
-    prefetch: int
-    seed: int
-    model: bool
-    against: tuple[str, ...]
-    workers: tuple[int, ...]
-    sweep: tuple[str, ...]
-    autotune: bool
+    objective: str = "vdim"
+    """The method whose views and model are timed; several with commas, or all."""
+    data: Path | None = None
+    """A data set made by tools/make_shards.py; `rendered`: 48 videos of 10 s, 336×256, rendered on first use; the
+    demo set by default."""
+    split: str | None = None
+    """Use only the rows of this split."""
+    json: Path | None = None
+    """Write the figures here."""
+    chart: Path | None = None
+    """Draw them here (.png, .svg, .pdf)."""
+    batch_size: int = 0
+    """Clips a batch."""
+    batches: int = 3
+    """Batches timed in each round of each part, after those that are not."""
+    rounds: int = 3
+    """Rounds; the parts take turns in each, and figures are medians over them."""
+    device: Literal["auto", "gpu", "hybrid", "cpu"] = "auto"
+    """Where videos are decoded and augmented."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's arithmetic (autocast)."""
+    threads: int = os.cpu_count() or 2
+    """Decoding threads; SPDL's too."""
+    decode_with: Literal["threads", "processes"] = "threads"
+    """Where the CPU decodes: train.py's own choice depends on the cores."""
+    nvdec_threads: int = 8
+    """Threads that feed NVDEC, with --device gpu."""
+    prefetch: int = 2
+    """Batches made ahead."""
+    model: bool = True
+    """Time the model too, alone and on the loader's batches; --no-model is for the loader alone."""
+    against: tuple[Literal["dataloader", "dali-readers", "spdl"], ...] = ()
+    """Peers on the same data: PyTorch's DataLoader with torchcodec and torchvision v2; DALI's own readers and random
+    operators (needs NVDEC, or VP9 or MJPEG videos); SPDL, which decodes and crops our samples."""
+    workers: tuple[int, ...] = ()
+    """Numbers of DataLoader workers to choose the best of; 0, 1, 2, 4 … up to the cores by default."""
+    sweep: tuple[str, ...] = ()
+    """The loader alone for each combination: threads=1,2,4 prefetch=1,2,4 batch_size=8,16 device=cpu,hybrid,gpu
+    nvdec_threads=4,8,14 pipelines=1,2 clips_per_decode=1,2 cache=none,host,gpu."""
+    autotune: bool = False
+    """Find the device, threads and prefetch that suit this machine, and note them for train.py."""
+    small: bool = False
+    """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "batch_size", "batches", "rounds", "threads", "nvdec_threads")
+        at_least(self, 0, "prefetch")
+        if self.workers and min(self.workers) < 0:
+            raise InputError(f"--workers {min(self.workers)}: must be at least 0")
+
+    @classmethod
+    def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
+        return cls(batch_size=recipe.batch_size, **fields)
 
 
 def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]:
@@ -66,39 +107,35 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     spec = objective.view_spec(config)
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
-    in_processes = settings.decode_with == "processes"
-    way = Way(
+    options = Options(
         backend,
         settings.threads,
         settings.prefetch,
         device,
         settings.nvdec_threads,
-        processes=in_processes,
+        decode_with=settings.decode_with,
     )
-    with replace(way, prefetch=0).loader(
-        source, 0
-    ) as loader:  # complains at once about data that cannot be loaded
+    # complains at once about data that cannot be loaded
+    with replace(options, prefetch=0).loader(source, 0) as loader:
         batch = next(loader)
     step = training_step(objective, settings.precision, device) if settings.model else None
     with ExitStack() as stack:
-        parts = _parts(source, way, step, batch, settings, stack)
-        peers = _peers(source, way, batch, settings, stack)
-        parts |= {name: peer.part for name, peer in peers.items() if peer.part is not None}
+        parts = _parts(source, options, step, batch, settings, stack)
+        peers = _peers(source, options, batch, settings, stack)
+        parts |= {name: part for name, (_, part) in peers.items() if part is not None}
         samples = settings.batches * settings.batch_size
         rounds = in_turns(parts, settings.rounds, samples, settings.objective)
-    pool = dali_pool_gib() if way.kind.on_gpu else None
-    block = _block(rounds, source, way, settings)
+    pool = dali_pool_gib() if options.kind.on_gpu else None
+    block = _block(rounds, source, options, settings)
     if peers:
-        block["peers"] = {
-            name: {"title": peer.title} | peer.known | _beside(rounds, name) for name, peer in peers.items()
-        }
+        block["peers"] = {name: known | _compared(rounds, name) for name, (known, _) in peers.items()}
     if axes:
-        block["sweep"] = sweep(source, way, axes, settings.rounds, settings.batches)
+        block["sweep"] = sweep(source, options, axes, settings.rounds, settings.batches)
     if settings.autotune:
-        block |= _autotuned(source, way, step, settings)
+        block |= _autotuned(source, options, step, settings)
     return {
         "data": {"name": dataset.name, "videos": len(rows), "settings": dataset.info["settings"]},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},  # type: ignore[call-overload]
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         "config": asdict(config),
         "backend": backend,
         "views": {"views": spec.views, "frames": spec.frames, "size": spec.size},
@@ -113,47 +150,59 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
 
 def _parts(
     source: Source,
-    way: Way,
+    options: Options,
     step: Step | None,
     batch: dict[str, Any],
     settings: Settings,
     stack: ExitStack,
 ) -> dict[str, Part]:
     batches = settings.batches
-    parts: dict[str, Part] = {"loader": loader_alone(source, way, batches)}
-    if "decode" in way.kind.timed or "spdl" in settings.against:
-        parts["decode"] = decode_alone(source, way, batches, stack)
-    if "augment" in way.kind.timed:
-        parts["augment"] = augment_alone(source, way, batches, stack)
+    parts: dict[str, Part] = {"loader": loader_alone(source, options, batches)}
+    if "decode" in options.kind.timed or "spdl" in settings.against:
+        parts["decode"] = decode_alone(source, options, batches, stack)
+    if "augment" in options.kind.timed:
+        parts["augment"] = augment_alone(source, options, batches, stack)
     else:
-        from .nvdec import nvdec_alone
-
-        parts["trim"] = trim_alone(source, way, batches, stack)
-        parts["nvdec"] = nvdec_alone(source, way, batches)
-        parts["graph"] = graph_alone(source, way, batches, stack)
-    parts["ceiling"] = ceiling(source, way.threads, batches)
-    if way.device.type == "cuda":
-        parts["copy"] = copy_alone(source, way, batches)
+        parts["trim"] = trim_alone(source, options, batches, stack)
+        parts["nvdec"] = dali_nvdec(source, options, batches)
+        parts["graph"] = graph_alone(source, options, batches, stack)
+    parts["ceiling"] = libavcodec(source, options.threads, batches)
+    if options.device.type == "cuda":
+        parts["copy"] = copy_alone(source, options, batches)
     if step:
-        parts["model"] = model_alone(step, batch, source, way, batches)
-        parts["together"] = together(step, source, way, batches)
+        parts["model"] = model_alone(step, batch, source, options, batches)
+        parts["together"] = together(step, source, options, batches)
     return parts
 
 
 def _peers(
-    source: Source, way: Way, batch: dict[str, Any], settings: Settings, stack: ExitStack
-) -> dict[str, Peer]:
-    found: dict[str, Peer] = {}
+    source: Source, options: Options, batch: dict[str, Any], settings: Settings, stack: ExitStack
+) -> dict[str, tuple[Figures, Part | None]]:
+    """Name → (its title and what is known before it is timed, its part; None where it cannot run)."""
+    found: dict[str, tuple[Figures, Part | None]] = {}
+    batches, threads = settings.batches, options.threads
     if "dataloader" in settings.against:
-        found |= dataloader_peers(source, way, batch["views"], settings.batches, settings.workers, stack)
+        found |= dataloader_peers(source, options, batch["views"], batches, settings.workers, stack)
     if "spdl" in settings.against:
-        found |= spdl_peers(source, way, settings.batches)
+        tuned_title, title = f"SPDL tuned, uint8 crops, workers: {threads}", "SPDL, one window a clip"
+        found["spdl"] = {"title": tuned_title, "workers": threads}, spdl(source, threads, batches)
+        found["spdl-window"] = (
+            {"title": title, "workers": threads},
+            spdl(source, threads, batches, tuned=False),
+        )
     if "dali-readers" in settings.against:
-        found |= dali_peer(source, way, settings.batches, tqdm.write)
+        from benchmarks.loader.dali_readers_peer import dali_readers  # the only one that needs DALI
+
+        known: Figures = {"title": "DALI's readers and random operators"}
+        try:
+            found["dali-readers"] = known, dali_readers(source, options, batches)
+        except InputError as error:
+            tqdm.write(str(error))
+            found["dali-readers"] = known | {"left_out": str(error)}, None
     return found
 
 
-def _beside(rounds: dict[str, list[Figures]], name: str) -> Figures:
+def _compared(rounds: dict[str, list[Figures]], name: str) -> Figures:
     """A peer's figures; ratio: our loader's clips/s to its own; decode_ratio: those of our decode-and-crop."""
     if name not in rounds:
         return {}
@@ -163,13 +212,15 @@ def _beside(rounds: dict[str, list[Figures]], name: str) -> Figures:
     return found
 
 
-def _block(rounds: dict[str, list[Figures]], source: Source, way: Way, settings: Settings) -> dict[str, Any]:
+def _block(
+    rounds: dict[str, list[Figures]], source: Source, options: Options, settings: Settings
+) -> dict[str, Any]:
     found = {name: medians(figures) for name, figures in rounds.items()}
-    batches, loader, top = settings.batches * settings.rounds, found["loader"], found["ceiling"]
+    batches, loader = settings.batches * settings.rounds, found["loader"]
     loader["frames_per_s"] = loader["clips_per_s"] * source.spec.views * source.spec.frames
     by_ffmpeg = decoded_per_used(source, batches, as_file=False)
     loader["frames_decoded_per_frame_used"] = (
-        by_ffmpeg if "decode" in way.kind.timed else decoded_per_used(source, batches, as_file=True)
+        by_ffmpeg if "decode" in options.kind.timed else decoded_per_used(source, batches, as_file=True)
     )
     parts: dict[str, Any] = {
         f"{name}_{key}": value
@@ -182,7 +233,7 @@ def _block(rounds: dict[str, list[Figures]], source: Source, way: Way, settings:
         "loader": loader,
         **{name: found[name] for name in ("model", "together") if name in found},
         "parts": parts,
-        "ceiling": {f"decode_{key}": value for key, value in top.items()}
+        "ceiling": {f"decode_{key}": value for key, value in found["ceiling"].items()}
         | {
             "frames_decoded_per_frame_used": by_ffmpeg,
             "of_ceiling": ratio(rounds["loader"], rounds["ceiling"]),
@@ -192,17 +243,18 @@ def _block(rounds: dict[str, list[Figures]], source: Source, way: Way, settings:
 
 
 def _in_series(rounds: dict[str, list[Figures]]) -> list[Figures]:
-    """What decoding and augmentation allow one after the other; on the GPU one graph does both."""
+    """What decoding and augmentation allow one after the other, 1 / (1/decode + 1/augment); on the GPU one graph does both."""
     if "graph" in rounds:
         return rounds["graph"]
     pairs = zip(rounds["decode"], rounds["augment"], strict=True)
-    return [{"clips_per_s": allowed(one["clips_per_s"], other["clips_per_s"])} for one, other in pairs]
+    return [{"clips_per_s": 1 / (1 / a["clips_per_s"] + 1 / b["clips_per_s"])} for a, b in pairs]
 
 
-def _autotuned(source: Source, way: Way, step: Step | None, settings: Settings) -> dict[str, Any]:
-    best, tried = autotune(source, way, step, settings.rounds, settings.batches, tqdm.write)
-    rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == v for k, v in best.items()))
-    file = notes.record(
+def _autotuned(source: Source, options: Options, step: Step | None, settings: Settings) -> dict[str, Any]:
+    best, tried = autotune(source, options, step, settings.rounds, settings.batches)
+    flags = ("device", "threads", "prefetch")  # and not cpu_share, which was not timed as such
+    rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == best[k] for k in flags))
+    file = tuned.record(
         settings.objective,
         source.spec,
         best,

@@ -1,5 +1,6 @@
-"""The loader whole and in its parts: decoding alone, augmentation alone, the copy to the GPU."""
+"""What is timed of our own code: the loader whole and in its parts, the model, and the model on the loader's batches."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,32 +9,35 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import objectives
+from benchmarks.loader.rounds import Figures, GpuMonitor, Part, rate, synchronise
+from benchmarks.loader.source import Source
 from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
 from pipelines.backends.base import Backend, Rendered, Video
 from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import decode_views
 from pipelines.loader import Loader
 from pipelines.sampler import Sample
+from pipelines.views import ViewSpec
 from pipelines.workers import Region, Worker
+from training.layout import to_channels_last, to_device
+from training.meter import Meter
 
-from .rounds import Figures, Part, rate
-from .source import Source
-
-WARM = 2  # batches that are not counted
+WARM = 2  # batches that are not timed
 CACHED = 3  # batches that a part is timed on, in turns
-CPU = torch.device("cpu")
+Step = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Way:
-    """How batches are made. backend: its name. device: where the views go. processes: as many as threads decode, where the CPU
-    does. The others: see BackendSettings."""
+class Options:
+    """How batches are made. backend: its name. device: where the views go. decode_with: where the CPU decodes.
+    The others: see BackendSettings."""
 
     backend: str
     threads: int
@@ -41,8 +45,9 @@ class Way:
     device: torch.device
     nvdec_threads: int = 8
     pipelines: int = 2
-    processes: bool = False
+    decode_with: str = "threads"
     on_cpu_dali: bool = False
+    cache: Literal["host", "gpu"] | None = None
 
     @property
     def kind(self) -> Kind:
@@ -55,12 +60,13 @@ class Way:
             threads=self.threads,
             nvdec_threads=self.nvdec_threads,
             pipelines=self.pipelines,
-            processes=self.kind.processes(self.threads, 0.0) if self.processes else 0,
+            processes=self.kind.processes(self.threads, 0.0) if self.decode_with == "processes" else 0,
             on_cpu_dali=self.on_cpu_dali,
+            cache=self.cache,
         )
 
     def loader(self, source: Source, first: int) -> Loader:
-        """A loader that goes on from sample `first`; to be closed."""
+        """A loader that begins at sample `first`; to be closed."""
         loader = Loader(
             source.dataset,
             source.sampler,
@@ -72,32 +78,40 @@ class Way:
         loader.load_state_dict({"samples": first})
         return loader
 
-    def open(self, source: Source) -> Backend:
-        """The backend alone; to be closed."""
-        return open_backend(self.settings, source.spec, source.batch_size, 1, source.dataset, source.rows)
+    def open(self, source: Source, stack: ExitStack) -> Backend:
+        """The backend alone, which the stack closes."""
+        backend = open_backend(self.settings, source.spec, source.batch_size, 1, source.dataset, source.rows)
+        stack.callback(backend.close)
+        return backend
 
 
-def loader_alone(source: Source, way: Way, batches: int) -> Part:
-    """Batches taken as fast as they come."""
+def loader_alone(source: Source, options: Options, batches: int) -> Part:
+    """Batches taken as fast as they come; with a cache, once an epoch has filled it."""
 
     def part(first: int) -> Figures:
-        with way.loader(source, first) as loader:
-            for _ in range(2 * (way.prefetch + 1)):  # those in the queue at the end lie in memory used before
+        with options.loader(source, first) as loader:
+            while options.cache and loader.position < first + source.sampler.epoch_clips:
+                next(loader)
+            for _ in range(
+                2 * (options.prefetch + 1)
+            ):  # those in the queue at the end lie in memory used before
                 next(loader)
             workers = loader.backend.processes()
-            return rate(lambda: next(loader), batches, source.batch_size, way.device, workers, watched=True)
+            return rate(
+                lambda: next(loader), batches, source.batch_size, options.device, workers, watched=True
+            )
 
     return part
 
 
-def decode_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
+def decode_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
     """decode_and_crop: read, decode, crop and resize to uint8 in so many threads or processes, as a backend does."""
-    if not way.settings.processes:
-        return _in_pool(partial(pixels, source), source, way, batches)
+    if not options.settings.processes:
+        return source.in_pool(partial(pixels, source), options.threads, batches)
     spec, idle = source.spec, SimpleQueue[tuple[Worker, Region]]()
-    crew = [Worker(spec, pixels=True) for _ in range(way.threads)]
+    workers = [Worker(spec, pixels=True) for _ in range(options.threads)]
     shape = (1, spec.views * spec.decoded, spec.planes, spec.size, spec.size)
-    for worker in crew:
+    for worker in workers:
         stack.callback(worker.end)
         idle.put((worker, Region(shape, np.uint8)))
 
@@ -106,46 +120,22 @@ def decode_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Pa
         worker.make(source.read(sample.row), sample.params, region, region.array)
         idle.put((worker, region))
 
-    for sample in source.samples(0, 1)[: way.threads]:  # each is started, and not in the time that is taken
+    for sample in source.samples(0, 1)[: options.threads]:  # starts each process, before the time is taken
         work(sample)
-    return _in_pool(
-        work, source, way, batches, lambda: [one.process for one in crew if one.process is not None]
-    )
+    ids = [worker.process for worker in workers if worker.process is not None]
+    return source.in_pool(work, options.threads, batches, workers=lambda: ids)
 
 
-def trim_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
-    """What a backend does on the CPU for a decoder elsewhere: read the videos, and trim them."""
-    backend = opened(source, way, stack)
-    return _in_pool(partial(prepared, source, backend), source, way, batches)
+def trim_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
+    """What a backend does on the CPU for NVDEC: read the videos, and trim them."""
+    return source.in_pool(partial(prepared, source, options.open(source, stack)), options.threads, batches)
 
 
-def _in_pool(
-    work: Callable[[Sample], Any],
-    source: Source,
-    way: Way,
-    batches: int,
-    workers: Callable[[], list[int]] = list,
-) -> Part:
-    """workers: numbers of the processes that do the work beside this one, once they run."""
-
-    def part(first: int) -> Figures:
-        samples = source.samples(first, batches)
-
-        def run() -> None:
-            with ThreadPoolExecutor(way.threads) as pool:
-                for _ in pool.map(work, samples):
-                    pass
-
-        return rate(run, 1, len(samples), CPU, workers())
-
-    return part
-
-
-def augment_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
-    """What a backend that decodes on the CPU makes of pixels, which are at hand."""
-    backend = opened(source, way, stack)
+def augment_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
+    """What a backend that decodes on the CPU makes of pixels that are decoded before."""
+    backend = options.open(source, stack)
     assert isinstance(backend, CpuDecodeBackend)
-    pool = stack.enter_context(ThreadPoolExecutor(way.threads))
+    pool = stack.enter_context(ThreadPoolExecutor(options.threads))
     turns = cycle(
         [(batch, list(pool.map(partial(pixels, source), batch))) for batch in source.batches(0, CACHED)]
     )
@@ -157,19 +147,21 @@ def augment_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> P
             samples, list(pool.map(backend.accept, decoded, params, backend.buffer(samples)))
         )
 
-    return _under_way(start, backend.concurrent, source, way, batches)
+    return _under_way(start, backend.concurrent, source, options, batches)
 
 
-def graph_alone(source: Source, way: Way, batches: int, stack: ExitStack) -> Part:
-    """What a backend does on the GPU, decoding and augmentation, of files that are at hand."""
-    backend = opened(source, way, stack)
+def graph_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
+    """What a backend does on the GPU, decoding and augmentation, with files that are read before."""
+    backend = options.open(source, stack)
     turns = cycle(
         [(batch, [prepared(source, backend, one) for one in batch]) for batch in source.batches(0, CACHED)]
     )
-    return _under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, way, batches)
+    return _under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, options, batches)
 
 
-def _under_way(start: Callable[[], Rendered], most: int, source: Source, way: Way, batches: int) -> Part:
+def _under_way(
+    start: Callable[[], Rendered], most: int, source: Source, options: Options, batches: int
+) -> Part:
     """Batches of which `most` are under way at a time."""
 
     def part(_: int) -> Figures:
@@ -182,7 +174,7 @@ def _under_way(start: Callable[[], Rendered], most: int, source: Source, way: Wa
 
         for _ in range(WARM):
             run()
-        figures = rate(run, batches, source.batch_size, way.device)
+        figures = rate(run, batches, source.batch_size, options.device)
         while begun:
             begun.popleft()()
         return figures
@@ -190,31 +182,22 @@ def _under_way(start: Callable[[], Rendered], most: int, source: Source, way: Wa
     return part
 
 
-def copy_alone(source: Source, way: Way, batches: int) -> Part:
+def copy_alone(source: Source, options: Options, batches: int) -> Part:
     """The host's share of a batch, in pinned memory, to the GPU; gib_per_s too."""
-    spec, clips = source.spec, source.batch_size
     encoded = int(source.dataset.column(f"{source.component}_size")[source.rows].mean())
-    per_clip = way.kind.bytes_to_gpu(spec, encoded)
-    host = torch.empty(per_clip * clips, dtype=torch.uint8).pin_memory()
+    per_clip = options.kind.bytes_to_gpu(source.spec, encoded)
+    host = torch.empty(per_clip * source.batch_size, dtype=torch.uint8).pin_memory()
+
+    def copy() -> torch.Tensor:
+        return host.to(options.device, non_blocking=True)
 
     def part(_: int) -> Figures:
         for _ in range(WARM):
-            host.to(way.device, non_blocking=True)
-        figures = rate(lambda: host.to(way.device, non_blocking=True), batches, clips, way.device)
+            copy()
+        figures = rate(copy, batches, source.batch_size, options.device)
         return figures | {"gib_per_s": figures["clips_per_s"] * per_clip / 2**30}
 
     return part
-
-
-def allowed(decode: float, augment: float) -> float:
-    """Clips/s that the two parts allow, done one after the other: 1 / (1/decode + 1/augment)."""
-    return 1 / (1 / decode + 1 / augment)
-
-
-def opened(source: Source, way: Way, stack: ExitStack) -> Backend:
-    backend = way.open(source)
-    stack.callback(backend.close)
-    return backend
 
 
 def pixels(source: Source, sample: Sample) -> NDArray[np.uint8]:
@@ -224,3 +207,62 @@ def pixels(source: Source, sample: Sample) -> NDArray[np.uint8]:
 def prepared(source: Source, backend: Backend, sample: Sample) -> Any:
     (out,) = backend.buffer([sample])
     return backend.prepare(Video(source.dataset, sample.row, source.component), sample, out)
+
+
+def random_batch(spec: ViewSpec, clips: int, device: torch.device) -> dict[str, Any]:
+    """A batch as a loader's, of random numbers."""
+    shape = (clips, spec.views, spec.frames, spec.size, spec.size, spec.channels)
+    batch = {"views": torch.randn(shape, device=device).permute(0, 1, 5, 2, 3, 4)}
+    batch["label"] = torch.zeros(clips, dtype=torch.int64)
+    if spec.paces:
+        batch["pace"] = torch.randint(len(spec.paces), shape[:2])
+    return batch
+
+
+def training_step(
+    objective: objectives.Objective, precision: str, device: torch.device, *, channels_last: bool = True
+) -> Step:
+    """An optimizer step on a batch of the loader."""
+    to_channels_last(objective, channels_last)
+    optimizer = objective.optimizer()
+
+    def step(batch: dict[str, Any]) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = objective(to_device(batch, device, channels_last=channels_last)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def model_alone(step: Step, batch: dict[str, Any], source: Source, options: Options, batches: int) -> Part:
+    """Steps on one cached batch: no loader can make training faster than this."""
+
+    def part(_: int) -> Figures:
+        step(batch)
+        return rate(lambda: step(batch), batches, source.batch_size, options.device)
+
+    return part
+
+
+def together(step: Step, source: Source, options: Options, batches: int) -> Part:
+    """Steps on fresh batches; wait_share (0–1) is the part of the time spent waiting for them."""
+
+    def part(first: int) -> Figures:
+        with options.loader(source, first) as loader:
+            for _ in range(WARM):
+                step(next(loader))
+            synchronise(options.device)
+            with GpuMonitor() as monitor:
+                meter, began = Meter(options.device), time.perf_counter()
+                while meter.steps < batches or time.perf_counter() - began < monitor.least:
+                    with meter.waiting():
+                        batch = next(loader)
+                    step(batch)
+                    meter.step()
+                synchronise(options.device)
+                speed = meter.speed(source.batch_size)
+            return speed | monitor.figures()
+
+    return part

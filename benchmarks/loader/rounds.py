@@ -1,27 +1,28 @@
-"""Rounds: every part is timed in each of them, one after the other, so that what else the machine does weighs on all."""
+"""Rounds: every part is timed once in each of them, in turns, so that other work on the machine slows all parts alike."""
 
-import os
+import gc
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
+import psutil
 import torch
 from tqdm import tqdm
 
-from .utilisation import Watch
-
 Figures = dict[str, Any]
 Part = Callable[[int], Figures]
-"""Times one part on the samples from a number on: {"clips_per_s": …}, and what else it has to say."""
+"""Times one part on the samples from a number on: {"clips_per_s": …} and further figures."""
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+PERIOD = 0.1  # seconds between two readings of NVML
+SPAN = 5.0  # seconds: least length of a timed span in which NVML is read
+_NVML_MEAN = 1.0  # seconds: NVML's figures are means over up to this time before
 
 
 def in_turns(parts: dict[str, Part], rounds: int, samples: int, title: str) -> dict[str, list[Figures]]:
-    """Each part's figures, a list of as many as there are rounds. samples: how far a round is from the next."""
+    """Each part's figures, one dict a round. samples: by how many a round starts after the one before."""
     found: dict[str, list[Figures]] = {name: [] for name in parts}
     with tqdm(total=rounds * len(parts), desc=title, unit="part", leave=False, dynamic_ncols=True) as bar:
         for number in range(rounds):
@@ -33,7 +34,7 @@ def in_turns(parts: dict[str, Part], rounds: int, samples: int, title: str) -> d
 
 
 def medians(rounds: list[Figures]) -> Figures:
-    """The median of each figure over the rounds; what is not a number stays as it was last."""
+    """The median of each figure over the rounds; of what is not a number, the last round's value."""
     return {
         name: statistics.median(figures[name] for figures in rounds)
         if isinstance(value, int | float)
@@ -56,15 +57,15 @@ def rate(
     *,
     watched: bool = False,
 ) -> Figures:
-    """clips_per_s of `do`, which handles a batch of `clips`; cpu_ms_per_clip of this process and of `workers`.
+    """clips_per_s of `do`, which handles a batch of `clips`; cpu_ms_per_clip of this process and of `workers` (their ids).
 
-    watched: also what Watch sees of the GPU, which takes some seconds: `do` is then called more often.
+    watched: also what GpuMonitor reads of the GPU, which takes some seconds: `do` is then called more often.
     """
-    processes = [os.getpid(), *workers]
+    processes = [psutil.Process(), *map(psutil.Process, workers)]
     synchronise(device)
     done = 0
-    with Watch() if watched else nullcontext() as watch:
-        least = watch.least if watch else 0.0
+    with GpuMonitor() if watched else nullcontext() as monitor:
+        least = monitor.least if monitor else 0.0
         cpu, began = sum(map(cpu_seconds, processes)), time.perf_counter()
         while done < batches or time.perf_counter() - began < least:
             do()
@@ -73,20 +74,101 @@ def rate(
         seconds = time.perf_counter() - began
         cpu = sum(map(cpu_seconds, processes)) - cpu
     figures = {"clips_per_s": done * clips / seconds, "cpu_ms_per_clip": 1000 * cpu / (done * clips)}
-    return figures | (watch.figures() if watch else {})
+    return figures | (monitor.figures() if monitor else {})
 
 
-def cpu_seconds(process: int) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
     """CPU time that all threads of a process have used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def resident_gib(process: int) -> float:
-    """Memory that a process has in RAM, what it shares with others included."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return sum(process.cpu_times()[:2])
 
 
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+class Usage(NamedTuple):
+    """gpu, nvdec: busy, 0–1. used, torch: GiB of the GPU that all processes hold, and that this process's torch holds."""
+
+    gpu: float
+    nvdec: float
+    used: float
+    torch: float
+
+
+class GpuMonitor:
+    """Reads how busy torch's current GPU is, from when it is entered until it is left.
+
+    read: NVML's figures by default; without NVML nothing is read.
+    """
+
+    def __init__(self, read: Callable[[], Usage] | None = None) -> None:
+        self._read = read or _nvml()
+        self.least = SPAN if self._read else 0.0  # seconds that the span should last
+        self._usage: list[tuple[float, Usage]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def figures(self) -> dict[str, float | None]:
+        """gpu_use, nvdec_use: means, 0–1. device_gib: the most that all processes held; beside_torch_gib: of it, what this
+        process's torch did not hold: DALI's pool, NVDEC's sessions, CUDA's own. None where nothing was read."""
+        if not self._usage:
+            return dict.fromkeys(("gpu_use", "nvdec_use", "device_gib", "beside_torch_gib"))
+        first = self._usage[0][0]
+        late = [usage for at, usage in self._usage if at - first >= _NVML_MEAN]
+        gpu, nvdec, used, held = zip(*(late or [usage for _, usage in self._usage]), strict=True)
+        return {
+            "gpu_use": statistics.mean(gpu),
+            "nvdec_use": statistics.mean(nvdec),
+            "device_gib": max(used),
+            "beside_torch_gib": max(a - b for a, b in zip(used, held, strict=True)),
+        }
+
+    def _watch(self) -> None:
+        while self._read and not self._done.wait(PERIOD):
+            self._usage.append((time.perf_counter(), self._read()))
+
+
+def dali_pool_gib() -> float | None:
+    """GiB that DALI's pool of GPU memory held after its last pipeline; empties the pool. None without NVML.
+
+    DALI states no figure, so it is what becomes free.
+    """
+    read = _nvml()
+    if read is None:
+        return None
+    from nvidia.dali import backend
+
+    gc.collect()
+    before = read().used
+    backend.ReleaseUnusedMemory()
+    return before - read().used
+
+
+def _nvml() -> Callable[[], Usage] | None:
+    """What reads the figures of torch's GPU, with pynvml (nvidia-ml-py)."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml as nvml
+
+        nvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        handle: Any = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except Exception:  # not installed, or a driver that does not answer: the figures stay null
+        return None
+
+    return lambda: Usage(
+        nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+        nvml.nvmlDeviceGetDecoderUtilization(handle)[0] / 100,
+        nvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30,
+        torch.cuda.memory_reserved() / 2**30,
+    )

@@ -1,27 +1,35 @@
 """What is timed: the samples of a run, in the order and with the parameters that a loader gives them."""
 
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from benchmarks.loader.rounds import Figures, Part, rate
 from pipelines.sampler import Sample, ShuffledOrder, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Source:
-    """Rows (N,) of a data set, looked at through a spec; a pickled one opens its files anew."""
+    """Rows (N,) of a data set, viewed through a spec; a pickled one opens its files again. clips: of one video in a batch."""
 
     dataset: Dataset
     rows: NDArray[np.int64]
     spec: ViewSpec
     batch_size: int
     seed: int
+    clips: int = 1
 
     @property
     def component(self) -> str:
@@ -30,14 +38,16 @@ class Source:
 
     @cached_property
     def sampler(self) -> TrainSampler:
-        return TrainSampler(self.dataset, self.rows, self.spec, self.batch_size, seed=self.seed)
+        return TrainSampler(
+            self.dataset, self.rows, self.spec, self.batch_size, seed=self.seed, clips=self.clips
+        )
 
     def batches(self, first: int, count: int) -> list[list[Sample]]:
-        """As many batches, from sample `first` on, which begins one; `first` counts over all epochs, from 0."""
+        """`count` batches from sample `first` on, which begins a batch; `first` counts over all epochs, from 0."""
         return [self.sampler.batch(first + n * self.batch_size).samples for n in range(count)]
 
     def samples(self, first: int, count: int) -> list[Sample]:
-        """Those of so many batches."""
+        """Those of `count` batches."""
         return [sample for batch in self.batches(first, count) for sample in batch]
 
     def sample(self, number: int) -> tuple[int, ViewParams]:
@@ -51,6 +61,31 @@ class Source:
     def read(self, row: int) -> bytes:
         """The row's video, as our loader reads it: its sha256 is checked."""
         return self.dataset.read(row, self.component)
+
+    def in_pool(
+        self,
+        work: Callable[[Any], Any],
+        threads: int,
+        batches: int,
+        prepare: Callable[[Sample], Any] = lambda sample: sample,
+        workers: Callable[[], Iterable[int]] = tuple,
+    ) -> Part:
+        """Times `work` on every sample of so many batches, in a pool of threads.
+
+        prepare: gives `work` its argument, before the time is taken. workers: ids of processes that do the work for it.
+        """
+
+        def part(first: int) -> Figures:
+            items = [prepare(sample) for sample in self.samples(first, batches)]
+
+            def run() -> None:
+                with ThreadPoolExecutor(threads) as pool:
+                    for _ in pool.map(work, items):
+                        pass
+
+            return rate(run, 1, len(items), CPU, workers())
+
+        return part
 
 
 @dataclass

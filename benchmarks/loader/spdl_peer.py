@@ -10,7 +10,6 @@ No colour arithmetic, no float: compare it with our decode-and-crop. There are t
 """
 
 import importlib.util
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,13 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.loader.rounds import Part
+from benchmarks.loader.source import Source, UncheckedReads
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from shards import InputError
-
-from .ceiling import CPU
-from .rounds import Figures, Part, rate
-from .source import Source, UncheckedReads
 
 _PIXELS = {"rgb": ("rgb24", 3), "difference": ("gray", 1), "flow": ("gray", 1)}
 
@@ -42,17 +39,7 @@ def spdl(source: Source, workers: int, batches: int, tuned: bool = True) -> Part
             read(sample.row), sample.params, spec.size, float(fps[sample.row]), gop, spec.modality, tuned
         )
 
-    def part(first: int) -> Figures:
-        samples = source.samples(first, batches)
-
-        def run() -> None:
-            with ThreadPoolExecutor(workers) as pool:
-                for _ in pool.map(work, samples):
-                    pass
-
-        return rate(run, 1, len(samples), CPU)
-
-    return part
+    return source.in_pool(work, workers, batches)
 
 
 def crops(
@@ -115,7 +102,7 @@ def stretches(numbers: NDArray[Any], gop: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Box:
-    """The views of a sample that look alike. half: of a flow's picture, u above v. rows: places of their frames among
+    """The views of a sample that have the same box. half: of a flow's picture, u above v. rows: places of their frames among
     the sample's V·T; shown: the frames' numbers."""
 
     left: int

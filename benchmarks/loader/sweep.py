@@ -6,16 +6,22 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from pipelines.backends import BACKENDS, SHARING, choose_backend
+from benchmarks.loader.parts import Options, Step, loader_alone, together
+from benchmarks.loader.rounds import Figures, Part, in_turns, medians
+from benchmarks.loader.source import Source
+from pipelines.backends import BACKENDS, SHARING, available, choose_backend
 from shards import InputError
 from training.autotune import Tuned
 
-from .parts import Way, loader_alone
-from .rounds import Figures, Part, in_turns, medians
-from .source import Source
-from .training import Step, together
-
-LEAST = {"threads": 1, "prefetch": 0, "batch_size": 1, "nvdec_threads": 1, "pipelines": 1}
+LEAST = {
+    "threads": 1,
+    "prefetch": 0,
+    "batch_size": 1,
+    "nvdec_threads": 1,
+    "pipelines": 1,
+    "clips_per_decode": 1,
+}
+CHOICES = {"device": tuple(BACKENDS), "cache": ("none", "host", "gpu")}
 ENOUGH = 0.97  # of the best rate: below this a difference counts
 
 
@@ -25,9 +31,9 @@ def parse_axes(words: tuple[str, ...]) -> dict[str, list[Any]]:
     for word in words:
         name, _, values = word.replace("-", "_").partition("=")
         try:
-            if name == "device":
-                axes[name] = [value for value in values.split(",") if value in BACKENDS]
-                sound = len(axes[name]) == len(values.split(","))
+            if name in CHOICES:
+                axes[name] = values.split(",")
+                sound = set(axes[name]) <= set(CHOICES[name])
             else:
                 axes[name] = [int(value) for value in values.split(",")]
                 sound = min(axes[name]) >= LEAST[name]
@@ -36,12 +42,14 @@ def parse_axes(words: tuple[str, ...]) -> dict[str, list[Any]]:
         if not sound:
             raise InputError(
                 f"--sweep {word}: give threads=1,2 prefetch=0,2 batch_size=8,16 nvdec_threads=8,14 pipelines=1,2 "
-                f"device={','.join(BACKENDS)}"
+                f"clips_per_decode=1,2 device={','.join(BACKENDS)} cache={','.join(CHOICES['cache'])}"
             )
     return axes
 
 
-def sweep(source: Source, way: Way, axes: dict[str, list[Any]], rounds: int, batches: int) -> list[Figures]:
+def sweep(
+    source: Source, options: Options, axes: dict[str, list[Any]], rounds: int, batches: int
+) -> list[Figures]:
     """The loader alone for each combination: its flags and its figures, or why it is left out."""
     parts: dict[str, Part] = {}
     settings: dict[str, Figures] = {}
@@ -50,20 +58,29 @@ def sweep(source: Source, way: Way, axes: dict[str, list[Any]], rounds: int, bat
         name = " ".join(f"{key}={value}" for key, value in flags.items())
         settings[name] = flags
         try:
-            backend = choose_backend(flags.get("device", way.backend), source.dataset)
+            parts[name] = loader_alone(*_applied(flags, source, options), batches)
         except InputError as error:
             settings[name] = flags | {"left_out": str(error)}
-            continue
-        own = {k: v for k, v in flags.items() if k not in ("device", "batch_size")}
-        tried = replace(way, backend=backend, **own)
-        sized = replace(source, batch_size=flags.get("batch_size", source.batch_size))
-        parts[name] = loader_alone(sized, tried, batches)
     found = in_turns(parts, rounds, 0, "sweep")
     return [flags | (medians(found[name]) if name in found else {}) for name, flags in settings.items()]
 
 
+def _applied(flags: dict[str, Any], source: Source, options: Options) -> tuple[Source, Options]:
+    """The source and options with these flags. Raises InputError where they do not go together."""
+    own = dict(flags)
+    backend = choose_backend(own.pop("device", options.backend), source.dataset)
+    batch_size, clips = own.pop("batch_size", source.batch_size), own.pop("clips_per_decode", 1)
+    if own.get("cache") == "none":
+        own["cache"] = None
+    elif own.get("cache", "host") not in BACKENDS[backend].caches:
+        raise InputError(f"--cache {own['cache']}: --device {backend} cannot keep decoded videos there")
+    source = replace(source, batch_size=batch_size, clips=clips)
+    _ = source.sampler  # complains of clips that do not divide the batch
+    return source, replace(options, backend=backend, **own)
+
+
 def autotune(
-    source: Source, way: Way, step: Step | None, rounds: int, batches: int, say: Callable[[str], None]
+    source: Source, options: Options, step: Step | None, rounds: int, batches: int
 ) -> tuple[Tuned, list[Figures]]:
     """The least that is as good as the best, and all that was tried.
 
@@ -72,61 +89,51 @@ def autotune(
     """
     tried: list[Figures] = []
 
-    def timed(ways: list[Way], step: Step | None) -> list[Figures]:
+    def timed(candidates: list[Options], step: Step | None) -> list[Figures]:
         parts = {
-            f"{w.backend}, {w.threads} threads, {w.prefetch} ahead": together(step, source, w, batches)
+            f"{one.backend}, {one.threads} threads, {one.prefetch} ahead": together(
+                step, source, one, batches
+            )
             if step
-            else loader_alone(source, w, batches)
-            for w in ways
+            else loader_alone(source, one, batches)
+            for one in candidates
         }
         return [medians(figures) for figures in in_turns(parts, rounds, 0, "autotune").values()]
 
-    def best(ways: list[Way]) -> Way:
-        found = timed(ways, step)
-        tried.extend(flags_of(w) | figures for w, figures in zip(ways, found, strict=True))
-        return least(ways, found)
+    def best(candidates: list[Options]) -> Options:
+        found = timed(candidates, step)
+        tried.extend(flags_of(one) | figures for one, figures in zip(candidates, found, strict=True))
+        return least(candidates, found)
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, 2 * cores})
-    ways = [replace(way, backend=name, threads=t) for name in backends(source, say) for t in threads]
-    chosen = best(ways)
-    share = cpu_share(ways, lambda those: timed(those, None))
-    chosen = best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)])
-    found = flags_of(chosen)
+    every = [replace(options, backend=name, threads=t) for name in available(source.dataset) for t in threads]
+    chosen = best(every)
+    share = cpu_share(every, lambda both: timed(both, None))
+    found = flags_of(best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)]))
     if share is not None:
         found["cpu_share"] = share
     return found, tried
 
 
-def least(ways: list[Way], found: list[Figures]) -> Way:
+def least(candidates: list[Options], found: list[Figures]) -> Options:
     """The one with the fewest threads, then batches ahead, of those as good as the best."""
     rates = [figures["clips_per_s"] for figures in found]
-    enough = [w for w, clips in zip(ways, rates, strict=True) if clips >= ENOUGH * max(rates)]
-    return min(enough, key=lambda w: (w.threads, w.prefetch))
+    enough = [one for one, clips in zip(candidates, rates, strict=True) if clips >= ENOUGH * max(rates)]
+    return min(enough, key=lambda one: (one.threads, one.prefetch))
 
 
-def cpu_share(ways: list[Way], timed: Callable[[list[Way]], list[Figures]]) -> float | None:
+def cpu_share(candidates: list[Options], timed: Callable[[list[Options]], list[Figures]]) -> float | None:
     """The share of the samples, 0–1, that the CPU should decode beside NVDEC, by what each does alone.
 
-    ways: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
+    candidates: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
     """
-    most = {one.backend: one for one in ways if one.backend in SHARING}
+    most = {one.backend: one for one in candidates if one.backend in SHARING}
     if len(most) < 2:
         return None
     on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[name] for name in SHARING]))
     return round(on_cpu / (on_cpu + on_gpu), 2)
 
 
-def flags_of(way: Way) -> Tuned:
-    return Tuned(device=way.backend, threads=way.threads, prefetch=way.prefetch)
-
-
-def backends(source: Source, say: Callable[[str], None]) -> list[str]:
-    """Those that this machine has for the data."""
-    found: list[str] = []
-    for name in BACKENDS:
-        try:
-            found.append(choose_backend(name, source.dataset))
-        except InputError as error:
-            say(f"not tried: {error}")
-    return found
+def flags_of(options: Options) -> Tuned:
+    return Tuned(device=options.backend, threads=options.threads, prefetch=options.prefetch)

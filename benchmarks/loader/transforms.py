@@ -1,4 +1,4 @@
-"""The peer's transforms: what a draw says, done with torchcodec and torchvision v2, as a user would write it.
+"""The DataLoader peer's transforms: ViewParams applied with torchcodec and torchvision v2, as a user would write it.
 
 Letters: N distinct frames, V views, T frames a view, F = V·T, P planes that are decoded, C channels, S side of a view.
 """
@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -17,8 +18,6 @@ from pipelines import colour
 from pipelines.sampling import NOISE_FRAMES, ViewParams
 from pipelines.transforms import numpy as arithmetic
 from pipelines.views import ViewSpec
-
-from .color_jitter import jittered
 
 _SRGB = torch.arange(256) / 255
 _LINEAR = torch.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92)
@@ -35,14 +34,14 @@ def clip(
 ) -> Tensor:
     """One sample's views (V, C, T, S, S) float32, as a backend makes them, on torchcodec's `device`.
 
-    jitter: makes other colours, in place of the draw's.
+    jitter: makes other colours, in place of those of `params`.
     """
     from torchcodec.decoders import VideoDecoder
 
     numbers, places = np.unique(params.frames, return_inverse=True)
     decoder = VideoDecoder(video, seek_mode="approximate", num_ffmpeg_threads=1, device=device)
     frames_NPHW = _PLANES[spec.modality](decoder.get_frames_at(numbers.tolist()).data)
-    x_VTPSS = cut(frames_NPHW, places.reshape(params.frames.shape), params, spec.size)
+    x_VTPSS = crop_and_resize(frames_NPHW, places.reshape(params.frames.shape), params, spec.size)
     if spec.modality == "difference":
         x_VTPSS = x_VTPSS.float().diff(dim=1)
     x_FPSS = x_VTPSS.flatten(0, 1)
@@ -55,7 +54,7 @@ def clip(
     return coloured.unflatten(0, (spec.views, spec.frames)).transpose(1, 2)
 
 
-def cut(frames_NPHW: Tensor, places_VT: np.ndarray, params: ViewParams, size: int) -> Tensor:
+def crop_and_resize(frames_NPHW: Tensor, places_VT: np.ndarray, params: ViewParams, size: int) -> Tensor:
     """Crop, scale, mirror and turn: (V, T, P, S, S) uint8; views that look alike are made together."""
     looks: dict[tuple, list[int]] = defaultdict(list)
     for view, box in enumerate(params.boxes.tolist()):
@@ -72,7 +71,7 @@ def cut(frames_NPHW: Tensor, places_VT: np.ndarray, params: ViewParams, size: in
 
 
 def recolour(x_FPSS: Tensor, params: ViewParams) -> Tensor:
-    """The draw's affine map of each frame: (F, C, S, S)."""
+    """The affine map of each frame: (F, C, S, S)."""
     maps = torch.from_numpy(params.colours).flatten(0, 1).to(x_FPSS.device)
     mixed = torch.baddbmm(maps[..., -1:], maps[..., :-1], x_FPSS.flatten(2))
     return mixed.unflatten(2, x_FPSS.shape[2:])
@@ -88,7 +87,7 @@ def cube_root_xyz(rgb_F3SS: Tensor) -> Tensor:
 
 
 def fill_dropped(x_F3SS: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
-    """Noise of 1/100 of the kept channel's deviation in the channels that a draw drops (TCP)."""
+    """Noise of 1/100 of the kept channel's deviation in the channels that are dropped (TCP)."""
     assert params.noise is not None
     dropped_F3 = torch.from_numpy((params.colours == 0).all(-1).reshape(-1, 3)).to(x_F3SS.device)
     parts = {"frame": len(x_F3SS), "view": spec.views, "clip": 1}[spec.colour_scope]
@@ -100,6 +99,38 @@ def fill_dropped(x_F3SS: Tensor, params: ViewParams, spec: ViewSpec) -> Tensor:
     noise = noise_bank(spec.size).to(x_F3SS.device)[torch.from_numpy(params.noise).flatten()]
     strength_F3 = dropped_F3 * deviation[:, None] * (0.01 / arithmetic.NOISE_SCALE)
     return x_F3SS + noise * strength_F3[..., None, None]
+
+
+def color_jitter(spec: ViewSpec) -> nn.Module | None:
+    """Colour as users write it: torchvision's ColorJitter, RandomGrayscale and Normalize, not our spec's colours.
+
+    uint8 (…, 3, S, S) → float32; None where the spec has no jitter.
+    """
+    jitter = spec.jitter
+    if jitter is None or spec.modality != "rgb":
+        return None
+    strengths = (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+    mean, std = colour.IMAGENET_MEAN.tolist(), colour.IMAGENET_STD.tolist()
+    if spec.levels == "bgr-255":
+        mean, std = [0.0] * 3, [1 / 255] * 3
+    return v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(*strengths)], p=jitter.probability),
+            v2.RandomGrayscale(jitter.grey),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+
+
+def jittered(transform: nn.Module, x_FPSS: Tensor, spec: ViewSpec) -> Tensor:
+    """Frames (F, 3, S, S) uint8 → float32; those that share their colours go through the transform together."""
+    scope_F = spec.scope(spec.colour_scope).ravel()
+    out = torch.empty_like(x_FPSS, dtype=torch.float32)
+    for one in np.unique(scope_F):
+        frames = torch.from_numpy(np.flatnonzero(scope_F == one))
+        out[frames] = transform(x_FPSS[frames])
+    return out
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The benchmarks of tables and shards run and write figures that are what they say."""
+"""benchmarks/bench_shards.py writes figures that are what they say."""
 
 import json
 import shutil
@@ -13,15 +13,6 @@ from independent import ENVIRONMENT, ROOT, render
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-
-
-def test_bench_table_opens_what_it_simulates(tmp_path: Path) -> None:
-    out = tmp_path / "table.json"
-    done = run(ROOT / "benchmarks" / "bench_table.py", "--rows", 2500, "--json", out)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    assert result["rows"] == 2500 and result["seconds"].keys() == {"open", "select", "order"}
-    assert result["open_and_order_s"] == pytest.approx(sum(result["seconds"].values()), abs=0.01)
 
 
 def test_bench_shards_makes_the_same_videos_with_ffmpeg(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """The decode ceiling decodes what is needed, run-up included, and no more; and the count is of packets handed over."""
 
+import numpy as np
 import pytest
 
 import objectives
-from benchmarks.loader.ceiling import Packets, ceiling, decoded_per_used
+from benchmarks.loader.decoders import Packets, decoded_per_used, libavcodec
 from benchmarks.loader.source import Source
 from pipelines.trim import trim
 from shards import Dataset
@@ -36,20 +37,20 @@ def video(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 )
 def test_frames_decoded(video: tuple[int, bytes], numbers: list[int], decoded: dict[int, int]) -> None:
     b_frames, data = video
-    packets = Packets(data, numbers)
+    packets = Packets(data, np.array(numbers))
     assert packets.decode() == len(packets) == decoded[b_frames]
 
 
 def test_frames_decoded_per_frame_used(rendered: Dataset) -> None:
     cls = objectives.get("dpc")
     source = Source(rendered, rendered.select(), cls.view_spec(cls.Config()), 2, seed=0)
-    assert ceiling(source, 2, 1)(0)["clips_per_s"] > 0
+    assert libavcodec(source, 2, 1)(0)["clips_per_s"] > 0
     used = handed = in_files = 0
     for batch in source.batches(0, 3):
         for one in batch:
             numbers = sorted(set(one.params.frames.ravel().tolist()))
             video = source.read(one.row)
-            used, handed = used + len(numbers), handed + len(Packets(video, numbers))
+            used, handed = used + len(numbers), handed + len(Packets(video, np.array(numbers)))
             file, _ = trim(read_index(video), video, one.params.frames.ravel())
             in_files += read_index(file).num_frames
     assert decoded_per_used(source, 3, as_file=False) == pytest.approx(handed / used)

@@ -1,11 +1,11 @@
-"""Colour as users write it: normalised as the spec's, drawn anew for what the spec's scope holds together."""
+"""Colour as users write it: normalised as the spec's, drawn once for what the spec's scope holds together."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.loader.color_jitter import color_jitter, jittered
+from benchmarks.loader.transforms import color_jitter, jittered
 from pipelines import colour
 from pipelines.views import Jitter, ViewSpec
 
@@ -14,7 +14,7 @@ STRONG = Jitter(0.9, 0.9, 0.9, 0.4, probability=1.0, grey=0.0)
 SPEC = ViewSpec(offsets=((0, 1, 2), (3, 4, 5)), size=8, jitter=STILL)
 
 
-def test_without_strength_it_normalises_as_the_plan_does() -> None:
+def test_without_strength_it_normalises_as_the_spec_does() -> None:
     frames = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = color_jitter(SPEC)
     assert transform is not None
@@ -35,6 +35,6 @@ def test_a_draw_for_what_the_scope_holds(scope: str, draws: int) -> None:
     assert len({tuple(frame.flatten().tolist()) for frame in made}) == draws
 
 
-def test_plans_without_jitter_have_none() -> None:
+def test_specs_without_jitter_have_none() -> None:
     assert color_jitter(replace(SPEC, jitter=None)) is None
     assert color_jitter(replace(SPEC, jitter=None, lab_drop=True)) is None

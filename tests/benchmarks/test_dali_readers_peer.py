@@ -10,8 +10,8 @@ from nvidia.dali import Pipeline
 
 import objectives
 from benchmarks.loader.dali_readers_peer import dali_readers, define
-from benchmarks.loader.nvdec import nvdec_alone
-from benchmarks.loader.parts import Way
+from benchmarks.loader.decoders import dali_nvdec
+from benchmarks.loader.parts import Options
 from benchmarks.loader.source import Source
 from shards import Dataset, InputError
 from shards.table import publish
@@ -19,7 +19,7 @@ from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding
 from shards.video.transcode import transcode
 
-WAY = Way("cpu", 1, 1, torch.device("cpu"))
+OPTIONS = Options("cpu", 1, 1, torch.device("cpu"))
 SPECS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in objectives.available()),
     ("tcp", {"modality": "difference"}),
@@ -45,7 +45,7 @@ def test_it_says_where_it_cannot_run(rendered: Dataset) -> None:
     with pytest.raises(
         InputError, match="--against dali-readers: DALI's own decoder reads h264 on NVDEC only"
     ):
-        dali_readers(source_of(rendered, "pace", {}), WAY, 1)
+        dali_readers(source_of(rendered, "pace", {}), OPTIONS, 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +69,10 @@ def vp9(rendered: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize(("name", "changes"), [("dpc", {}), ("pace", {}), ("vdim", {"rotation": 15.0})])
 def test_it_runs_on_vp9(vp9: Dataset, name: str, changes: dict[str, Any]) -> None:
     source = source_of(vp9, name, changes)
-    assert dali_readers(source, WAY, 1)(0)["clips_per_s"] > 0
+    assert dali_readers(source, OPTIONS, 1)(0)["clips_per_s"] > 0
 
 
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_the_decoder_alone_runs_on_vp9(vp9: Dataset, trimmed: bool) -> None:
-    figures = nvdec_alone(source_of(vp9, "dpc", {}), replace(WAY, on_cpu_dali=True), 1, trimmed=trimmed)(0)
+    figures = dali_nvdec(source_of(vp9, "dpc", {}), replace(OPTIONS, on_cpu_dali=True), 1, trimmed=trimmed)(0)
     assert (figures["clips_per_s"] > 0 and figures["nvdec_use"] is None) or torch.cuda.is_available()

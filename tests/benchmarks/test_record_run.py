@@ -8,21 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks import record_run
+
 ROOT = Path(__file__).parents[2]
-
-
-def record(run: Path, out: Path) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        ROOT / "benchmarks" / "record_run.py",
-        run,
-        "--command",
-        "train.py --steps 2",
-        "--out",
-        out,
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
@@ -32,8 +20,7 @@ def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(config))
     lines = [{"step": step, "loss": 3.14159265 / step, "top1": 0.25, "chance": 0.125} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = record(run, tmp_path / "kept" / "vdim.v1")
-    assert done.returncode == 0, done.stderr
+    record_run.main(record_run.Arguments(run, "train.py --steps 2", tmp_path / "kept" / "vdim.v1"))
     kept = json.loads((tmp_path / "kept" / "vdim.v1.json").read_text())
     assert kept["config"] == config["config"] and kept["command"] == "train.py --steps 2"
     assert [line["loss"] for line in kept["metrics"]] == [3.142, 1.571]
@@ -42,6 +29,10 @@ def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_said_in_a_line(tmp_path: Path) -> None:
-    done = record(tmp_path, tmp_path / "kept")
+    command = [sys.executable, ROOT / "benchmarks" / "record_run.py", tmp_path, "--command", "train.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "kept"], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert str(tmp_path) in done.stderr and not (tmp_path / "kept.json").exists()

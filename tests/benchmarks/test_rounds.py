@@ -4,9 +4,7 @@ import threading
 
 import pytest
 
-from benchmarks.loader.parts import allowed
-from benchmarks.loader.rounds import Figures, in_turns, medians, ratio
-from benchmarks.loader.utilisation import Seen, Watch
+from benchmarks.loader.rounds import Figures, GpuMonitor, Usage, in_turns, medians, ratio
 
 
 def test_parts_take_turns_and_all_see_a_rounds_samples() -> None:
@@ -35,26 +33,22 @@ def test_medians_and_ratios_over_rounds() -> None:
     assert ratio(ours, theirs) == 2.0  # of 2, 1 and 4: a slow round weighs on both
 
 
-def test_what_the_parts_allow() -> None:
-    assert allowed(30.0, 60.0) == pytest.approx(20.0)
-
-
-def test_what_is_seen_of_a_gpu_is_the_timed_span() -> None:
+def test_a_gpu_is_monitored_in_the_timed_span_alone() -> None:
     looks: list[int] = []
     three = threading.Event()
 
-    def look() -> Seen:
+    def look() -> Usage:
         looks.append(len(looks) % 2)
         if len(looks) == 3:
             three.set()
-        return Seen(looks[-1], 0.25, 10.0, 4.0)
+        return Usage(looks[-1], 0.25, 10.0, 4.0)
 
-    watch = Watch(look)
-    assert watch.least > 0 and not looks  # nothing is looked at before
-    with watch:
+    monitor = GpuMonitor(look)
+    assert monitor.least > 0 and not looks  # nothing is looked at before
+    with monitor:
         three.wait()
     seen = len(looks)
-    figures = watch.figures()
+    figures = monitor.figures()
     assert figures["gpu_use"] == pytest.approx(sum(looks) / len(looks)) and figures["nvdec_use"] == 0.25
     assert (figures["device_gib"], figures["beside_torch_gib"]) == (10, 6)
     assert len(looks) == seen  # nor afterwards

@@ -7,12 +7,12 @@ import torch
 
 import objectives
 from benchmarks.loader import sweep
-from benchmarks.loader.parts import Way
+from benchmarks.loader.parts import Options
 from benchmarks.loader.rounds import Figures, Part
 from benchmarks.loader.source import Source
 from shards import Dataset, InputError
 
-WAY = Way("cpu", 2, 2, torch.device("cpu"))
+OPTIONS = Options("cpu", 2, 2, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def test_axes() -> None:
         "device=tpu",
         "device=cpu,",
         "views=2",
+        "cache=disk",
         "prefetch=-1",
     ],
 )
@@ -51,7 +52,7 @@ def test_a_senseless_axis_is_named(word: str) -> None:
 
 def test_a_sweep_tries_all_combinations_and_says_what_it_leaves_out(source: Source) -> None:
     axes = sweep.parse_axes(("threads=1,2", "batch_size=1,4", "device=cpu,gpu"))
-    found = sweep.sweep(source, WAY, axes, rounds=1, batches=1)
+    found = sweep.sweep(source, OPTIONS, axes, rounds=1, batches=1)
     assert len(found) == 8 and {(f["threads"], f["batch_size"], f["device"]) for f in found} == {
         (threads, size, device) for threads in (1, 2) for size in (1, 4) for device in ("cpu", "gpu")
     }
@@ -62,20 +63,30 @@ def test_a_sweep_tries_all_combinations_and_says_what_it_leaves_out(source: Sour
             assert "--device gpu" in figures["left_out"]
 
 
+def test_a_sweep_over_options_of_training(source: Source) -> None:
+    axes = sweep.parse_axes(("clips_per_decode=1,2,3", "cache=none,host,gpu"))
+    found = sweep.sweep(source, OPTIONS, axes, rounds=1, batches=1)
+    left_out = {(f["clips_per_decode"], f["cache"]) for f in found if "left_out" in f}
+    assert left_out == {(3, "none"), (3, "host"), (1, "gpu"), (2, "gpu"), (3, "gpu")}  # 3 do not divide 2
+    assert all(figures["clips_per_s"] > 0 for figures in found if "left_out" not in figures)
+
+
 def test_autotune_takes_the_least_that_is_as_good_as_the_best(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pretended(_source: Source, way: Way, _batches: int) -> Part:
+    def pretended(_source: Source, options: Options, _batches: int) -> Part:
         def part(_: int) -> Figures:
-            rate = 100 * min(way.threads, 4) if way.threads < 8 else 405  # 8 threads: 1 % faster than 4
-            return {"clips_per_s": rate - (50.0 if way.prefetch < 2 else 0.0)}
+            rate = (
+                100 * min(options.threads, 4) if options.threads < 8 else 405
+            )  # 8 threads: 1 % faster than 4
+            return {"clips_per_s": rate - (50.0 if options.prefetch < 2 else 0.0)}
 
         return part
 
     monkeypatch.setattr(sweep, "loader_alone", pretended)
     monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(sweep, "backends", lambda source, say: ["cpu"])
-    best, tried = sweep.autotune(source, WAY, None, rounds=1, batches=1, say=print)
+    monkeypatch.setattr(sweep, "available", lambda dataset: ["cpu"])
+    best, tried = sweep.autotune(source, OPTIONS, None, rounds=1, batches=1)
     assert best == {"device": "cpu", "threads": 4, "prefetch": 2}
     assert {one["threads"] for one in tried} == {2, 4, 8, 16} and {one["prefetch"] for one in tried} == {
         1,
@@ -85,10 +96,10 @@ def test_autotune_takes_the_least_that_is_as_good_as_the_best(
 
 
 def test_cpu_share_is_by_what_each_kind_does_alone() -> None:
-    ways = [replace(WAY, backend=name, threads=t) for name in ("cpu", "hybrid", "gpu") for t in (1, 4)]
-    timed: list[list[Way]] = []
+    ways = [replace(OPTIONS, backend=name, threads=t) for name in ("cpu", "hybrid", "gpu") for t in (1, 4)]
+    timed: list[list[Options]] = []
 
-    def rates(those: list[Way]) -> list[Figures]:
+    def rates(those: list[Options]) -> list[Figures]:
         timed.append(those)
         return [{"clips_per_s": {"hybrid": 100.0, "gpu": 300.0}[one.backend]} for one in those]
 

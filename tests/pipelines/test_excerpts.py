@@ -1,14 +1,11 @@
 """Parts of files: the pixels of whole ones, fewer bytes read, and damage found where it is looked at."""
 
-import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from subprocess import run
 from typing import Any
 
 import numpy as np
@@ -258,17 +255,3 @@ def test_without_a_cache_only_ranges_are_fetched(tmp_path: Path, monkeypatch: py
             Dataset(f"{server.url}/d", cache_gb=-1)
     finally:
         server.close()
-
-
-def test_what_it_saves_can_be_measured(tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp", reason="needs the extra `remote`")
-    command = [sys.executable, ROOT / "benchmarks" / "bench_reading.py", "--crf", "50", "--rows", "2"]
-    done = run(
-        [*command, "--rounds", "1", "--json", tmp_path / "out.json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (size,) = json.loads((tmp_path / "out.json").read_text())["sizes"]
-    assert 0 < size["kib_read"] < size["kib"] and all(value > 0 for value in size.values())
