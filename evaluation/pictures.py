@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,8 +61,12 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     for name, (xs, ys) in series.items():
         axes.plot(xs, ys, label=name, marker="." if len(xs) < 20 else "")
     axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if y == "%":
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len(series) > 1:
+        axes.legend()
     return _drawn(figure)
 
 
