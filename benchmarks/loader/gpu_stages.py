@@ -70,7 +70,7 @@ class Day:
     @property
     def options(self) -> Options:
         cores = len(os.sched_getaffinity(0))
-        return Options("gpu", cores, 1 if self.dry else 2, self.device, min(8, cores), on_cpu_dali=self.dry)
+        return Options("gpu", cores, 0 if self.dry else 2, self.device, min(8, cores), on_cpu_dali=self.dry)
 
     def data(self, width: int = EVEN) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""

