@@ -34,7 +34,8 @@ from pipelines.decode import decode_frames
 from shards import InputError, one_line
 from shards.layouts import find
 from shards.video.encode import Encoding
-from shards.video.transcode import Clip, Rejected, transcode
+from shards.video.read import Rejected
+from shards.video.transcode import Clip, transcode
 
 BASE = Encoding()
 VARIED: dict[str, tuple[Any, ...]] = {
