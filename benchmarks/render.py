@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards.atomic import made_once
-from shards.build.pool import Crashed, in_order
+from shards.build.pool import Reject, in_order
 from shards.cache import cache_folder
 from shards.demo.motion import EASY_CLASSES as CLASSES
 from shards.demo.motion import FPS, draw_clip
@@ -56,7 +56,7 @@ def render(arguments: Arguments) -> Path:
     tasks = [(number, frames, encoding, arguments.width) for number in range(videos)]
     with closing(in_order(_video, tasks, arguments.workers)) as results:
         samples = list(tqdm(results, total=videos, desc="rendering ten-second videos, once", unit="video"))
-    if crashed := [result.detail for result in samples if isinstance(result, Crashed)]:
+    if crashed := [result.detail for result in samples if isinstance(result, Reject)]:
         raise RuntimeError(f"rendering failed: {crashed[0]}")
     shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
     assert shard is not None

@@ -2,26 +2,31 @@
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
+import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import InputError
 
 SUFFIX = ".partial"
+log = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_FLOCK = "hhqqi4x"  # struct flock
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on leaving, flush it to the disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}{SUFFIX}")
-    temporary.unlink(
-        missing_ok=True
-    )  # left by a killed process, or a link to a file that is not ours to write
+    # left by a killed process, or a link to a file that is not ours to write
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -80,7 +85,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         try:
             # a lock of the open file: flock stays on this machine on some file systems, and a plain POSIX lock is the
             # process's, so that threads do not exclude each other
-            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             fcntl.fcntl(handle, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
         except (BlockingIOError, PermissionError):
             yield False
@@ -101,3 +106,51 @@ def not_through_a_link(path: str, flags: int) -> int:
 def lock_of(path: Path) -> Path:
     """The file whose lock guards `path`."""
     return path.with_name(f".{path.name}.lock")
+
+
+class WriterLock:
+    """A folder's lock, held from here to `close`, or to the process's end.
+
+    folder: that is written to. name: of it, such as the flag, for the message. parts: bytes of the lock file, each of
+    which stands for a part of the folder; None: all of it.
+    A POSIX lock on FOLDER/.lock, not flock: NFS passes it on to other machines. The system drops it with the process.
+    The file says who holds it, and stays. Where the file system has no locks, a warning is all there is.
+    Raises InputError that says who holds the lock; OSError where the file cannot be written.
+    """
+
+    def __init__(self, folder: Path, name: str, parts: Iterable[int] | None = None) -> None:
+        path = folder / ".lock"
+        self._file = open(path, "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 (closed by close)
+        try:
+            if parts is None:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in parts or ():
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.warning("%s: its file system has no locks; let nothing else write to it", path)
+            else:
+                holder = self._holder()
+                self.close()
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                raise InputError(
+                    f"{name}: {holder} is writing to it; wait for it, or name another folder"
+                ) from None
+        if parts is None:
+            self._file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _holder(self) -> str:
+        """The last line of the process that has a part of the lock, as far as the system knows which that is."""
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        pid = struct.unpack(_FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))[-1]
+        self._file.seek(0)
+        lines = self._file.read().splitlines()
+        said = [line for line in lines if line.startswith(f"process {pid} ")] if pid > 0 else lines
+        return said[-1][:200] if said else "another process"

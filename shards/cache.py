@@ -21,7 +21,7 @@ def cache_folder() -> Path:
 class Cache:
     """Files ROOT/GROUP/NAME of at most `limit` bytes together; those used longest ago make room for new ones.
 
-    A file is there whole or not at all. Who reads one that is removed meanwhile goes on reading it. Symbolic links
+    A file is there whole or not at all. Who reads one that is removed meanwhile can read it to its end. Symbolic links
     below ROOT are never followed: whoever put one there would choose what is read, written or removed.
     """
 

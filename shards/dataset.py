@@ -41,8 +41,8 @@ class Dataset:
     cache in GB; by default $SLIPSTREAM_CACHE_GB, else 100; 0 for none: then each read is a request; see `shards.remote`.
 
     Attributes: `path`, the folder (of a remote set: where its table lies in the cache); `source`, what was asked
-    for, without a password; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex sha256 that
-    changes with the content of any tar. Threads may share one object; a pickled one opens its files anew.
+    for, without a password; `name`; `classes`, label → name; `info`, the content of dataset.json; `fingerprint`, a hex
+    sha256 that changes with the content of any tar. Threads may share one object; a pickled one opens its files again.
 
     What a data set says of itself passes shards.schema before it is used: the description and the tars' names here,
     any other column of the table when it is first read.
@@ -50,7 +50,7 @@ class Dataset:
     damaged: open it although a local tar is missing or shorter than the table says, with a warning.
 
     Raises InputError when the folder, its table or a tar is missing, they say what cannot be, or a tar is shorter
-    than the table says (rows in quarantine aside).
+    than the table says; quarantined rows do not count.
     """
 
     def __init__(self, path: str | Path, *, cache_gb: float | None = None, damaged: bool = False) -> None:
@@ -129,7 +129,7 @@ class Dataset:
 
         split: "train", a value of `split_column`, or "split1:train", which names the column too.
         label_fraction: that share of each label's rows, at least one, chosen by `seed` among the split's rows
-        before short and quarantined ones are left out: a fraction names the same rows whatever else is asked,
+        before short and quarantined ones are left out: a fraction names the same rows with any other option,
         and a larger one contains a smaller one. quarantine: leave out the keys of quarantine.jsonl.
 
         Raises InputError for a split that is not there, a fraction outside (0, 1], or no labels to divide.
@@ -162,10 +162,9 @@ class Dataset:
         return parts.index if parts else None
 
     def read_packets(self, row: int, first: int, last: int, component: str = "mp4") -> Excerpt:
-        """These packets of a row's file, for which there is a `packet_index`, and the rest of their GOPs: no other bytes.
+        """These packets of a row's file and the rest of their GOPs: no other bytes. The row has a `packet_index`.
 
-        Raises as `read` does; DamagedError where one of the GOPs is not the one that was written. Others are not looked
-        at.
+        Raises as `read` does; DamagedError where one of these GOPs is not the one that was written.
         """
         parts = self._parts(row, component)
         assert parts is not None
@@ -321,7 +320,7 @@ class Dataset:
         labels = self.column("label")
         if not (chosen & (labels >= 0)).any():
             raise InputError(f"--label-fraction {fraction}: the rows of {self.source} have no labels")
-        # ordered by a hash of the key, not by position: adding rows does not draw the others anew
+        # ordered by a hash of the key, not by position: adding rows leaves the others chosen
         share = np.zeros_like(chosen)
         for label in np.unique(labels[chosen & (labels >= 0)]):
             rows = np.flatnonzero(chosen & (labels == label))

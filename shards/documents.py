@@ -195,7 +195,7 @@ def _named(place: str) -> str:
 
 
 def one_line_of(said: object, most: int = 400) -> str:
-    """What a library says of a file, in one printable line: it may quote whatever is in there."""
+    """What a library says of a file, in one printable line: it may quote any bytes of the file."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(said)) or type(said).__name__
     return textwrap.shorten(text, most, placeholder=" …")
 

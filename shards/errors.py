@@ -23,9 +23,9 @@ class DamagedError(OSError):
 def one_line(advice: str = "", place: Path | None = None, system: int = 1) -> Iterator[None]:
     """Around a command's work: what its user can do something about ends the process with one line, no traceback.
 
-    The exit status is 2 for an InputError, `system` for an OSError (a disk that is full), 130 for Ctrl-C, 141 when what it printed
-    is no longer read (`| head`), then without a line. advice: said after an OSError and Ctrl-C, such as how to go on;
-    place: what is written, named where an OSError names no file.
+    The exit status is 2 for an InputError, `system` for an OSError (a disk that is full), 130 for Ctrl-C, and, without
+    a line, 141 when what it printed is no longer read (`| head`). advice: said after an OSError and Ctrl-C, such as how
+    to continue; place: what is written, named where an OSError names no file.
     """
     after = f"; {advice}" if advice else ""
     try:

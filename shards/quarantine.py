@@ -23,9 +23,8 @@ def note(folder: Path, key: str, reason: str) -> None:
         descriptor = os.open(folder / QUARANTINE, flags, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            cut = (
-                size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            )  # by a full disk, or amid another's write
+            # by a full disk, or amid another's write
+            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             os.write(descriptor, ("\n" * cut + line).encode())
         finally:
             os.close(descriptor)

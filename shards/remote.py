@@ -133,7 +133,7 @@ class RemoteShards:
         return data
 
     def forget(self, shard: str) -> None:
-        """Open the tar anew when it is next asked for."""
+        """Open the tar again when it is next asked for."""
         with self._lock:
             self._open.pop(shard, None)
 

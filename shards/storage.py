@@ -88,7 +88,7 @@ class LocalShards:
         return read_part(self.descriptor(shard), offset, size)
 
     def forget(self, shard: str) -> None:
-        """Open the tar anew when it is next asked for."""
+        """Open the tar again when it is next asked for."""
         with self._lock:
             self._open.pop(shard, None)
 

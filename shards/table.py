@@ -31,14 +31,8 @@ from shards.schema import (
 from shards.storage import open_regular
 
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
-OF_EACH_ROW = (
-    "key",
-    "source",
-    "sha256",
-    "flow.mp4_sha256",
-    "mp4_gops",
-    "flow.mp4_gops",
-)  # texts that hardly repeat; any other is stored as a number a row
+# texts that hardly repeat; any other is stored as a number a row
+OF_EACH_ROW = ("key", "source", "sha256", "flow.mp4_sha256", "mp4_gops", "flow.mp4_gops")
 
 
 class Codes(NamedTuple):
@@ -49,9 +43,10 @@ class Codes(NamedTuple):
 
 
 class Table:
-    """`samples.parquet`, open for reading; each column is read when it is first asked for. Threads may share one object. Raises InputError if it is not one.
+    """`samples.parquet`, open for reading; each column is read, and passes shards.schema, when it is first asked for.
 
-    What is read of it has passed shards.schema. classes: how many the data set has, above which no label may be.
+    classes: how many the data set has, above which no label may be. Threads may share one object. Raises InputError if
+    the file is no table of a data set.
     """
 
     def __init__(self, path: Path, classes: int | None = None) -> None:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import mmap
+import re
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from shards.atomic import atomic_write
-from shards.documents import short
+from shards.documents import one_line_of, short
 from shards.schema import is_tar
 from shards.video.excerpt import WHOLE, noted
+
+# webdataset's rule: a key ends at the first dot of the file's name; the folders belong to the key
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 
 
 class Extent(NamedTuple):
@@ -40,7 +44,7 @@ def tars_of(folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def walk(tar: Path) -> Contents:
-    """Every member that is there whole; WebDataset's rule: a key ends at the first dot. Never raises for damage."""
+    """Every member that is there whole, of tars that others made too. Never raises for damage."""
     samples: dict[str, dict[str, Extent]] = {}
     size, end = tar.stat().st_size, 0
     try:
@@ -48,18 +52,35 @@ def walk(tar: Path) -> Contents:
         with tarfile.open(tar, "r:", encoding="utf-8", errors="replace") as handle:
             for member in handle:
                 if member.offset_data + member.size > size:
-                    return Contents(samples, f"ends inside {member.name}")
+                    return Contents(samples, f"ends inside {one_line_of(member.name)}")
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                key, _, component = member.name.partition(".")
-                if member.isfile() and key and component:
-                    samples.setdefault(key, {})[component] = Extent(member.offset_data, member.size)
+                if (match := _MEMBER.fullmatch(member.name)) and member.isfile():
+                    samples.setdefault(match[1], {})[match[2]] = Extent(member.offset_data, member.size)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         return Contents(samples, f"cannot be read as a tar after {len(samples)} samples ({error})")
-    with tar.open("rb") as raw:
-        raw.seek(end)
-        if raw.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-            return Contents(samples, "ends without the empty blocks that close a tar")
+    if read_extent(tar, Extent(end, 2 * tarfile.BLOCKSIZE)) != bytes(2 * tarfile.BLOCKSIZE):
+        return Contents(samples, "ends without the empty blocks that close a tar")
     return Contents(samples)
+
+
+def read_extent(tar: Path, extent: Extent) -> bytes:
+    with tar.open("rb") as handle:
+        handle.seek(extent.offset)
+        return handle.read(extent.size)
+
+
+def places(parts: dict[str, Extent]) -> dict[str, int]:
+    """The columns of a row that say where its components lie."""
+    columns = {}
+    for component, extent in parts.items():
+        columns[f"{component}_offset"], columns[f"{component}_size"] = extent
+    return columns
+
+
+def write_index(tar: Path, samples: Iterable[tuple[str, dict[str, Extent]]]) -> None:
+    """Write the index of a tar beside it."""
+    with atomic_write(tar.with_suffix(".idx")) as temporary:
+        temporary.write_text(index_text(samples))
 
 
 def index_text(samples: Iterable[tuple[str, dict[str, Extent]]]) -> str:
@@ -107,31 +128,26 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
     first = next(samples, None)
     if first is None:
         return None
-    name = f"{stem}.tar"
+    path = folder / f"{stem}.tar"
     rows: list[dict[str, Any]] = []
     index: list[tuple[str, dict[str, Extent]]] = []
-    with atomic_write(folder / name) as temporary, open(temporary, "wb") as handle:
-        # The standard library's own, not webdataset.TarWriter: that one writes the same bytes (tests/shards/test_tar.py),
-        # holds each member twice in memory, and does not say where it put it.
+    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+        # The standard library's own, not webdataset.TarWriter: that one writes the same bytes
+        # (tests/shards/test_tar.py), holds each member twice in memory, and does not say where it put it.
         hashing: Any = _Hashing(handle)
         with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in itertools.chain([first], samples):
-                facts, extents = _add_sample(tar, sample)
-                row = facts | {"shard": name}
-                for component, extent in extents.items():
-                    row[f"{component}_offset"], row[f"{component}_size"] = extent
-                row |= _noted("mp4", sample.mp4) | _noted("flow.mp4", sample.flow or b"")
-                rows.append(row)
-                index.append((sample.key, extents))
-    with atomic_write(folder / f"{stem}.idx") as temporary:
-        temporary.write_text(index_text(index))
-    return Shard(name, hashing.size, hashing.digest.hexdigest(), rows)
+                facts, parts = _add_sample(tar, sample)
+                columns = _noted("mp4", sample.mp4) | _noted("flow.mp4", sample.flow or b"")
+                rows.append(facts | {"shard": path.name} | places(parts) | columns)
+                index.append((sample.key, parts))
+    write_index(path, index)
+    return Shard(path.name, hashing.size, hashing.digest.hexdigest(), rows)
 
 
 def _add_sample(tar: tarfile.TarFile, sample: Sample) -> tuple[dict[str, Any], dict[str, Extent]]:
     """Append a sample's members; gives what its json says, and where each of them lies."""
-    facts = {"key": sample.key, **sample.facts, "label": sample.label}
-    facts["sha256"] = _sha256(sample.mp4)
+    facts = {"key": sample.key, **sample.facts, "label": sample.label, "sha256": _sha256(sample.mp4)}
     if sample.flow is not None:
         facts["flow.mp4_sha256"] = _sha256(sample.flow)
     members: dict[str, bytes | Path] = {"mp4": sample.mp4, "json": json.dumps(facts, sort_keys=True).encode()}

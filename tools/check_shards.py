@@ -13,18 +13,21 @@ Works on folders that training refuses to open. Exit status: 0 nothing is wrong 
 
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line, quarantine
-from shards.check.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check, unusable
-from shards.check.histograms import counts, draw
+from shards.atomic import atomic_write
+from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check
 from shards.check.repair import repair
+from shards.table import Table
 from shards.video.pictures import sides_remark
 
 SHOWN = 5  # problems of a kind that are named one by one, unless --all
@@ -101,12 +104,12 @@ def _tell(arguments: Arguments, report: Report) -> None:
     rows = len(report.columns) if report.columns else 0
     print(f"{arguments.folder}: {rows} rows, {report.tars} tars, {report.skipped} rows in quarantine before")
     if report.columns:
-        classes = counts(report.columns, "label_name")
+        classes = _counts(report.columns, "label_name")
         if classes:
             least, most = min(classes.items(), key=lambda c: c[1]), max(classes.items(), key=lambda c: c[1])
             print(f"  {len(classes)} classes, from {least[1]} ({least[0]}) to {most[1]} videos ({most[0]})")
         for name in ("split", "split1", "split2", "split3"):
-            if splits := counts(report.columns, name):
+            if splits := _counts(report.columns, name):
                 print(
                     f"  {name}: " + ", ".join(f"{split} {number}" for split, number in sorted(splits.items()))
                 )
@@ -130,7 +133,7 @@ def _tell(arguments: Arguments, report: Report) -> None:
 
 
 def _quarantine(arguments: Arguments, report: Report) -> set[int | None]:
-    found = list(unusable(report))
+    found = list(report.unusable())
     for problem in found:
         quarantine.note(arguments.folder, problem.where, f"{problem.kind}: {problem.detail}".rstrip(": "))
     print(f"{len(found)} videos are in quarantine now")
@@ -140,14 +143,39 @@ def _quarantine(arguments: Arguments, report: Report) -> set[int | None]:
 def _draw(arguments: Arguments, report: Report) -> None:
     if not report.columns:
         return
+    from matplotlib.figure import Figure  # here, since it takes a second
+
     path = arguments.picture or arguments.folder / "check.png"
-    try:
-        draw(report.columns, path, arguments.folder.resolve().name)
-        print(f"histograms: {path}")
-    except InputError as error:
-        if arguments.picture:
-            raise
-        print(f"no histograms ({error})")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    _histograms(report.columns, figure, arguments.folder.resolve().name)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png")
+    print(f"histograms: {path}")
+
+
+def _histograms(columns: Table, figure: Any, title: str) -> None:
+    """Lengths, picture sizes and classes of a data set."""
+    (frames, seconds), (sizes, labels) = figure.subplots(2, 2)
+    figure.suptitle(f"{title}: {len(columns)} videos")
+    lengths = columns.values("num_frames")
+    frames.hist(lengths, bins=50)
+    frames.set(xlabel="frames", ylabel="videos")
+    rates = np.maximum(columns.values("fps") if "fps" in columns.names else np.ones(len(lengths)), 1e-3)
+    seconds.hist(lengths / rates, bins=50)
+    seconds.set(xlabel="seconds", ylabel="videos")
+    pairs = zip(columns.values("width").tolist(), columns.values("height").tolist(), strict=True)
+    common = Counter(f"{width}x{height}" for width, height in pairs).most_common(15)
+    sizes.barh([name for name, _ in common][::-1], [number for _, number in common][::-1])
+    sizes.set(xlabel="videos", title="width x height, the 15 most frequent")
+    of_each = sorted(_counts(columns, "label_name").values(), reverse=True)
+    labels.bar(range(len(of_each)), of_each)
+    labels.set(xlabel="class, the largest first", ylabel="videos")
+
+
+def _counts(columns: Table, name: str) -> Counter[str]:
+    """Rows of each text of a column; rows without one are left out, as is a column that is not there."""
+    values = columns.values(name).tolist() if name in columns.names else []
+    return Counter(value for value in values if value is not None)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from shards.errors import new_or_empty
 from shards.schema import safe_name
 from shards.table import publish
 from shards.tar import Sample, write_shard
-from shards.video.encode import BEFORE, Encoding, house_frame, write_mp4
+from shards.video.encode import Encoding, house_frame, write_mp4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main(arguments: Arguments) -> None:
     if arguments.per_shard < 1 or arguments.threads < 1:
         raise InputError("--per-shard and --threads must be at least 1")
     dataset = Dataset(arguments.data or demo.ensure())
-    settings = BEFORE | dataset.info.get("settings", {})
+    settings = dataset.info["settings"]
     known = {field.name for field in fields(Encoding)}
     encoding = Encoding(**{name: value for name, value in settings.items() if name in known})
     rows = dataset.select().tolist()

@@ -31,10 +31,8 @@ from shards.build.finish import UNLISTED, Summary
 from shards.build.in_place import index_in_place
 from shards.build.job import Part
 from shards.build.process_video import Processing
-from shards.build.ray import build_on_ray
-from shards.build.run import MEMORY, Limits, build, prepare
-from shards.layouts import Layout, find
-from shards.layouts.hold_out import hold_out
+from shards.build.run import MEMORY, Limits, build, build_on_ray, prepare
+from shards.layouts import Layout, find, hold_out
 from shards.remote import url_of
 from shards.schema import REJECTED, TABLE, safe_name
 from shards.table import Table
@@ -208,7 +206,7 @@ def _run(arguments: Arguments, out: Path) -> None:
     if made_for:
         print(_suiting(made_for, encoding, stride))
     if arguments.dry_run:
-        _show(dry_run(job, limits, part), limits)
+        _show(job, dry_run(job, limits, part), limits)
         return
     with closing(_Bar(out.name)) as bar:
         if arguments.ray is not None:
@@ -252,17 +250,16 @@ class _Bar:
             self._bar.close()
 
 
-def _show(plan: DryRun, limits: Limits) -> None:
-    print(f"layout     {plan.layout}")
+def _show(job: Job, plan: DryRun, limits: Limits) -> None:
+    found = job.found
+    print(f"layout     {found.layout}")
     print(f"videos     {plan.videos} files, {plan.bytes / 1e6:.1f} MB, in {plan.shards} shards")
-    print(
-        f"classes    {plan.classes}" + (f", {plan.unlabelled} videos unlabelled" if plan.unlabelled else "")
-    )
+    unlabelled = sum(source.label_name is None for source in found.sources)
+    print(f"classes    {len(found.classes)}" + (f", {unlabelled} videos unlabelled" if unlabelled else ""))
     for column, counts in plan.splits.items():
-        print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    unusual = (("missing", plan.missing), ("unlisted", plan.unlisted), ("unreadable", plan.unreadable))
-    for what, names in unusual:
-        if names:
+        print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+    for what in ("missing", "unlisted", "unreadable"):
+        if names := list(getattr(found, what)):
             print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
     print(
         f"tried      {plan.tried} videos" + "".join(f", {n} {reason}" for reason, n in plan.rejected.items())

@@ -15,7 +15,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import one_line
-from shards.build.merge import merge
+from shards.build.finish import merge
 
 
 @dataclass(frozen=True)

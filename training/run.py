@@ -13,8 +13,8 @@ from accelerate import PartialState
 import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError, demo
+from shards.atomic import WriterLock
 from shards.documents import one_line_of
-from shards.lock import WriterLock
 from training.command import numbered_runs
 from training.processes import on_main
 from training.settings import Settings

@@ -1,19 +1,21 @@
 """A data set in the making: which videos go into which shard, and the notes that a restart goes by."""
 
 import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import WriterLock, lock_of, locked, sweep
 from shards.build.process_video import Processing
 from shards.build.scan import Found, Source
 from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole, write_json
 from shards.errors import InputError
-from shards.schema import TAR, safe_name
+from shards.schema import DESCRIPTION, REJECTED, TAR, safe_name
 from shards.tar import Shard
-from shards.video.encode import BEFORE
 from shards.video.read import IO_ERROR
 
 LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
@@ -51,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Notes:
-    """What a data set's folder says about an unfinished job: its outline, and a note a finished shard."""
+    """What a data set's folder says about an unfinished job: its outline, and a note for each finished shard."""
 
     out: Path
 
@@ -65,8 +67,21 @@ class Notes:
         path = self.folder / OUTLINE
         return dict(read_json(path, _OUTLINE, f"remove {self.folder}")) if path.is_file() else None
 
+    @contextmanager
+    def locked(self, shards: Sequence[int] | None = None) -> Iterator[None]:
+        """Be the only writer of some shards, or of the whole folder (None). Raises InputError when another one is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with closing(WriterLock(self.folder, f"--out {self.out}", shards)):
+            yield
+
     def begin(self, outline: dict[str, Any]) -> None:
-        write_json(self.folder / OUTLINE, outline)
+        """Write a job's outline. Raises InputError when the one there is of another job."""
+        with locked(lock_of(self.folder / OUTLINE)):
+            if there := self.outline:
+                check_same(self.out, there["settings"], outline["settings"])
+            else:
+                sweep(self.folder)
+                write_json(self.folder / OUTLINE, outline)
 
     def stem(self, shard: int) -> str:
         """The name of a shard's files, without their extensions."""
@@ -83,24 +98,25 @@ class Notes:
         """Note that a shard is done: its rows, or None when all of its videos were rejected, and the rejects."""
         write_json(self.note(shard), {"shard": asdict(made) if made else None, "rejected": rejected})
 
-    def read(self, shard: int) -> dict[str, Any]:
-        return dict(read_json(self.note(shard), _NOTE, "remove it: its shard is made again"))
+    def read(self, shard: int) -> dict[str, Any] | None:
+        """The note of a finished shard; None where there is none."""
+        path = self.note(shard)
+        fix = "remove it: its shard is made again"
+        return dict(read_json(path, _NOTE, fix)) if path.is_file() else None
 
     def unread(self, shard: int) -> list[str]:
         """Sources of a finished shard that the disk did not give."""
-        if not self.note(shard).is_file():
-            return []
-        return [one["source"] for one in self.read(shard)["rejected"] if one["reason"] == IO_ERROR]
+        note = self.read(shard)
+        return [one["source"] for one in note["rejected"] if one["reason"] == IO_ERROR] if note else []
 
     def is_finished(self, shard: int) -> bool:
         """Whether a shard's note is there and its tar is as long as the note says."""
-        if not self.note(shard).is_file():
-            return False
-        made = self.read(shard)["shard"]
-        if made is None:
-            return True
-        tar = self.out / made["name"]
-        return tar.is_file() and tar.stat().st_size == made["size"] and tar.with_suffix(".idx").is_file()
+        note = self.read(shard)
+        if note is None or note["shard"] is None:
+            return note is not None
+        tar = self.out / note["shard"]["name"]
+        whole_tar = tar.is_file() and tar.stat().st_size == note["shard"]["size"]
+        return whole_tar and tar.with_suffix(".idx").is_file()
 
 
 @dataclass(frozen=True)
@@ -115,23 +131,18 @@ class Job:
     batches: list[range]  # the sources of each shard
     settings: dict[str, Any]  # of dataset.json; a restart must have the same
 
-    @property
-    def outline(self) -> dict[str, Any]:
-        return {
-            "settings": self.settings,
-            "classes": self.found.classes,
-            "shards": len(self.batches),
-            "missing": self.found.missing,
-            "unlisted": self.found.unlisted,
-            "unreadable": self.found.unreadable,
-        }
-
-    def shards(self, part: Part) -> range:
+    def shards(self, part: Part | None) -> range:
+        """The shards of a part, or all of them."""
+        part = part or Part()
         return range(part.number - 1, len(self.batches), part.count)
 
-    def unfinished(self, part: Part) -> Iterator[int]:
+    def unfinished(self, part: Part | None) -> list[int]:
         again = self.unread
-        return (shard for shard in self.shards(part) if shard in again or not self.notes.is_finished(shard))
+        return [one for one in self.shards(part) if one in again or not self.notes.is_finished(one)]
+
+    def videos(self, shards: Sequence[int]) -> int:
+        """How many videos some shards are made of."""
+        return sum(len(self.batches[shard]) for shard in shards)
 
     @property
     def unread(self) -> set[int]:
@@ -143,6 +154,29 @@ class Job:
             if any(_opens(paths.get(name)) for name in self.notes.unread(shard))
         }
 
+    @contextmanager
+    def locked(self, part: Part | None) -> Iterator[None]:
+        """Be the only one to write a part of the job, or all of it (None), in a new folder or where it was cut off.
+
+        Raises InputError when another process is at work on one of these shards, or the folder holds something
+        else than this job.
+        """
+        notes, out = self.notes, self.notes.out
+        if out.exists() and notes.outline is None:
+            there = sorted(one.name for one in out.iterdir() if not one.name.startswith("."))
+            if strangers := [name for name in there if name != REJECTED]:
+                found = f"holds {strangers[0]} and no data set"
+                raise InputError(f"--out {out}: {found}; give an empty or a new folder")
+        with notes.locked(None if part is None else self.shards(part)):
+            names = ("missing", "unlisted", "unreadable", "classes")
+            outline = {name: getattr(self.found, name) for name in names}
+            notes.begin(outline | {"settings": self.settings, "shards": len(self.batches)})
+            if self.unread:  # the tars change: until they have, this is no complete data set
+                (out / DESCRIPTION).unlink(missing_ok=True)
+            for shard in self.shards(part):
+                shutil.rmtree(notes.scratch(shard), ignore_errors=True)
+            yield
+
 
 def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int, seed: int) -> Job:
     """The job of making `found` into `out`: the order of the videos depends on `seed` and their names only."""
@@ -152,8 +186,10 @@ def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int,
         one.relative: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest() for one in found.sources
     }
     sources = sorted(found.sources, key=lambda one: place[one.relative])
+    # names, sizes and annotations: enough to notice other videos without reading them all again
+    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
     settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
-    settings["sources"] = _digest(sources)
+    settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
     starts = range(0, len(sources), per_shard)
     return Job(
         notes=Notes(out),
@@ -185,7 +221,6 @@ def keys(relatives: Sequence[str]) -> list[str]:
 
 def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raise InputError when `out` was made, or begun, with other settings or from other videos."""
-    there = BEFORE | there
     differing = [name for name in asked if there.get(name) != asked[name]]
     if "sources" in differing and set(differing) <= {"sources", "layout"}:
         other = f" or --layout ({there.get('layout')}, not {asked['layout']})" if len(differing) == 2 else ""
@@ -193,10 +228,10 @@ def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     if differing:
         # the stride is no flag: it follows from --for and --fps
         named = [name for name in differing if name not in ("sources", "layout", "stride")] or differing
-        found = ", ".join(f"{_flag(name)} {there.get(name)}, not {asked[name]}" for name in named)
-        same = " ".join(f"{_flag(name)} {there.get(name)}" for name in named)
+        flags = {name: f"--{name.replace('_', '-')} {there.get(name)}" for name in named}
+        found = ", ".join(f"{flag}, not {asked[name]}" for name, flag in flags.items())
         can_be_given = all(type(there.get(name)) in (int, float, str) for name in named)
-        other = f"{same} or another --out" if can_be_given else "another --out"
+        other = f"{' '.join(flags.values())} or another --out" if can_be_given else "another --out"
         raise InputError(f"--out {out}: holds a data set made with {found}; give {other}")
 
 
@@ -206,16 +241,6 @@ def _opens(path: Path | None) -> bool:
             return bool(handle.read(1))
     except OSError:
         return False
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _digest(sources: list[Source]) -> str:
-    """Names, sizes and annotations: enough to notice other videos without reading them all again."""
-    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
-    return hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
 
 
 def _plain_key(relative: str) -> str:

@@ -1,8 +1,8 @@
 """Work spread over processes, results in the order of the tasks; one that hangs or dies costs its task only.
 
-Why not pebble's ProcessPool (5.2): its workers share one pipe, and one that is killed while it starts or waits for a task
-ends the pool. Killed at random, two of its workers left 54 and 58 of 60 tasks with BrokenProcessPool (two runs); the
-system kills there too when memory runs out. Memory limits, the second try and the bound on what waits would be ours.
+Why not pebble's ProcessPool (5.2): its workers share one pipe, and one that is killed while it starts or waits for a
+task ends the pool. Killed at random, two of its workers left 54 and 58 of 60 tasks with BrokenProcessPool (two runs);
+the system kills there too when memory runs out. Memory limits, the second try and the bound on what waits would be ours.
 """
 
 import contextlib
@@ -12,15 +12,16 @@ import pickle
 import resource
 import signal
 import threading
-import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -33,11 +34,11 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Crashed:
-    """Stands for the result of a task that killed its process, twice ("crashed"), or took too long ("timeout")."""
+class Reject:
+    """A task without a result. The pool's reasons are "crashed" (the task killed its process, twice) and "timeout"."""
 
+    reason: str
     detail: str
-    reason: str = "crashed"
 
 
 def in_order(
@@ -47,149 +48,125 @@ def in_order(
     *,
     timeout: float | None = None,
     memory: float | None = None,
-) -> Generator[Result | Crashed]:
+) -> Generator[Result | Reject]:
     """`function(task)` for each task, in order, computed by `workers` processes.
 
     timeout: seconds a task may take. memory: GiB a process may allocate; beyond it allocations fail in it
     (MemoryError). At most 8 x workers tasks are under way or waiting to be taken, so results do not pile up.
     An exception of `function` is raised here. Leaving the iterator early, or dying, ends the processes at once.
     """
-    crew = [_Worker(function, timeout, memory) for _ in range(workers)]
-    window: deque[_Slot[Task, Result]] = deque()
-    again: deque[_Slot[Task, Result]] = deque()
-    todo = iter(tasks)
+    resource_tracker.ensure_running()  # its start would unblock SIGINT in the thread that starts the first process
+    ended, end = multiprocessing.Pipe(duplex=False)
+    crew = [_Worker(function, timeout, memory, ended) for _ in range(workers)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in crew:
+        idle.put(worker)
 
-    def next_slot() -> _Slot[Task, Result] | None:
-        if again:
-            return again.popleft()
-        if len(window) < AHEAD * workers:
-            for task in todo:
-                window.append(_Slot(task))
-                return window[-1]
-        return None
+    def work(task: Task) -> Any:
+        worker = idle.get()
+        try:
+            return worker.work(task)
+        finally:
+            idle.put(worker)
 
+    # a process inherits its thread's mask: Ctrl-C is for the parent to handle, with one line
+    threads = ThreadPoolExecutor(workers, "pool", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
+    waiting: deque[Future[Any]] = deque()
     try:
-        while True:
-            for worker in crew:
-                if worker.slot is None and (slot := next_slot()) is not None:
-                    worker.give(slot)
-            if not window:
-                return
-            if window[0].results:
-                yield window.popleft().results[0]
-                continue
-            again.extend(_collect(crew))
+        for task in tasks:
+            waiting.append(threads.submit(work, task))
+            while len(waiting) == AHEAD * workers or (waiting and waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
+        end.close()
         for worker in crew:
             worker.end()
+        threads.shutdown(cancel_futures=True)
+        ended.close()
 
 
-def _collect(crew: "list[_Worker]") -> "Iterator[_Slot]":
-    """Wait until a worker has something to say, or its time is up; gives the tasks to try again."""
-    busy = {worker.connection: worker for worker in crew if worker.slot is not None}
-    deadlines = [worker.deadline for worker in busy.values() if worker.deadline is not None]
-    patience = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-    said = wait(list(busy), patience)
-    for connection, worker in busy.items():
-        if connection in said:
-            slot = worker.hear()
-            if slot is not None:
-                yield slot
-        elif worker.deadline is not None and time.monotonic() >= worker.deadline:
-            worker.give_up()
-
-
-class _Slot(Generic[Task, Result]):
-    """A task, and its result once there is one."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.results: list[Result | Crashed] = []
-        self.attempts = 0
+class _Ended(Exception):
+    """Nobody waits for the results any longer."""
 
 
 class _Worker:
-    """A spawned process, begun when it is needed, that lives no longer than this one, however this one ends."""
+    """A spawned process, begun when it is needed, that lives no longer than this one, however this one ends.
 
-    def __init__(self, function: Callable[[Any], Any], timeout: float | None, memory: float | None) -> None:
-        self._function, self._timeout, self._memory = function, timeout, memory
+    ended: becomes readable when nobody waits for results any longer.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        timeout: float | None,
+        memory: float | None,
+        ended: Connection,
+    ) -> None:
+        self._function, self._timeout, self._memory, self._ended = function, timeout, memory, ended
         self._process: Any = None
-        self.connection: Connection
-        self.slot: _Slot | None = None
-        self.deadline: float | None = None
+        self._connection: Connection
 
-    def give(self, slot: _Slot) -> None:
-        self.slot = slot
-        slot.attempts += 1
-        if self._process is None:
-            self._start()
-        elif self._timeout is not None:
-            self.deadline = time.monotonic() + self._timeout
-        with contextlib.suppress(BrokenPipeError):  # it died while it was idle: `hear` will find out
-            self.connection.send(slot.task)
-
-    def hear(self) -> _Slot | None:
-        """Take what the process says; the slot, when its task is to be tried again in a new process."""
-        assert self.slot is not None
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):
-            return self._mourn()
-        if answer is None:  # it is ready: what it took to start is not the task's fault
-            self._ready = True
-            self.deadline = None if self._timeout is None else time.monotonic() + self._timeout
-            return None
-        succeeded, value = answer
-        if not succeeded:
-            raise value
-        self.slot.results.append(value)
-        self.slot = self.deadline = None
-        return None
-
-    def give_up(self) -> None:
-        """The task's time is up."""
-        assert self.slot is not None
-        self.slot.results.append(Crashed(f"not done after {self._timeout:g} s", "timeout"))
-        self.end()
+    def work(self, task: Any) -> Any:
+        """The function's result, or a Reject. Raises what the function raises."""
+        cause = ""
+        for _ in range(ATTEMPTS):
+            if self._process is None:
+                self._start()
+            try:
+                self._connection.send(task)
+                if not self._answers(self._timeout):
+                    self.end()
+                    return Reject("timeout", f"not done after {self._timeout:g} s")
+                succeeded, value = self._connection.recv()
+            except (EOFError, OSError):
+                cause = self._cause_of_death()
+                continue
+            if not succeeded:
+                raise value
+            return value
+        out_of_memory = ", as the system does when memory runs out" if cause == "SIGKILL" else ""
+        return Reject("crashed", f"the process that worked on it died twice: {cause}{out_of_memory}")
 
     def end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(10)  # not for ever: one that waits for a dead disk cannot be killed
-            self.connection.close()
-        self._process = self.slot = self.deadline = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.join(10)  # not for ever: one that waits for a dead disk cannot be killed
 
     def _start(self) -> None:
         # spawn, not fork: the caller may hold threads and locks of FFmpeg, DALI or torch
         context = multiprocessing.get_context("spawn")
-        self._ready = False
-        self.connection, far = context.Pipe()
-        # a process that starts inherits the mask: Ctrl-C is for the parent to handle, with one line; the first
-        # start of multiprocessing's own helper would lift the mask
-        resource_tracker.ensure_running()
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self._connection, far = context.Pipe()
+        with far:
+            process = context.Process(target=_serve, args=(far, self._function, self._memory), daemon=True)
+            process.start()
+        self._process = process
         try:
-            arguments = (far, self._function, self._memory)
-            self._process = context.Process(target=_serve, args=arguments, daemon=True)
-            self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            far.close()
+            self._answers(None)
+            self._connection.recv()
+        except (EOFError, OSError):
+            cause = self._cause_of_death()
+            raise RuntimeError(
+                f"a worker process could not start ({cause}); its own message is above"
+            ) from None
 
-    def _mourn(self) -> _Slot | None:
-        slot = self.slot
-        assert slot is not None
-        self._process.join()
-        code = self._process.exitcode
-        cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        self.end()
-        if not self._ready:
-            raise RuntimeError(f"a worker process could not start ({cause}); its own message is above")
-        if slot.attempts < ATTEMPTS:
-            return slot
-        out_of_memory = ", as the system does when memory runs out" if cause == "SIGKILL" else ""
-        slot.results.append(Crashed(f"the process that worked on it died twice: {cause}{out_of_memory}"))
-        return None
+    def _answers(self, timeout: float | None) -> bool:
+        """Whether the process says something in time. Raises _Ended, when it has ended the process."""
+        ready = wait([self._connection, self._ended], timeout)
+        if self._ended in ready:
+            self.end()
+            raise _Ended
+        return bool(ready)
+
+    def _cause_of_death(self) -> str:
+        process, self._process = self._process, None
+        if process is None:  # ended by the parent's thread
+            raise _Ended
+        process.join()
+        code = process.exitcode
+        return signal.Signals(-code).name if code and code < 0 else f"exit status {code}"
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], memory: float | None) -> None:
@@ -199,10 +176,9 @@ def _serve(connection: Connection, function: Callable[[Any], Any], memory: float
         Path("/proc/self/oom_score_adj").write_text("900")
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory * GIB), resource.RLIM_INFINITY))
-    threadpool_limits(
-        1
-    )  # there are as many processes as cores: threads of BLAS would spin, waiting for each other
-    connection.send(None)
+    # there are as many processes as cores: threads of BLAS would spin, waiting for each other
+    threadpool_limits(1)
+    connection.send(None)  # ready: what it took to start is not the first task's fault
     while True:
         try:
             task = connection.recv()

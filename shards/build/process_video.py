@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from shards.build.pool import Reject
 from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
 from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched
-from shards.video.remux import copy
-from shards.video.transcode import DISK_TROUBLE, Clip, transcode
+from shards.video.transcode import DISK_TROUBLE, Clip, copy, transcode
 
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
 
@@ -27,8 +27,8 @@ class Processing:
 
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
     flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
-    keep_stills: take pictures and drawn text as well. made_for: the method that
-    the data set is to suit. stride: that method then takes every `stride`-th frame.
+    keep_stills: take pictures and drawn text as well. made_for: the method that the data set is to suit. stride: that
+    method then takes every `stride`-th frame.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -67,14 +67,6 @@ class Task:
     member: Member | None = None
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A video that does not become a sample: a key of REASONS, and what was seen."""
-
-    reason: str
-    detail: str
-
-
 def process_video(task: Task) -> Clip | Reject:
     """One video's clip, whose mp4 is a file in the task's scratch folder: a long one fits no pipe and no memory.
 
@@ -83,15 +75,14 @@ def process_video(task: Task) -> Clip | Reject:
     Raises OSError for a full disk or the like, InputError when flow cannot be computed here: no video's fault.
     """
     task.scratch.mkdir(exist_ok=True)
-    for pause in PAUSES:
+    for pause in (*PAUSES, None):
         try:
             return _process(task)
-        except Unread:
-            time.sleep(pause)
-    try:
-        return _process(task)
-    except Unread as error:
-        return Reject(IO_ERROR, f"{error.strerror}, {len(PAUSES) + 1} times tried")
+        except Unread as error:
+            said = error.strerror
+            if pause is not None:
+                time.sleep(pause)
+    return Reject(IO_ERROR, f"{said}, {len(PAUSES) + 1} times tried")
 
 
 def _process(task: Task) -> Clip | Reject:
@@ -130,14 +121,10 @@ def _on_disk(task: Task) -> Iterator[Path]:
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
     encoding = processing.encoding
     name = uuid.uuid4().hex
-    keep: dict[str, Any] = {
-        "into": scratch / f"{name}.mp4",
-        "keep_damaged": processing.keep_damaged,
-        "keep_stills": processing.keep_stills,
-    }
+    into, damaged, stills = scratch / f"{name}.mp4", processing.keep_damaged, processing.keep_stills
+    keep: dict[str, Any] = {"into": into, "keep_damaged": damaged, "keep_stills": stills}
     clip = copy(path, encoding, scratch, **keep) if processing.copy else None
-    if clip is None:
-        clip = transcode(path, encoding, scratch, **keep)
+    clip = clip or transcode(path, encoding, scratch, **keep)
     if processing.flow is None:
         return clip
     into = scratch / f"{name}.flow.mp4"

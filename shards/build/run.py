@@ -1,20 +1,20 @@
 """The job behind tools/make_shards.py: a folder of videos to a data set, restartable at every shard."""
 
+import logging
+import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.build.finish import Summary, already_made, finish
 from shards.build.job import Job, Part, plan_job
-from shards.build.lock import locked_job
-from shards.build.pool import Crashed, in_order
-from shards.build.process_video import Processing, Reject, Task, process_video
+from shards.build.pool import Reject, in_order
+from shards.build.process_video import Processing, Task, process_video
 from shards.errors import InputError
-from shards.layouts import Layout, find
-from shards.layouts.hold_out import hold_out
+from shards.layouts import Layout, find, hold_out
 from shards.tar import Sample, write_shard
 from shards.video.read import IO_ERROR
 from shards.video.transcode import Clip
@@ -58,8 +58,9 @@ def prepare(
 ) -> Job:
     """Look at the videos in `folder`, and plan their data set `out`. Writes nothing.
 
-    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. The order of the videos is fixed by `seed` and their names, a shard
-    is `per_shard` of them, and each is encoded by one thread: neither workers, nor parts, nor a restart change a byte.
+    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. The order of the videos follows from
+    `seed` and their names, a shard is `per_shard` of them, and one thread encodes each: neither workers, nor parts, nor
+    a restart change a byte.
 
     Raises InputError when the folder holds nothing usable, or the processing cannot be done here.
     """
@@ -83,17 +84,73 @@ def build(
 ) -> Summary | None:
     """Make the data set of a job, or one part of its shards; None when a part is done.
 
-    Called again after a kill it goes on with the first unfinished shard; shards that lack a video which the disk did
-    not give, and now gives, are made again. A shard all of whose videos are
-    rejected has no tar. Raises InputError when the job's folder holds something else, or another process is
-    at work on it; OSError when the disk is full.
+    Called again after a kill it continues with the first unfinished shard; shards that lack a video which the disk did
+    not give, and now gives, are made again. A shard all of whose videos are rejected has no tar.
+    Raises InputError when the job's folder holds something else, or another process is at work on it; OSError when the
+    disk is full.
     """
-    summary = already_made(job)
-    if summary is not None:
+    if summary := already_made(job):
         return summary
-    with locked_job(job, part):
-        _make_shards(job, list(job.unfinished(part or Part())), limits, part, progress)
+    with job.locked(part):
+        todo = job.unfinished(part)
+        total = job.videos(job.shards(part))
+        with closing(process_videos(job, todo, limits)) as results:
+            counted = _counted(results, total - job.videos(todo), total, progress)
+            for shard in todo:
+                make_shard(job, shard, counted)
         return finish(job.notes) if part is None else None
+
+
+def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress | None = None) -> Summary:
+    """Make the data set of a job on the Ray cluster at `address` ("auto", "local", host:port), a task a shard.
+
+    A task takes limits.workers of the cluster's CPUs. The videos and the job's folder must have the same paths
+    on every machine, and Slipstream must be installed there. A task whose machine is lost is done again
+    elsewhere. Raises as `build` does, and InputError when Ray (an extra) or the cluster is not there.
+    """
+    if summary := already_made(job):
+        return summary
+    progress = progress or (lambda done, total: None)
+    with _cluster(address) as ray, job.locked(None):
+        todo, total = job.unfinished(None), len(job.sources)
+        done = total - job.videos(todo)
+        progress(done, total)
+        shared = ray.put(job)
+        make = ray.remote(num_cpus=limits.workers, max_retries=3)(_make_one_shard)
+        running = {make.remote(shared, shard, limits): shard for shard in todo}
+        while running:
+            (finished,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                ray.get(finished)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from None
+            done += job.videos([running.pop(finished)])
+            progress(done, total)
+        return finish(job.notes)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError(f"--ray {address}: Ray is not installed; pip install ray") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(f"--ray {address}: {str(error).splitlines()[0]}; give a running cluster") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _make_one_shard(job: Job, shard: int, limits: Limits) -> None:
+    shutil.rmtree(job.notes.scratch(shard), ignore_errors=True)  # of a machine that was lost
+    with closing(process_videos(job, [shard], limits)) as results:
+        make_shard(job, shard, results)
 
 
 def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
@@ -104,7 +161,7 @@ def make_shard(job: Job, shard: int, results: Iterator[Clip | Reject]) -> None:
     shutil.rmtree(job.notes.scratch(shard), ignore_errors=True)
 
 
-def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator[Clip | Reject]:
+def process_videos(job: Job, shards: Sequence[int], limits: Limits) -> Generator[Clip | Reject]:
     """The results of the videos of some shards, in their order.
 
     Raises OSError when the disk gives none of several videos in a row: the folder is gone, not the videos bad.
@@ -118,8 +175,6 @@ def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator
     results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
     with closing(results):
         for result in results:
-            if isinstance(result, Crashed):
-                result = Reject(result.reason, result.detail)
             unread = unread + 1 if isinstance(result, Reject) and result.reason == IO_ERROR else 0
             if unread == too_many:
                 assert isinstance(result, Reject)
@@ -127,22 +182,10 @@ def process_videos(job: Job, shards: Iterable[int], limits: Limits) -> Generator
             yield result
 
 
-def _make_shards(
-    job: Job, todo: list[int], limits: Limits, part: Part | None, progress: Progress | None
-) -> None:
-    total = sum(len(job.batches[shard]) for shard in job.shards(part or Part()))
-    ahead = sum(len(job.batches[shard]) for shard in todo)
-    with closing(process_videos(job, todo, limits)) as results:
-        counted = _counted(results, total - ahead, total, progress)
-        for shard in todo:
-            make_shard(job, shard, counted)
-
-
 def _samples(
     job: Job, shard: int, results: Iterator[Clip | Reject], rejected: list[dict[str, str]]
 ) -> Iterator[Sample]:
     """The samples of one shard; what does not become one is appended to `rejected`."""
-    label_of = {name: label for label, name in enumerate(job.found.classes)}
     for i in job.batches[shard]:
         source, result = job.sources[i], next(results)
         if isinstance(result, Reject):
@@ -154,7 +197,7 @@ def _samples(
         facts |= source.columns
         for name in ("num_frames", "fps", "width", "height"):
             facts[name] = getattr(result, name)
-        label = -1 if source.label_name is None else label_of[source.label_name]
+        label = -1 if source.label_name is None else job.found.classes.index(source.label_name)
         yield Sample(job.keys[i], result.data, facts | result.seen, label, result.flow)
         for file in filter(None, (result.data, result.flow)):
             file.unlink()  # it is in the tar

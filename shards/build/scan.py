@@ -99,26 +99,27 @@ class Listing:
         if self.annotations is not None:
             given = self.annotations
             there = [given] if given.is_file() else sorted(given.rglob("*"))
-            return [path for path in there if re.fullmatch(pattern, path.name) and path.is_file()]
-        within = [path for path in self.others if re.fullmatch(pattern, path.name)]
-        if within:
+        elif within := [path for path in self.others if re.fullmatch(pattern, path.name)]:
             return within
-        parent = self.folder.resolve().parent
-        beside = [
-            path for path in parent.iterdir() if path.is_dir() and ANNOTATION_FOLDER.fullmatch(path.name)
-        ]
-        there = [path for place in (parent, *sorted(beside)) for path in sorted(place.iterdir())]
+        else:
+            parent = self.folder.resolve().parent
+            beside = [
+                one for one in parent.iterdir() if one.is_dir() and ANNOTATION_FOLDER.fullmatch(one.name)
+            ]
+            there = [path for place in (parent, *sorted(beside)) for path in sorted(place.iterdir())]
         return [path for path in there if re.fullmatch(pattern, path.name) and path.is_file()]
 
 
 def list_files(folder: Path, annotations: Path | None = None) -> Listing:
-    """Everything below `folder` that is not hidden; links to folders are followed, each folder is seen once.
+    """Everything below `folder` that is not hidden; links to folders are followed, each folder is listed once.
 
     Raises InputError when the folder or the annotations are missing, or nothing can be a video.
     """
     advice = "give a folder of videos, or of class folders with videos in them"
     if annotations is not None and not annotations.exists():
         raise InputError(f"--annotations {annotations}: no such file or folder; leave it out or correct it")
+    if annotations and annotations.is_dir() and not any(one.is_file() for one in annotations.rglob("*")):
+        raise InputError(f"--annotations {annotations}: an empty folder; leave it out, or give a list")
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {what}; {advice}, or a text list of them")

@@ -1,4 +1,4 @@
-"""Indexes, table and description made anew from the tars, which stay as they are."""
+"""Indexes, table and description rebuilt from the tars, which stay as they are."""
 
 import hashlib
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shards.atomic import atomic_write
-from shards.check.examine import TarSeen, examine_tar
+from shards.check import TarFound, examine_tar
 from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, FACTS, KEY, REJECTED, TABLE, read_description
 from shards.table import publish
-from shards.tar import Shard, index_text, tars_of
+from shards.tar import Shard, places, read_extent, tars_of, write_index
 from shards.video.excerpt import WHOLE, noted
 
 KEPT = ".before-repair"
@@ -41,8 +41,7 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         examined = list(pool.map(examine_tar, paths))
     for path, seen in zip(paths, examined, strict=True):
         if seen.index:
-            with atomic_write(path.with_suffix(".idx")) as temporary:
-                temporary.write_text(index_text(seen.contents.samples.items()))
+            write_index(path, seen.contents.samples.items())
         if rows := _rows(path, seen, lost):
             shards.append(Shard(seen.name, seen.bytes, seen.sha256, rows))
     if not shards:
@@ -72,33 +71,26 @@ def _keep(path: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _rows(path: Path, seen: TarSeen, lost: list[str]) -> list[dict[str, Any]]:
+def _rows(path: Path, seen: TarFound, lost: list[str]) -> list[dict[str, Any]]:
     rows = []
-    with path.open("rb") as tar:
-        for key, parts in seen.contents.samples.items():
-            name = f"{path.name}: {short(key)}"
-            if (
-                problem(key, KEY)
-                or not {"mp4", "json"} <= parts.keys()
-                or parts["json"].size > _LONGEST_FACTS
-            ):
-                lost.append(f"{name} has no video or no readable json")
-                continue
-            tar.seek(parts["json"].offset)
-            try:
-                facts = parse(tar.read(parts["json"].size), FACTS, f"{name}.json", "left out")
-            except InputError as error:
-                lost.append(str(error))
-                continue
-            row = facts | {"key": key, "shard": path.name}
-            for component, extent in parts.items():
-                row[f"{component}_offset"], row[f"{component}_size"] = extent
-                if component in _SUMS and extent.size >= WHOLE:
-                    tar.seek(extent.offset)
-                    data = tar.read(extent.size)
-                    if hashlib.sha256(data).hexdigest() == facts.get(_SUMS[component]):
-                        row |= noted(component, data)
-            rows.append(row)
+    for key, parts in seen.contents.samples.items():
+        name = f"{path.name}: {short(key)}"
+        whole = {"mp4", "json"} <= parts.keys() and parts["json"].size <= _LONGEST_FACTS
+        if problem(key, KEY) or not whole:
+            lost.append(f"{name} has no video or no readable json")
+            continue
+        try:
+            facts = parse(read_extent(path, parts["json"]), FACTS, f"{name}.json", "left out")
+        except InputError as error:
+            lost.append(str(error))
+            continue
+        row = facts | {"key": key, "shard": path.name} | places(parts)
+        for component in _SUMS.keys() & parts.keys():
+            if parts[component].size >= WHOLE:
+                data = read_extent(path, parts[component])
+                if hashlib.sha256(data).hexdigest() == facts.get(_SUMS[component]):
+                    row |= noted(component, data)
+        rows.append(row)
     return rows
 
 

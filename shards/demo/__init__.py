@@ -1,5 +1,149 @@
 """The demo set: rendered on first use, so that everything can be tried without a download."""
 
-from shards.demo.demo import ENCODING, VERSION, ensure, render, render_shown
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
-__all__ = ["ENCODING", "VERSION", "ensure", "render", "render_shown"]
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from shards.atomic import made_once
+from shards.build.pool import Reject, in_order
+from shards.cache import cache_folder
+from shards.demo.motion import CLASSES, EASY_CLASSES, FPS, HEIGHT, WIDTH, draw_clip
+from shards.table import publish
+from shards.tar import Sample, write_shard
+from shards.video.encode import Encoding, house_frame, write_mp4
+
+# a change of what is rendered needs another name, or old caches would pass for it
+VERSION, EASY = "demo-v2", "demo-v1"
+ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast", tune="none", b_frames=0)
+PER_SHARD = 60
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class _Clip:
+    motion: str
+    split: str
+    number: int
+    frames: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.split}-{self.motion}-{self.number:03d}"
+
+
+def render(
+    out: Path,
+    *,
+    name: str = "demo",
+    clips_per_class: tuple[int, int] = (32, 8),
+    frames: int = 144,
+    seed: int = 0,
+    easy: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Render the demo set into the new or empty folder `out`, and return it.
+
+    clips_per_class: of the train and of the test split. Clips are `frames` long, 30 frames/s, 176x144, H.264;
+    the content of each depends on `seed`, its class, split and number only. easy: the set of before, demo-v1, in which
+    each class is one motion before a still background. progress(done, total) is called after each clip.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    classes = EASY_CLASSES if easy else CLASSES
+    clips = [
+        _Clip(motion, split, number, frames, seed)
+        for split, count in zip(SPLITS, clips_per_class, strict=True)
+        for number in range(count)  # the classes take turns, so every shard has all of them
+        for motion in classes
+    ]
+    shards = []
+    with closing(in_order(_render_clip, clips, workers or len(os.sched_getaffinity(0)))) as results:
+        for first in range(0, len(clips), PER_SHARD):
+            samples = []
+            for clip in clips[first : first + PER_SHARD]:
+                result = next(results)
+                if isinstance(result, Reject):
+                    raise RuntimeError(f"demo set: rendering {clip.key} failed: {result.detail}")
+                samples.append(result)
+                if progress:
+                    progress(first + len(samples), len(clips))
+            shard = write_shard(out, f"demo-{first // PER_SHARD:06d}", samples)
+            if shard is not None:
+                shards.append(asdict(shard))
+    settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
+    publish(out, classes, shards, settings, name=name)
+    return out
+
+
+def ensure(cache: Path | None = None) -> Path:
+    """The demo set's folder, rendered first when it is not there yet. Safe from several processes at once.
+
+    cache: parent folder; by default $SLIPSTREAM_CACHE, else ~/.cache/slipstream. Draws a progress bar on
+    standard error while it renders.
+    """
+    return made_once((cache or cache_folder()) / VERSION, _render_in_a_process)
+
+
+def _render_in_a_process(out: Path) -> None:
+    # worker processes import the main module of the process that starts them; a training script's would
+    # load torch in each, or, without a __main__ guard, train
+    root = str(Path(__file__).parents[__name__.count(".") + 1])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    code = f"import sys; from pathlib import Path; from {__name__} import render_shown as r; r(Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+
+
+def render_shown(out: Path, desc: str = "rendering the demo set, once", **options: Any) -> Path:
+    """As render, with a progress bar on standard error."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=desc, unit="clip", dynamic_ncols=True)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        return render(out, progress=show, **options)
+
+
+def _render_clip(clip: _Clip) -> Sample:
+    classes, version = (EASY_CLASSES, EASY) if clip.motion in EASY_CLASSES else (CLASSES, VERSION)
+    label = classes.index(clip.motion)
+    # the lowest counter word is the generator's own; the other three name the clip
+    clip_words = [label, SPLITS.index(clip.split), clip.number]
+    rng = np.random.Generator(np.random.Philox(key=clip.seed, counter=[0, *clip_words]))
+    pixels_THWC = draw_clip(clip.motion, clip.frames, rng)
+    reformatter = VideoReformatter()
+    pictures = (
+        house_frame(av.VideoFrame.from_ndarray(picture, "rgb24"), WIDTH, HEIGHT, ENCODING.codec, reformatter)
+        for picture in pixels_THWC
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        written = write_mp4(pictures, path, Fraction(FPS), ENCODING)
+        data = path.read_bytes()
+    facts = {
+        "label_name": clip.motion,
+        "split": clip.split,
+        "source": f"{version}/{clip.key}",
+        "num_frames": written.num_frames,
+        "fps": float(FPS),
+        "width": written.width,
+        "height": written.height,
+    }
+    return Sample(clip.key, data, facts, label)

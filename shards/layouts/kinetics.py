@@ -2,9 +2,9 @@
 
 import csv
 import re
-from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.build.scan import SPLITS, Found, Listing, Source, class_name, stem, text_of
 from shards.errors import InputError
@@ -16,10 +16,9 @@ SPLIT_NAMES = {name: name[:5] if name.startswith("train") else name[:3] for name
 SPLIT_NAMES |= {name: "test" for name in SPLITS if name.startswith("test")}
 
 
-@dataclass(frozen=True)
-class _Entry:
-    label: str | None
-    split: str | None
+class _Entry(NamedTuple):
+    label: str | None = None
+    split: str | None = None
 
 
 def read(listing: Listing, forced: bool) -> Found | None:
@@ -47,16 +46,13 @@ def read(listing: Listing, forced: bool) -> Found | None:
     spelled = _spellings(listing, labels, official)
     sources, unlisted = [], []
     for path, match, folder_label in zip(listing.videos, matches, labels, strict=True):
-        label = folder_label
-        names = (SPLIT_NAMES[name] for name in listing.folders(path) if name in SPLIT_NAMES)
-        split = next(names, None)
-        if match is not None:
-            entry = entries[match]
-            label, split = entry.label or label, entry.split or split
-        elif entries:
+        entry = entries[match] if match else _Entry()
+        if entries and not match:
             unlisted.append(listing.relative(path))
-        label = None if label is None else spelled.get(label, label)
-        sources.append(Source(path, listing.relative(path), label, split))
+        label = entry.label or folder_label
+        names = (SPLIT_NAMES[name] for name in listing.folders(path) if name in SPLIT_NAMES)
+        split = entry.split or next(names, None)
+        sources.append(Source(path, listing.relative(path), spelled.get(label or "", label), split))
     classes = sorted(
         {one.label_name for one in sources if one.label_name is not None} | official | set(spelled.values())
     )
@@ -82,7 +78,7 @@ def _entries(listing: Listing) -> dict[tuple[str, int], _Entry]:
                     raise InputError(f"{path}: {message}") from None
                 split = (row.get("split") or "").strip()
                 label = class_name(row["label"]) if row.get("label") else None
-                before = entries.get(key, _Entry(None, None))
+                before = entries.get(key, _Entry())
                 entries[key] = _Entry(
                     label or before.label, SPLIT_NAMES.get(split, split) or named_split or before.split
                 )
@@ -104,13 +100,9 @@ def _match(
 
 def _folder_labels(listing: Listing) -> list[str | None]:
     """Each video's folder, unless it is a split's, or the one folder that all the videos of a set lie in."""
-    names = [
-        next((one for one in reversed(listing.folders(path)) if one not in SPLITS), None)
-        for path in listing.videos
-    ]
-    if len(Counter(names)) < 2:
-        return [None] * len(names)
-    return [None if name is None else class_name(name) for name in names]
+    folders = [[one for one in listing.folders(path) if one not in SPLITS] for path in listing.videos]
+    names = [class_name(some[-1]) if some else None for some in folders]
+    return names if len(set(names)) > 1 else [None] * len(names)
 
 
 def _spellings(listing: Listing, labels: list[str | None], official: set[str]) -> dict[str, str]:

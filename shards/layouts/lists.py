@@ -3,8 +3,8 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.build.scan import SPLITS, Found, Listing, Source, class_name, text_of
 from shards.errors import InputError
@@ -19,8 +19,7 @@ NAMES = {  # a header's columns, in lower case
 HEADER = "name the columns in a first line, such as path,label,split"
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     number: int  # of its line, from 1
     name: str
     label: str | None = None
@@ -30,13 +29,10 @@ class _Row:
 
 def read(listing: Listing, forced: bool) -> Found | None:
     """The lists given, or those at the top of the folder whose first row names a video in it."""
-    if listing.annotations is not None and listing.annotations.is_file():
-        files = [listing.annotations]
-    else:
-        files = listing.annotation_files(LISTS)
-    if listing.annotations is None:
-        files = [file for file in files if file.parent == listing.folder]
-        files = [file for file in files if _names_a_video(file, listing)]
+    given = listing.annotations
+    files = [given] if given and given.is_file() else listing.annotation_files(LISTS)
+    if given is None:
+        files = [one for one in files if one.parent == listing.folder and _names_a_video(one, listing)]
     if not files:
         if forced:
             raise InputError(
@@ -112,14 +108,9 @@ def _rows(file: Path, places: tuple[Path, ...]) -> Iterator[_Row]:
     table = csv.reader(lines[lines.index(head) + 1 :], delimiter=separator, skipinitialspace=True)
     for cells in table:
         if any(cell.strip() for cell in cells):
-            got = {name: cells[i].strip() for name, i in columns.items() if i < len(cells)}
-            yield _Row(
-                lines.index(head) + 1 + table.line_num,
-                got.get("path", ""),
-                got.get("label") or None,
-                got.get("split") or None,
-                got.get("group") or None,
-            )
+            got = {name: cells[i].strip() or None for name, i in columns.items() if i < len(cells)}
+            name = got.pop("path", None) or ""
+            yield _Row(lines.index(head) + 1 + table.line_num, name, **got)
 
 
 def _header(cells: list[str], places: tuple[Path, ...]) -> dict[str, int]:
@@ -138,9 +129,8 @@ def _divided(line: str, number: int, file: Path, places: tuple[Path, ...]) -> _R
     Names and labels may hold blanks and commas: what begins the line and is a file is the path.
     """
     for separator in "\t,;":
-        cells = [
-            cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))
-        ]
+        cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+        cells = [cell.strip() for cell in cells]
         if len(cells) > 1 and (_there(cells[0], places) or separator == "\t"):
             return _columns(cells, number, file)
     if line.startswith('"'):

@@ -4,8 +4,7 @@ import hashlib
 import importlib
 import json
 import re
-import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,23 @@ from shards.cache import cache_folder
 from shards.errors import InputError
 from shards.layouts.lists import numbered_or_sorted
 from shards.remote import shown, url_of
+from shards.tar import Extent, read_extent, walk
 
-# webdataset's rule: a key ends at the first dot of the file's name, its folders belong to the key
-NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "flv", "wmv", "ts", "3gp")
-LABELS = (
-    "label_name",
-    "class_name",
-    "class",
-    "label",
-    "category",
-)  # a json's entries, in the order of trying
+# a json's entries, in the order of trying
+LABELS = ("label_name", "class_name", "class", "label", "category")
 LONGEST = 2**20  # bytes of a text
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TarSample:
-    """One sample: its members' names without the key → offset and size in the tar, bytes, and the small texts."""
+    """One sample: where its members lie, by their names without the key, and its small texts."""
 
     tar: Path
     key: str
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    members: dict[str, Extent]
+    texts: dict[str, str]
 
     @property
     def video(self) -> str | None:
@@ -85,7 +78,10 @@ def read(src: Path, tars: list[Path]) -> Found:
     unreadable: dict[str, str] = {}
     top = src if src.is_dir() else tars[0].parent
     for tar in tars:
-        samples += walk(tar, unreadable, _relative(tar, top))
+        contents = walk(tar)
+        if contents.problem:
+            unreadable[_relative(tar, top)] = contents.problem
+        samples += [TarSample(tar, key, parts, _texts(tar, parts)) for key, parts in contents.samples.items()]
     videos = [(sample, name) for sample in samples if (name := sample.video)]
     for sample in samples:
         if sample.video is None:
@@ -94,7 +90,7 @@ def read(src: Path, tars: list[Path]) -> Found:
     if not videos:
         first = next((f" ({name}: {why})" for name, why in unreadable.items()), "")
         raise InputError(f"{src}: no sample with a video in {len(tars)} tars{first}; give other tars")
-    labels = _labels([sample for sample, _ in videos])
+    labels, classes = _labels([sample for sample, _ in videos])
     sources = [
         Source(
             sample.tar,
@@ -103,41 +99,18 @@ def read(src: Path, tars: list[Path]) -> Found:
             _split(sample, top),
             member=Member(sample.key, name, *sample.members[name]),
         )
-        for (sample, name), label in zip(videos, labels.of_samples, strict=True)
+        for (sample, name), label in zip(videos, labels, strict=True)
     ]
-    return Found("webdataset", sources, labels.classes, unreadable=unreadable)
+    return Found("webdataset", sources, classes, unreadable=unreadable)
 
 
-def walk(tar: Path, unreadable: dict[str, str], shown: str) -> list[TarSample]:
-    """The samples of a tar, its small texts read; `unreadable[shown]` says why it could not be read to its end."""
-    samples: dict[str, TarSample] = {}
-    size = tar.stat().st_size
-    try:
-        with tarfile.open(tar, "r:", encoding="utf-8", errors="surrogateescape") as handle:
-            for member in handle:
-                match = NAME.fullmatch(member.name)
-                if not member.isfile() or match is None:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"ends inside {text_of(member.name)}")
-                sample = samples.setdefault(match[1], TarSample(tar, match[1]))
-                sample.members[match[2]] = member.offset_data, member.size
-                if match[2] in ("json", "txt", "cls") and member.size <= LONGEST:
-                    content = handle.extractfile(member)
-                    assert content is not None
-                    sample.texts[match[2]] = content.read().decode("utf-8", "replace").strip()
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        unreadable[shown] = f"cannot be read as a tar after {len(samples)} samples: {error}"
-    return list(samples.values())
+def _texts(tar: Path, parts: dict[str, Extent]) -> dict[str, str]:
+    there = [name for name in ("json", "txt", "cls") if name in parts and parts[name].size <= LONGEST]
+    return {name: read_extent(tar, parts[name]).decode("utf-8", "replace").strip() for name in there}
 
 
-@dataclass(frozen=True)
-class _Labels:
-    of_samples: list[str | None]
-    classes: list[str]
-
-
-def _labels(samples: list[TarSample]) -> _Labels:
+def _labels(samples: list[TarSample]) -> tuple[list[str | None], list[str]]:
+    """The label of each sample, and the classes."""
     numbers = [_number(sample.texts.get("cls", "")) for sample in samples]
     facts = [sample.facts for sample in samples]
     names = [next((one[name] for name in LABELS if one.get(name) not in (None, "")), None) for one in facts]
@@ -148,8 +121,7 @@ def _labels(samples: list[TarSample]) -> _Labels:
         classes = [named.get(number) or str(number) for number in range(count)]
         if len(set(classes)) < count:
             classes = list(map(str, range(count)))
-        of_samples = [None if n is None or n < 0 else classes[n] for n in numbers]
-        return _Labels(of_samples, classes)
+        return [None if n is None or n < 0 else classes[n] for n in numbers], classes
     texts = [sample.texts.get("cls") or sample.texts.get("txt") or None for sample in samples]
     there = [text for text in texts if text]
     if any(names):
@@ -158,7 +130,7 @@ def _labels(samples: list[TarSample]) -> _Labels:
         found = [class_name(text) if text else None for text in texts]
     else:
         found = [None] * len(samples)
-    return _Labels(found, numbered_or_sorted(found))
+    return found, numbered_or_sorted(found)
 
 
 def _number(text: str) -> int | None:

@@ -23,8 +23,6 @@ PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "sl
 # bitexact leaves the library's version out of the container; faststart puts the index before the data,
 # so that a decoder of in-memory bytes finds it first
 CONTAINER = {"movflags": "+faststart", "fflags": "+bitexact"}
-# The values of settings that older data sets lack.
-BEFORE = {"tune": "none", "b_frames": 0, "multiple": 1, "keep_stills": False}
 SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for it on the codec's side
 
 
@@ -60,34 +58,34 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.codec not in CRF:
             raise InputError(f"--codec {self.codec}: not one of {', '.join(CRF)}")
-        if self.short_side < 16:
-            raise InputError(f"--short-side {self.short_side}: no decoder takes less than 16 pixels")
-        if self.multiple != 1 and (self.multiple % 2 or not 2 <= self.multiple <= 64):
-            raise InputError(f"--multiple {self.multiple}: give an even number from 2 to 64, or 1 for none")
-        if self.short_side < self.multiple:
-            raise InputError(
-                f"--short-side {self.short_side}: is less than --multiple {self.multiple}; give a larger side or "
-                "--multiple 1"
-            )
-        if self.fps is not None and not 0.1 <= self.fps <= 1000:
-            raise InputError(
-                f"--fps {self.fps}: give frames per second between 0.1 and 1000, or leave it out"
-            )
-        if not 1 <= self.gop <= 1000:
-            raise InputError(f"--gop {self.gop}: give 1 to 1000 frames")
+        side, multiple, fps = self.short_side, self.multiple, self.fps
         low, high = CRF_RANGE[self.codec]
-        if self.crf is not None and not low <= self.crf <= high:
-            raise InputError(f"--crf {self.crf}: {self.codec} takes {low} to {high}")
-        if self.preset not in PRESETS:
-            raise InputError(f"--preset {self.preset}: not one of {', '.join(PRESETS)}")
-        if self.tune not in get_args(Tune):
-            raise InputError(f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}")
-        if not 0 <= self.b_frames_in_a_row <= 15:
-            raise InputError(f"--b-frames {self.b_frames}: give 0 to 15 in a row")
-        if self.b_frames and self.codec != "h264":
-            raise InputError(
-                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}"
-            )
+        for right, problem in (
+            (side >= 16, f"--short-side {side}: no decoder takes less than 16 pixels"),
+            (
+                multiple == 1 or (multiple % 2 == 0 and 2 <= multiple <= 64),
+                f"--multiple {multiple}: give an even number from 2 to 64, or 1 for none",
+            ),
+            (
+                side >= multiple,
+                f"--short-side {side}: is less than --multiple {multiple}; give a larger side or --multiple 1",
+            ),
+            (
+                fps is None or 0.1 <= fps <= 1000,
+                f"--fps {fps}: give frames per second between 0.1 and 1000, or leave it out",
+            ),
+            (1 <= self.gop <= 1000, f"--gop {self.gop}: give 1 to 1000 frames"),
+            (low <= self.quality <= high, f"--crf {self.crf}: {self.codec} takes {low} to {high}"),
+            (self.preset in PRESETS, f"--preset {self.preset}: not one of {', '.join(PRESETS)}"),
+            (self.tune in get_args(Tune), f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}"),
+            (0 <= self.b_frames_in_a_row <= 15, f"--b-frames {self.b_frames}: give 0 to 15 in a row"),
+            (
+                not self.b_frames or self.codec == "h264",
+                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}",
+            ),
+        ):
+            if not right:
+                raise InputError(problem)
 
     @property
     def quality(self) -> int:

@@ -21,7 +21,8 @@ Algorithm = Literal["tvl1", "dis"]
 Frame = NDArray[np.uint8]
 INSTALL = "pip install opencv-contrib-python-headless"
 
-# Near-lossless: the mean error of what is decoded stays below half of a step of 8 bits (tests/shards/video/test_flow.py).
+# Near-lossless: the mean error of what is decoded stays below half of a step of 8 bits
+# (tests/shards/video/test_flow.py).
 CRF = {"h264": 8, "hevc": 8, "vp9": 6, "mjpeg": 2}
 
 
@@ -59,7 +60,7 @@ class Flow:
         cv2.ocl.setUseOpenCL(False)
 
         def estimate(before: Frame, after: Frame) -> NDArray[np.float32]:
-            # made anew for each pair: an engine may carry what it knows of the last one over
+            # a new engine for each pair: it may carry what it knows of the last one over
             if self.algorithm == "tvl1":
                 engine = cv2.optflow.DualTVL1OpticalFlow_create()
             else:
@@ -77,7 +78,8 @@ def flow_video(
     Frame t is the flow from frame t to t + 1; the last one is repeated; a single frame does not move. The grey
     level (0–255, full range and tagged so) is 127.5 + 127.5 · flow / limit. encoding: that of `video`, whose codec
     and GOP the flow keeps. Decoded levels are off by less than half a level on average. scratch: folder for the
-    temporary mp4. video, into: bytes or files, as in `transcode.transcode`. Raises InputError where OpenCV is not installed.
+    temporary mp4. video, into: bytes or files, as in `transcode.transcode`. Raises InputError where OpenCV is not
+    installed.
     """
     with (
         av.open(str(video) if isinstance(video, Path) else io.BytesIO(video), "r") as container,

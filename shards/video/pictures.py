@@ -1,5 +1,6 @@
 """Frames made fit for the encoder: upright, of one size whose sides are multiples, at a steady rate."""
 
+import itertools
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -147,12 +148,13 @@ def resampled(
     graph: _Graph | None = None
     start: int | None = None
     count = 0
-    for frame, is_last in _with_end(frames):
+    for frame, after in itertools.pairwise(itertools.chain(frames, [None])):
+        assert frame is not None
         # counted from the first frame: a late start must not move the grid
         if frame.pts is not None:
             start = frame.pts if start is None else start
             frame.pts -= start
-        if is_last and stays and frame.time_base:
+        if after is None and stays and frame.time_base:
             frame.duration += round(stays / frame.time_base)
         graph = graph or _Graph(frame, f"fps={rate.numerator}/{rate.denominator}")
         for steady in graph.through(frame):
@@ -162,17 +164,6 @@ def resampled(
             yield steady
     if graph is not None:
         yield from graph.through(None)
-
-
-def _with_end(frames: Iterator[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
-    """Each frame, and whether it is the last one."""
-    before = next(frames, None)
-    for frame in frames:
-        assert before is not None
-        yield before, False
-        before = frame
-    if before is not None:
-        yield before, True
 
 
 class _Graph:

@@ -18,13 +18,8 @@ WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file i
 UNANNOUNCED = "an unannounced number"
 # FFmpeg's names of what holds pictures, animated ones at best; and the brands of HEIF and AVIF that are never animated
 PICTURES = re.compile(r".*_pipe|image2|ico|gif|apng|webp|jpegxl_anim")
-DRAWN = (
-    "tty",
-    "bin",
-    "xbin",
-    "adf",
-    "idf",
-)  # characters that FFmpeg draws: any text named .nfo is a video to it
+# characters that FFmpeg draws: any text named .nfo is a video to it
+DRAWN = ("tty", "bin", "xbin", "adf", "idf")
 # what is wrong with a file itself, where it cannot be opened
 _OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO, errno.ELOOP, errno.ENAMETOOLONG)
 STILL_BRANDS = ("heic", "heix", "heim", "heis", "mif1", "avif")
@@ -151,7 +146,7 @@ def opened(source: Path | bytes) -> Iterator[av.container.InputContainer]:
 
 
 def largest_video(container: av.container.InputContainer) -> av.VideoStream:
-    """The video stream with the largest picture, of equal ones the longest; cover art does not count. Raises Rejected."""
+    """The video stream with the largest picture, of equal ones the longest, and no cover art. Raises Rejected."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -193,9 +188,7 @@ def decoded(
                 tally.reached = max(end, tally.reached or end)
             if packet.stream.index != stream.index:
                 continue
-            if (
-                packet.size == 0 and packet.buffer_ptr
-            ):  # not the one that ends the stream: that one has no data
+            if packet.size == 0 and packet.buffer_ptr:  # the one that ends the stream has no data
                 tally.repeats += 1
                 continue
             if packet.has_sidedata("encryption_info"):
@@ -211,7 +204,7 @@ def decoded(
         tally.error = message(error)
 
 
-def decoded_fraction(
+def _decoded_fraction(
     container: av.container.InputContainer, stream: av.VideoStream, tally: Tally
 ) -> tuple[str, float | None]:
     """What the container announces, in words, and how much of it came sound; None when it announces nothing."""
@@ -223,11 +216,8 @@ def decoded_fraction(
     first = tally.first or 0.0
     # Matroska counts no frames, but its muxers note the time at which each track ends
     end, came = _noted_end(stream), tally.end
-    if (
-        end is None
-        and container.duration
-        and container.format.name.split(",")[0] in ("matroska", "flv", "asf")
-    ):
+    kind = container.format.name.split(",")[0]
+    if end is None and container.duration and kind in ("matroska", "flv", "asf"):
         # the end of the whole file, its sound's included: compare with where any stream's data end
         end, came = container.duration / av.time_base, max(tally.reached or first, tally.end or first)
     if end is None or end <= first:
@@ -243,7 +233,7 @@ def check_whole(
 
     When the container announces nothing, an error on the way is what counts; keep_damaged 0 keeps that too.
     """
-    announced, fraction = decoded_fraction(container, stream, tally)
+    announced, fraction = _decoded_fraction(container, stream, tally)
     unknown = announced == UNANNOUNCED and tally.error and keep_damaged > 0
     if unknown or (fraction is not None and fraction < keep_damaged):
         then = f", then: {tally.error}" if tally.error else ""

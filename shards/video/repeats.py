@@ -34,7 +34,7 @@ class Repeats:
 
     @classmethod
     def of_sizes(cls, sizes: Iterator[int]) -> "Repeats":
-        """From the bytes of each packet, in the order they are stored. What comes before the first frame repeats nothing."""
+        """From the bytes of each packet, in their order. What comes before the first frame repeats nothing."""
         coded = count = trailing = 0
         for size in sizes:
             coded += size > 0
@@ -62,7 +62,8 @@ def find_repeats(
 ) -> Repeats:
     """The repeats of a stream of an open file. Other containers than AVI and Ogg have time stamps instead.
 
-    They are counted in the file itself, chunk by chunk, not taken from its index or its time stamps: both may be what is damaged.
+    They are counted in the file itself, chunk by chunk, not taken from its index or its time stamps: both may be
+    damaged.
     """
     if container.format.name not in ("avi", "ogg"):
         return Repeats()

@@ -1,18 +1,23 @@
-"""Any video in, one house-style clip out: the whole stream is decoded and its frames are counted."""
+"""Any video in, one house-style clip out: the whole stream is decoded and its frames are counted.
+
+A video that is encoded as the data set wants it already can be put into a house mp4 as it is (--copy).
+"""
 
 import errno
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+from av.video.frame import PictureType
 
-from shards.video.encode import Encoding, write_mp4
-from shards.video.pictures import fitted, resampled, upright
+from shards.video.encode import CONTAINER, Encoding, write_mp4
+from shards.video.pictures import fitted, resampled, turn, upright
 from shards.video.read import (
-    REASONS,
     WHOLE_ENOUGH,
     Rejected,
     Tally,
@@ -23,13 +28,11 @@ from shards.video.read import (
     largest_video,
     message,
     opened,
-    quiet,
 )
 from shards.video.repeats import find_repeats
 
-__all__ = ["REASONS", "Clip", "Encoding", "Rejected", "fitted", "quiet", "transcode"]
-
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LONGEST_OFFSET = Fraction(1, 4)  # of a frame: what rounding to a container's clock may move a time stamp
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,14 @@ def transcode(
 ) -> Clip:
     """Decode a whole video, a file or its bytes, and encode it as `encoding` says.
 
-    scratch: folder for the temporary mp4. into: the file, on the same disk, that the mp4 becomes; None: its bytes are in
-    the clip. keep_damaged: the least share of the frames announced that must
-    decode soundly. keep_stills: take pictures and drawn text as well. Of several video streams the largest picture is
-    taken; it is turned and mirrored as its tags say, and its pixels made square. Raises Rejected, and av.FFmpegError with
-    one of DISK_TROUBLE's numbers, and Unread.
+    scratch: folder for the temporary mp4. into: the file, on the same disk, that the mp4 becomes; None: its bytes are
+    in the clip. keep_damaged: the least share of the frames announced that must decode soundly. keep_stills: take
+    pictures and drawn text as well. Of several video streams the largest picture is taken; it is turned and mirrored as
+    its tags say, and its pixels made square. Raises Rejected, Unread, and av.FFmpegError with one of DISK_TROUBLE's
+    numbers.
     """
-    with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
-        if not keep_stills:
-            check_no_still(container)
-        stream = largest_video(container)
+    with _opened(source, scratch, keep_stills) as (container, stream, path):
         stream.codec_context.thread_count = 1
-        path = Path(folder) / "clip.mp4"
         own_rate = frame_rate(stream)
         repeats = find_repeats(source, container, stream)
         tally = Tally(repeats=repeats.count if stream.frames else 0)
@@ -90,25 +89,164 @@ def transcode(
             raise Rejected("not_encodable", f"{encoding.codec} of {size}: {message(error)}") from error
         if not keep_stills:
             check_no_still(container, tally.frames)
-        fraction = check_whole(container, stream, tally, keep_damaged)
+        seen = _describe(container, stream, tally, keep_damaged)
         if written.num_frames == 0:
             raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")
-        seen = describe(stream, tally.frames, fraction)
-        return Clip(moved(path, into), written.num_frames, float(rate), written.width, written.height, seen)
+        data = path.read_bytes() if into is None else path.replace(into)
+        return Clip(data, written.num_frames, float(rate), written.width, written.height, seen)
 
 
-def moved(path: Path, into: Path | None) -> bytes | Path:
-    """The content of a temporary file: as the file `into`, or as bytes."""
-    return path.read_bytes() if into is None else path.replace(into)
+def copy(
+    source: Path,
+    encoding: Encoding,
+    scratch: Path | None = None,
+    *,
+    into: Path | None = None,
+    keep_damaged: float = WHOLE_ENOUGH,
+    keep_stills: bool = False,
+) -> Clip | None:
+    """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
+
+    They are when codec, pixel format, colour matrix, short side, rate and GOP agree, the rate is constant, the GOPs
+    are closed and have no more B-frames in a row than asked for, and the picture is not turned or mirrored. Quality,
+    preset, whether frames refer to B-frames, and `encoding.multiple` are not looked at: encoded frames cannot be
+    cropped. The new file is decoded whole. into: see `transcode`. Raises Rejected, and Unread.
+    """
+    with _opened(source, scratch, keep_stills) as (container, stream, path):
+        rate = frame_rate(stream)
+        if not _suits(stream, rate, encoding) or find_repeats(source, container, stream).count:
+            return None
+        try:
+            tally = _remux(container, stream, rate, path)
+        except av.FFmpegError:
+            return None  # the way over the frames will tell what is wrong with it
+        if tally is None:
+            return None
+        with av.open(str(path), "r") as remuxed:
+            decoding = Tally()
+            if unlike_house(remuxed, remuxed.streams.video[0], rate, encoding, decoding, copied=True):
+                return None
+        if decoding.unsound or decoding.frames != tally.frames:
+            return None
+        if not keep_stills:
+            check_no_still(container, tally.frames)
+        seen = _describe(container, stream, tally, keep_damaged) | {"copied": True}
+        data = path.read_bytes() if into is None else path.replace(into)
+        return Clip(data, tally.frames, float(rate), stream.width, stream.height, seen)
 
 
-def describe(stream: av.VideoStream, frames: int, fraction: float | None) -> dict[str, Any]:
-    """Facts of a source that go into a sample's json."""
+@contextmanager
+def _opened(
+    source: Path | bytes, scratch: Path | None, keep_stills: bool
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Path]]:
+    """The file, open, its video stream, and the path of a temporary mp4. Raises Rejected."""
+    with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
+        if not keep_stills:
+            check_no_still(container)
+        yield container, largest_video(container), Path(folder) / "clip.mp4"
+
+
+def _describe(
+    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally, keep_damaged: float
+) -> dict[str, Any]:
+    """Facts of a source that go into a sample's json. Raises Rejected where too little of it decodes."""
     return {
+        "decoded_fraction": check_whole(container, stream, tally, keep_damaged),
         "source_codec": stream.codec_context.name,
         "source_width": stream.width,
         "source_height": stream.height,
         "source_fps": float(frame_rate(stream)),
-        "source_frames": frames,
-        "decoded_fraction": fraction,
+        "source_frames": tally.frames,
     }
+
+
+def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
+    """Whether what the stream says of itself is what the encoding makes."""
+    context = stream.codec_context
+    size = (stream.width, stream.height)
+    wanted_rate = rate if encoding.fps is None else Fraction(encoding.fps).limit_denominator(1001)
+    # BT.601 by either name, or untagged where players take it for that; see encode.house_frame
+    untagged = stream.width < 1280 and stream.height <= 576
+    matrix = context.colorspace in (5, 6) or (context.colorspace == 2 and untagged)
+    full = encoding.codec == "mjpeg"
+    return (
+        context.name == encoding.codec
+        and context.pix_fmt == ("yuvj420p" if full else "yuv420p")
+        and (full or context.color_range != 2)
+        and matrix
+        and size == fitted(*size, encoding.short_side)
+        and rate == wanted_rate
+        and (stream.sample_aspect_ratio or 1) == 1
+    )
+
+
+def _remux(
+    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, path: Path
+) -> Tally | None:
+    """Write the packets, frame n at n / rate, and count them.
+
+    None when there are none, the source's times are not steady, or a frame comes more than one early.
+    """
+    start: Fraction | None = None
+    count = last_key = 0
+    # PyAV tells whether frames are reordered, not how deep: with one ahead dts stays below pts, unless in a pyramid
+    ahead = 1 if stream.codec_context.has_b_frames else 0
+    with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
+        copied = target.add_stream_from_template(stream, opaque=True)
+        copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
+        if stream.codec_context.name == "hevc":
+            copied.codec_context.codec_tag = "hvc1"
+        for packet in container.demux(stream):
+            if packet.size == 0:
+                continue
+            if packet.pts is None or packet.is_discard or packet.is_corrupt or packet.time_base is None:
+                return None
+            time = packet.pts * packet.time_base
+            start = time if start is None else start
+            number = round((time - start) * rate)
+            last_key = number if packet.is_keyframe else last_key
+            steady = abs((time - start) * rate - number) <= LONGEST_OFFSET
+            if not steady or number < max(last_key, count - ahead):  # before its key frame: an open GOP
+                return None
+            packet.stream = copied
+            packet.time_base = 1 / rate
+            packet.pts, packet.dts = number, count - ahead
+            packet.duration = 1
+            target.mux(packet)
+            count += 1
+    if start is None:
+        return None
+    end = float(start + count / rate)
+    return Tally(frames=count, first=float(start), end=end, reached=end)
+
+
+def unlike_house(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    rate: Fraction,
+    encoding: Encoding,
+    tally: Tally,
+    copied: bool = False,
+) -> str:
+    """What makes a file another than our encoder would write, all of it decoded; "" where nothing does.
+
+    copied: it also has no interlaced frames, and no more B-frames in a row than `encoding` has.
+    """
+    stream.codec_context.thread_count = 1
+    start: Fraction | None = None
+    last_key, b_frames, size = -1, 0, (stream.width, stream.height)
+    for n, frame in enumerate(decoded(container, stream, rate, tally)):
+        assert frame.pts is not None and frame.time_base is not None
+        time = frame.pts * frame.time_base
+        start = time if start is None else start
+        last_key = n if frame.key_frame else last_key
+        b_frames = b_frames + 1 if frame.pict_type == PictureType.B else 0
+        if last_key < 0 or n - last_key >= encoding.key_every:
+            return f"no key frame in {n - max(last_key, 0) + 1} frames, more than --gop {encoding.gop}"
+        if turn(frame) or (frame.width, frame.height) != size:
+            return f"frame {n + 1} is turned or of another size"
+        if abs((time - start) * rate - n) > LONGEST_OFFSET:
+            return f"frame {n + 1} is not shown at a steady {float(rate):g} frames/s"
+        if copied and (frame.interlaced_frame or b_frames > encoding.b_frames_in_a_row):
+            return f"frame {n + 1} is interlaced, or one B-frame too many"
+    return tally.error

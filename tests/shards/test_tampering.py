@@ -20,7 +20,7 @@ from independent import ENVIRONMENT, ROOT, run_tool, said
 from tamper import ODD, cases_of_json, changed, line, places, watchdog
 
 from shards import DamagedError, Dataset, InputError
-from shards.check.check import check
+from shards.check import check
 from shards.check.repair import repair
 
 
@@ -448,7 +448,7 @@ WATCHED = """
 import os, sys
 from pathlib import Path
 from shards import Dataset, InputError
-from shards.check.check import check
+from shards.check import check
 folder, note = Path(sys.argv[1]), open(sys.argv[2], "w")
 import shards.remote
 opened = []

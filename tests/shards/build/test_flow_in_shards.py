@@ -8,7 +8,7 @@ import pytest
 from independent import decode, make_shards, render, said
 
 from shards import DamagedError, Dataset
-from shards.check.check import check
+from shards.check import check
 from shards.check.repair import repair
 
 pytest.importorskip("cv2", reason="OpenCV, an extra, is not installed")

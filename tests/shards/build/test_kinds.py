@@ -9,10 +9,11 @@ from independent import make_shards, render, said
 from PIL import Image
 
 from shards import Dataset
-from shards.build.process_video import Processing, Reject, Task, process_video
+from shards.build.pool import Reject
+from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
-from shards.video.remux import copy
-from shards.video.transcode import Clip, Rejected, transcode
+from shards.video.read import Rejected
+from shards.video.transcode import Clip, copy, transcode
 
 TEXT = "Hello world, this is a text.\n" * 80
 ANSI = "\x1b[31mred\x1b[0m \x1b[2J\x1b[1;1H text\n" * 50

@@ -7,8 +7,8 @@ import pytest
 from independent import TOOL, files, make_shards, render, run_tool, said
 
 from shards import InputError
+from shards.build.finish import merge
 from shards.build.job import Job, Part
-from shards.build.merge import merge
 from shards.build.process_video import Processing
 from shards.build.run import build, prepare
 from shards.video.encode import Encoding

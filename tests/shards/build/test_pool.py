@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 from independent import ENVIRONMENT
 
-from shards.build.pool import AHEAD, Crashed, in_order
+from shards.build.pool import AHEAD, Reject, in_order
 
 
 def test_results_come_in_the_order_of_the_tasks_falsy_ones_too() -> None:
@@ -18,8 +18,8 @@ def test_results_come_in_the_order_of_the_tasks_falsy_ones_too() -> None:
 def test_a_dying_process_costs_only_the_task_it_died_of() -> None:
     die = "__import__('os').kill(__import__('os').getpid(), 9)"
     results = list(in_order(eval, ["0", die, "2", "3", "4", "5", "6", "7", die, "9"], workers=2))
-    assert [type(one) is Crashed for one in results] == [n in (1, 8) for n in range(10)]
-    assert [one for one in results if not isinstance(one, Crashed)] == [0, 2, 3, 4, 5, 6, 7, 9]
+    assert [type(one) is Reject for one in results] == [n in (1, 8) for n in range(10)]
+    assert [one for one in results if not isinstance(one, Reject)] == [0, 2, 3, 4, 5, 6, 7, 9]
 
 
 def test_an_exception_of_the_work_is_raised() -> None:
@@ -56,7 +56,7 @@ def test_a_task_that_takes_too_long_is_given_up_and_its_process_replaced() -> No
     tasks = ["0", "__import__('time').sleep(600)", "2", "3"]
     results = list(in_order(eval, tasks, workers=1, timeout=1))
     assert [results[0], *results[2:]] == [0, 2, 3]
-    assert isinstance(results[1], Crashed) and results[1].reason == "timeout"
+    assert isinstance(results[1], Reject) and results[1].reason == "timeout"
 
 
 def test_a_segfault_and_a_kill_say_what_they_were() -> None:

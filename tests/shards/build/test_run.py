@@ -1,11 +1,11 @@
 """The job: the same bytes whatever the workers and however often it was killed; nothing is lost or done twice."""
 
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +13,7 @@ import pytest
 from independent import ENVIRONMENT, TOOL, files, make_shards, render, said
 
 from shards import Dataset, InputError
+from shards.atomic import WriterLock
 from shards.build.finish import Summary
 from shards.build.process_video import Processing
 from shards.build.run import Limits, Progress, prepare
@@ -148,12 +149,9 @@ def test_a_cut_off_job_takes_no_other_settings_or_videos(many: Path, tmp_path: P
 def test_a_folder_has_one_writer(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert build_until(many, out, videos=3)
-    with open(out / ".unfinished" / "lock", "a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX, 1, 4)  # one shard's
+    with closing(WriterLock(out / ".unfinished", "this test", [4])):  # one shard's
         result = make_shards(many, "--out", out, "--per-shard", 2)
-        assert result.returncode == 2 and (
-            f"another make_shards.py is at work on it (process {os.getpid()}" in said(result)[0]
-        )
+        assert result.returncode == 2 and (f"--out {out}: process {os.getpid()} on " in said(result)[0])
         # parts that leave this shard alone may work beside it
         assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "2/3").returncode == 2
         assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "1/3").returncode == 0

@@ -14,7 +14,7 @@ import pytest
 from independent import ENVIRONMENT, ROOT, files, said
 
 from shards import Dataset, InputError
-from shards.check.check import PROBLEMS, Report, check
+from shards.check import PROBLEMS, Report, check
 from shards.check.repair import repair
 
 TOOL = ROOT / "tools" / "check_shards.py"

@@ -19,8 +19,7 @@ from loopback import Server
 from shards import Dataset, InputError
 from shards.build.in_place import index_in_place
 from shards.build.scan import Found, Source
-from shards.layouts import find
-from shards.layouts.hold_out import hold_out
+from shards.layouts import find, hold_out
 from shards.video.encode import Encoding
 
 PLACES = ("a b.mp4", "c,d.mp4", "e.mp4", 'it\'s "quoted".mp4', "#1.mp4")

@@ -10,7 +10,8 @@ from independent import decode, render
 from shards import InputError
 from shards.build.process_video import Processing
 from shards.video.encode import Encoding
-from shards.video.transcode import Rejected, transcode
+from shards.video.read import Rejected
+from shards.video.transcode import transcode
 
 
 def _cut(path: Path, share: float) -> Path:

@@ -20,7 +20,7 @@ from independent import (
 )
 
 from shards import Dataset
-from shards.video.transcode import REASONS
+from shards.video.read import REASONS
 
 UT = SHARED / "ut-interaction"
 TORTURE = SHARED / "torture"

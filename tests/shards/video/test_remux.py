@@ -11,8 +11,7 @@ from independent import decode, render
 
 from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
-from shards.video.remux import copy
-from shards.video.transcode import Clip, transcode
+from shards.video.transcode import Clip, copy, transcode
 
 ASKED = Encoding(gop=8, short_side=64)
 

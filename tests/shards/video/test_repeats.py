@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from independent import SHARED, decode, make_shards, render
 
 from shards import Dataset
-from shards.build.process_video import Processing, Reject, Task, process_video
+from shards.build.pool import Reject
+from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
-from shards.video.remux import copy
+from shards.video.read import Rejected
 from shards.video.repeats import Repeats, find_repeats
-from shards.video.transcode import Rejected, transcode
+from shards.video.transcode import copy, transcode
 
 JHMDB = SHARED / "jhmdb"
 # ffmpeg -f lavfi -i testsrc=size=32x32:rate=25:duration=0.4 -c:v libtheora -q:v 0 -bitexact: frames 1 and 2 of 10 are empty

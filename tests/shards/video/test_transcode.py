@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from independent import decode, render
 
 from shards import InputError
-from shards.video.encode import CRF, Tune
-from shards.video.transcode import REASONS, Encoding, Rejected, fitted, transcode
+from shards.video.encode import CRF, Encoding, Tune
+from shards.video.pictures import fitted
+from shards.video.read import REASONS, Rejected
+from shards.video.transcode import transcode
 
 CODECS = sorted(CRF)
 

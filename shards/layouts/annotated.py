@@ -1,0 +1,131 @@
+"""UCF101, HMDB51 and Oops: videos in folders, and the annotation files that each of them was published with."""
+
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from shards.build.scan import SPLITS, Found, Listing, Source, class_name, stem
+from shards.errors import InputError
+
+_UCF101 = re.compile(r"v_(.+)_g\d+_c\d+")  # v_<class>_g<group>_c<clip>
+_HMDB51_CODES = {"1": "train", "2": "test", "0": None}
+
+
+def _missing(listing: Listing, layout: str, file: str) -> InputError:
+    place = f"in {listing.folder} or beside it"
+    return InputError(f"--layout {layout}: no {file} {place}; give --annotations")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def read_ucf101(listing: Listing, forced: bool) -> Found | None:
+    """Table split1, split2, split3 are "train" or "test"; labels are numbered as classInd.txt numbers them.
+
+    Videos are found by their names, v_<class>_g<group>_c<clip>, wherever they lie and whatever their extension.
+    """
+    splits: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    names: dict[str, str] = {}  # as the lists spell them
+    for path in listing.annotation_files(r"(train|test)list0?[123]\.txt"):
+        kind, number = path.name[: path.name.index("list")], path.stem[-1]
+        for line in _lines(path):
+            # "Archery/v_Archery_g08_c01.avi 2" in the training lists, without the number in the test lists
+            if match := re.match(rf"\s*(?:.+/)?({_UCF101.pattern})", line):
+                splits[match[1].casefold()][f"split{number}"] = kind
+                names[match[1].casefold()] = match[0].strip()
+    there = {stem(path).casefold() for path in listing.videos}
+    if not forced and not there & splits.keys():
+        return None
+    if not splits:
+        raise _missing(listing, "ucf101", "trainlist01.txt")
+    classes = _ucf101_classes(listing) or sorted({_ucf101_class(name) for name in names.values()})
+    spelled = {name.casefold(): name for name in classes}
+    sources, unlisted = [], []
+    for path in listing.videos:
+        key, relative = stem(path).casefold(), listing.relative(path)
+        if key not in splits:
+            unlisted.append(relative)
+        label = _ucf101_class(names.get(key, stem(path)))
+        # the lists, the folders and classInd.txt differ in case: HandStandPushups, HandstandPushups
+        sources.append(Source(path, relative, spelled.get(label.casefold()), None, splits.get(key, {})))
+    missing = [names[key] for key in sorted(splits.keys() - there)]
+    return Found("ucf101", sources, classes, missing, unlisted)
+
+
+def _ucf101_classes(listing: Listing) -> list[str]:
+    for path in listing.annotation_files(r"classInd\.txt"):
+        lines = [line.split() for line in _lines(path)]
+        return [name for _, name in sorted((int(line[0]), line[1]) for line in lines if len(line) == 2)]
+    return []
+
+
+def _ucf101_class(name: str) -> str:
+    match = _UCF101.search(name)
+    return match[1] if match else ""
+
+
+def read_hmdb51(listing: Listing, forced: bool) -> Found | None:
+    """Table split1, split2, split3 are "train", "test", or null where the split leaves the video out."""
+    splits: defaultdict[tuple[str, str], dict[str, str | None]] = defaultdict(dict)
+    for path in listing.annotation_files(r".+_test_split[123]\.txt"):
+        label, _, number = path.stem.rpartition("_test_split")
+        for line in _lines(path):
+            name, _, code = line.strip().rpartition(" ")
+            if code in _HMDB51_CODES:
+                splits[label, Path(name.strip()).stem][f"split{number}"] = _HMDB51_CODES[code]
+    labels = defaultdict(list)
+    for label, name in splits:
+        labels[name].append(label)
+    if not forced and not any(stem(path) in labels for path in listing.videos):
+        return None
+    if not splits:
+        raise _missing(listing, "hmdb51", "*_test_split1.txt")
+    sources, unlisted, there = [], [], set()
+    for path in listing.videos:
+        name, folder = stem(path), class_name(path.parent.name)
+        # a name may stand in the files of two classes: then the folder decides
+        known = [label for label in labels.get(name, []) if label == folder] or labels.get(name, [])[:1]
+        key = (known[0] if known else folder, name)
+        there.add(key)
+        if not known:
+            unlisted.append(listing.relative(path))
+        unlabelled = not known and path.parent == listing.folder
+        label_name = None if unlabelled else key[0]
+        sources.append(Source(path, listing.relative(path), label_name, None, splits.get(key, {})))
+    classes = sorted({label for label, _ in splits} | {one.label_name for one in sources if one.label_name})
+    missing = [f"{label}/{name}" for label, name in sorted(splits.keys() - there)]
+    return Found("hmdb51", sources, classes, missing, unlisted)
+
+
+def read_oops(listing: Listing, forced: bool) -> Found | None:
+    """Column failure_time: seconds, the median of what the annotators gave; null where none of them saw one."""
+    files = listing.annotation_files(r"transition_times\.json")
+    times = _failure_times(files[0]) if files else {}
+    there = {stem(path) for path in listing.videos}
+    if not forced and not there & times.keys():
+        return None
+    if not files:
+        raise _missing(listing, "oops", "transition_times.json")
+    sources, unlisted = [], []
+    for path in listing.videos:
+        split = next((name for name in listing.folders(path) if name in SPLITS), None)
+        columns = {"failure_time": times.get(stem(path))}
+        sources.append(Source(path, listing.relative(path), None, split, columns))
+        if stem(path) not in times:
+            unlisted.append(listing.relative(path))
+    return Found("oops", sources, [], sorted(times.keys() - there), unlisted)
+
+
+def _failure_times(path: Path) -> dict[str, float | None]:
+    """Name → median of the annotators' seconds; entries are lists, or objects with a list `t`; -1: not seen."""
+    try:
+        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        given = {name: one["t"] if isinstance(one, dict) else one for name, one in entries.items()}
+        seen = {name: [float(time) for time in one if time >= 0] for name, one in given.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not name → list of seconds ({error!r}); fetch it again") from error
+    return {name: statistics.median(one) if one else None for name, one in seen.items()}
