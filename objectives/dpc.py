@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.prediction import ConvGRU, init_orthogonal
+from models.dpc import ConvGRU, init_orthogonal
 from objectives import losses
 from objectives.base import Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor

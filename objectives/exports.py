@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import backbones
-from models.resnet2d import StackedResNet18
+from models.tcp import StackedResNet18
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.imports import families

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.prediction import CompressiveMemory, ConvGRU, init_orthogonal
+from models.dpc import CompressiveMemory, ConvGRU, init_orthogonal
 from objectives import losses
 from objectives.base import Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor

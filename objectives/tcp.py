@@ -21,9 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import backbones
-from models.resnet2d import StackedResNet18
 from models.stages import Stages
-from models.tcp_context import ConvLSTM, PooledLSTM, masked_conv2plus1d, masked_conv3d
+from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
 from objectives.base import Objective, Output, Published, Recipe, check_backbone, check_choices
 from objectives.downstream import Downstream, FineTuning
@@ -156,7 +155,7 @@ class TCPConfig:
 
 
 class TCP(Objective):
-    """Temporal Contrastive Pretraining. encoder: models.resnet2d or models.stages; context: one of models; predict: all W_k."""
+    """Temporal Contrastive Pretraining. encoder: models.tcp or models.stages; context: one of models; predict: all W_k."""
 
     name = "tcp"
     Config = TCPConfig

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.resnet2d3d import DEPTHS, WIDTHS, ResNet2d3d
+from models.dpc import DEPTHS, WIDTHS, ResNet2d3d
 from objectives.blocks import RESNETS
 from objectives.dpc import DPCConfig
 from objectives.imports.family import Family

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import objectives
-from models.resnet2d3d import ResNet2d3d
+from models.dpc import ResNet2d3d
 from objectives.dpc import DPC, DPCConfig
 from objectives.imports import family
 from objectives.imports.files import write
