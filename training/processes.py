@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
 from shards import InputError
 from shards.documents import one_line_of
@@ -35,6 +37,16 @@ def on_main(do: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise InputError(outcome[1])
     return outcome[0]
+
+
+@contextmanager
+def writing(path: Path, advice: str = "make room") -> Iterator[None]:
+    """Around what writes `path`: raises InputError, naming it, where the disk is full or cannot be written to."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be written ({said}); {advice}") from error
 
 
 class OwnError(InputError):

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import objectives
 from pipelines.backends import choose_backend
 from shards import Dataset
-from training import autotune as notes
+from training import speed
 
 from .ceiling import ceiling, decoded_per_used
 from .parts import (
@@ -202,7 +202,7 @@ def _in_series(rounds: dict[str, list[Figures]]) -> list[Figures]:
 def _autotuned(source: Source, way: Way, step: Step | None, settings: Settings) -> dict[str, Any]:
     best, tried = autotune(source, way, step, settings.rounds, settings.batches, tqdm.write)
     rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == v for k, v in best.items()))
-    file = notes.record(
+    file = speed.note_tuned(
         settings.objective,
         source.spec,
         best,

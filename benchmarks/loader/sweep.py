@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.backends import BACKENDS, SHARING, choose_backend
 from shards import InputError
-from training.autotune import Tuned
+from training.speed import Tuned
 
 from .parts import Way, loader_alone
 from .rounds import Figures, Part, in_turns, medians

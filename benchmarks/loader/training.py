@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 import objectives
+from models.stages import to_channels_last
+from pipelines.loader import to_device
 from pipelines.views import ViewSpec
-from training.layout import to_channels_last, to_device
 from training.meter import Meter
 
 from .parts import WARM, Way

@@ -8,7 +8,8 @@ backend it is.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,34 @@ once. B counts clips. On a GPU they are ready for what torch's current stream is
 where the batch could not be rendered."""
 
 
+@dataclass(frozen=True)
+class BackendSettings:
+    """Which backend makes the views, and with what.
+
+    name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
+    DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
+    cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
+    in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
+    GPU's, for tests.
+    """
+
+    name: str = "cpu"
+    threads: int = 2
+    nvdec_threads: int = 8
+    processes: int = 0
+    pipelines: int = 2
+    cpu_share: float = 0.0
+    cache: Literal["host", "gpu"] | None = None
+    cache_gib: float = 16.0
+    on_cpu_dali: bool = False
+
+    @property
+    def gpu(self) -> int | None:
+        """The GPU's number, to be asked in the main thread: others begin with the first GPU. None with on_cpu_dali."""
+        return None if self.on_cpu_dali else torch.cuda.current_device()
+
+
 class Video:
     """The encoded video of a row, read when it is asked for. Raises as Dataset.read does, DecodeError if it lacks a frame."""
 
@@ -62,12 +91,18 @@ class Backend(ABC):
     """Makes the views of a spec's clips.
 
     spec: how clips are looked at. max_samples: videos in a batch, at most. max_clips: clips of a video, at most.
-    concurrent: batches that may be rendered at the same time.
+    settings: see BackendSettings. concurrent: batches that may be rendered at the same time.
     """
 
     concurrent = 1
 
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
+    def __init__(
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        settings: BackendSettings = BackendSettings(),
+    ) -> None:
         self.spec, self.max_samples, self.max_clips = spec, max_samples, max_clips
 
     def buffer(self, samples: list[Sample]) -> list[Any]:
