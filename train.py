@@ -35,13 +35,12 @@ from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.log import check_trackers, record_start
-from training.processes import StopSignals, ended, on_main, writing
+from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
 from training.run import Run, init_from, init_remark, open_run
 from training.settings import Settings, as_flags, with_own_flags
 from training.speed import settle
 from training.trainer import Trainer, headline
 from training.validation import Validation
-from training.watch import end_with_launcher
 
 
 def main(argv: list[str]) -> None:

@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import backbones
-from objectives.downstream import Downstream, FineTuning
 from objectives.videos import embed_videos
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
 
@@ -109,6 +109,58 @@ class Plateau:
     times: int = 1
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """Supervised training of the whole network.
+
+    spec: a training clip, augmented; tests see the same frames without augmentation.
+    decay_at: steps at which the learning rate is multiplied by decay_by; decay_every: it is multiplied after every so
+    many steps too, 0 is never.
+    weight_decay: towards 0. pull: towards the pretrained weights (TCP section 4.2.4).
+    hidden: width of a layer before the last; 0 is none. batch_norm: of the feature, before the head's first layer.
+    freeze: train the head alone; the network stays in evaluation mode.
+    scratch: the recipe for random weights; None is this one without the pull.
+    """
+
+    spec: ViewSpec
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    pull: float = 0.0
+    steps: int = 30_000
+    batch_size: int = 32
+    decay_at: tuple[int, ...] = (18_000, 24_000)
+    decay_every: int = 0
+    decay_by: float = 0.1
+    dropout: float = 0.5
+    hidden: int = 0
+    batch_norm: bool = True
+    freeze: bool = False
+    scratch: "FineTuning | None" = None
+
+    @property
+    def from_scratch(self) -> "FineTuning":
+        """The recipe for random weights, which are not pulled towards."""
+        return self.scratch or replace(self, pull=0.0)
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """spec: one window of the frozen network, V views of T frames without augmentation.
+
+    train, test: which windows of a video take part. average: a video's prediction is the mean of its windows'
+    probabilities, or one from the mean of their features. hidden, dropout: of the non-linear probe.
+    """
+
+    spec: ViewSpec
+    finetuning: FineTuning
+    train: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
+    test: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
+    average: Literal["probabilities", "features"] = "probabilities"
+    hidden: int = 512
+    dropout: float = 0.5
+
+
 class Objective(nn.Module, ABC):
     """One self-supervised method: a view spec, a model and a loss.
 
@@ -189,9 +241,10 @@ def available() -> dict[str, type[Objective]]:
         importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Objective]] = {}
     for cls in sorted(_named(Objective), key=lambda cls: cls.name):  # type: ignore[type-abstract]
-        _check_contract(cls)
-        if cls.name in found:
-            raise InputError(f"{_place(cls)} and {_place(found[cls.name])} are both called {cls.name}")
+        place = f"{cls.__module__}.{cls.__name__}"
+        _check_contract(cls, place)
+        if other := found.get(cls.name):
+            raise InputError(f"{place} and {other.__module__}.{other.__name__} are both called {cls.name}")
         found[cls.name] = cls
     return found
 
@@ -202,21 +255,17 @@ def _named(cls: type[Objective]) -> list[type[Objective]]:
     return [*found, cls] if "name" in vars(cls) else found
 
 
-def _place(cls: type[Objective]) -> str:
-    return f"{cls.__module__}.{cls.__name__}"
-
-
-def _check_contract(cls: type[Objective]) -> None:
+def _check_contract(cls: type[Objective], place: str) -> None:
     """Raise InputError that says what a method's class lacks."""
-    missing = sorted(cls.__abstractmethods__) + [name for name in ("Config",) if not hasattr(cls, name)]
+    missing = sorted(cls.__abstractmethods__) + ([] if hasattr(cls, "Config") else ["Config"])
     if missing:
-        raise InputError(f"{_place(cls)}: lacks {', '.join(missing)} (see objectives.base.Objective)")
+        raise InputError(f"{place}: lacks {', '.join(missing)} (see objectives.base.Objective)")
     config: Any = cls.Config
     if not (is_dataclass(config) and getattr(config, "__dataclass_params__").frozen):  # noqa: B009
-        raise InputError(f"{_place(cls)}: Config must be a frozen dataclass")
+        raise InputError(f"{place}: Config must be a frozen dataclass")
     wanted = {"lr", "warmup_steps"} | ({cls.shards.stride} if cls.shards.stride else set())
     if lacking := sorted(wanted - {one.name for one in fields(config)}):
-        raise InputError(f"{_place(cls)}: Config lacks the field {', '.join(lacking)}")
+        raise InputError(f"{place}: Config lacks the field {', '.join(lacking)}")
 
 
 def get(name: str, flag: str = "--objective") -> type[Objective]:
@@ -225,14 +274,6 @@ def get(name: str, flag: str = "--objective") -> type[Objective]:
     if name not in found:
         raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]
-
-
-def check_choices(config: Any) -> None:
-    """Raise InputError, naming the flag, where a field that is a Literal holds none of its values."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
-            raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(kind)))}")
 
 
 def check_backbone(

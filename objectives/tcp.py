@@ -24,11 +24,10 @@ from models import backbones
 from models.stages import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, check_backbone, check_choices
-from objectives.downstream import Downstream, FineTuning
+from objectives.base import Downstream, FineTuning, Objective, Output, Published, Recipe, check_backbone
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
-from shards import InputError
+from shards import InputError, above, at_least
 
 _TCP = "ResNet18, flow 224²"
 # fmt: off
@@ -130,7 +129,6 @@ class TCPConfig:
     """What the learning rate is multiplied by when it falls; the paper names none."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.segments < 2 or self.frames < 2:
             raise InputError(
                 f"--segments {self.segments} and --frames {self.frames} must be at least 2: one segment predicts another"
@@ -139,19 +137,17 @@ class TCPConfig:
             raise InputError(
                 f"--predict-steps {self.predict_steps} must be from 1 to {self.segments - 1}, one less than --segments"
             )
-        if self.size < 32 or self.size % 2 or self.width <= 0:
-            raise InputError(f"--size {self.size} must be even and at least 32, --width {self.width} above 0")
+        above(self, 0, "width", "lr", "milestone_factor")
+        at_least(self, 1, "kernel_taps")
+        at_least(self, 0, "warmup_steps")
+        if self.size < 32 or self.size % 2:
+            raise InputError(f"--size {self.size} must be even and at least 32")
+        if self.milestone_factor > 1:
+            raise InputError(f"--milestone-factor {self.milestone_factor} must be at most 1")
         channels = CHANNELS[self.modality]
         check_backbone(
             "--backbone", self.backbone, self.frames, self.size, self.width, channels, own=("resnet18",)
         )
-        if self.kernel_taps < 1 or not 0 < self.milestone_factor <= 1:
-            raise InputError(
-                f"--kernel-taps {self.kernel_taps} must be at least 1, --milestone-factor {self.milestone_factor} above 0 "
-                "and at most 1"
-            )
-        if self.lr <= 0 or self.warmup_steps < 0:
-            raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
 
 
 class TCP(Objective):

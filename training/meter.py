@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from shards.atomic import atomic_write
-from training.processes import writing
-from training.watch import Watch
+from training.processes import Watch, writing
 
 PROFILE = "profile.json.gz"
 _FIRST = 2  # steps before the profile: one that starts everything, and one in which the profiler warms up
