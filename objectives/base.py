@@ -241,10 +241,9 @@ def available() -> dict[str, type[Objective]]:
         importlib.import_module(f"{__package__}.{module.name}")
     found: dict[str, type[Objective]] = {}
     for cls in sorted(_named(Objective), key=lambda cls: cls.name):  # type: ignore[type-abstract]
-        place = f"{cls.__module__}.{cls.__name__}"
-        _check_contract(cls, place)
-        if other := found.get(cls.name):
-            raise InputError(f"{place} and {other.__module__}.{other.__name__} are both called {cls.name}")
+        _check_contract(cls)
+        if cls.name in found:
+            raise InputError(f"{_place(cls)} and {_place(found[cls.name])} are both called {cls.name}")
         found[cls.name] = cls
     return found
 
@@ -255,17 +254,21 @@ def _named(cls: type[Objective]) -> list[type[Objective]]:
     return [*found, cls] if "name" in vars(cls) else found
 
 
-def _check_contract(cls: type[Objective], place: str) -> None:
+def _place(cls: type[Objective]) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def _check_contract(cls: type[Objective]) -> None:
     """Raise InputError that says what a method's class lacks."""
     missing = sorted(cls.__abstractmethods__) + ([] if hasattr(cls, "Config") else ["Config"])
     if missing:
-        raise InputError(f"{place}: lacks {', '.join(missing)} (see objectives.base.Objective)")
+        raise InputError(f"{_place(cls)}: lacks {', '.join(missing)} (see objectives.base.Objective)")
     config: Any = cls.Config
     if not (is_dataclass(config) and getattr(config, "__dataclass_params__").frozen):  # noqa: B009
-        raise InputError(f"{place}: Config must be a frozen dataclass")
+        raise InputError(f"{_place(cls)}: Config must be a frozen dataclass")
     wanted = {"lr", "warmup_steps"} | ({cls.shards.stride} if cls.shards.stride else set())
     if lacking := sorted(wanted - {one.name for one in fields(config)}):
-        raise InputError(f"{place}: Config lacks the field {', '.join(lacking)}")
+        raise InputError(f"{_place(cls)}: Config lacks the field {', '.join(lacking)}")
 
 
 def get(name: str, flag: str = "--objective") -> type[Objective]:

@@ -74,7 +74,7 @@ class BlocksConfig:
     """After so many validations (--val-split) without a lower loss the learning rate falls to a tenth, once in a stage
     of the curriculum; the papers do not say how many. 0 is off."""
     milestones: tuple[int, ...] = ()
-    """Optimizer steps at which the learning rate falls to a tenth, whatever validation says (MemDPC's released code)."""
+    """Optimizer steps at which the learning rate falls to a tenth, independent of validation (MemDPC's released code)."""
 
     def __post_init__(self) -> None:
         above(self, 0, "width", "lr")
@@ -163,7 +163,7 @@ class BlockObjective(Objective):
         return F.relu(map_NDthw).mean(2).unflatten(0, views_BVCTHW.shape[:2])
 
     def finetuning_spec(self, blocks: int) -> ViewSpec:
-        """A training clip of so many blocks: one crop, flip and jitter (p .3, as in the released code), no grey."""
+        """A training clip of `blocks` blocks: one crop, flip and jitter (p .3, as in the released code), no grey."""
         spec = self.view_spec(self.config)
         return replace(
             spec,

@@ -72,7 +72,7 @@ class MemDPCConfig(BlocksConfig):
     grey: float = 0.25
     """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
     modality: Literal["rgb", "flow"] = "rgb"
-    """Frames, or optical flow (tools/make_shards.py --flow puts it beside the videos)."""
+    """Frames, or optical flow (tools/make_shards.py --flow adds it to the shards)."""
     flow_input: Literal["signed", "authors"] = "signed"
     """What the network is fed of flow: (u, v, 0) in −1…1, or (128, v, u) normalised as for ImageNet, as the released
     flow networks want it."""

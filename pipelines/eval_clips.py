@@ -21,7 +21,7 @@ from shards import Dataset
 class EvalLayout:
     """Which clips of a video are looked at.
 
-    count: so many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
+    count: this many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
     as long as it fits. A video shorter than a clip has one, padded. crops: 1, the middle; 5, the middle and the
     four corners; 10, these and their mirror images.
     """

@@ -239,7 +239,7 @@ def sample_boxes(
     """Boxes (B, G, 4): left, top, width, height in pixels, from K tries of four uniform numbers each."""
     W, H = (np.asarray(side, dtype=np.float64)[:, None, None] for side in (widths_B, heights_B))
     if spec.crop or spec.centre:
-        # 1e-6: 7/10 of 240 is 168, whatever the rounding of .7
+        # 1e-6: 7/10 of 240 is 168, also where .7 was rounded
         share = spec.crop or 1.0
         if spec.squeeze:
             width, height = (np.floor(x[..., 0] * share + 1e-6) for x in (W / spec.squeeze, H))

@@ -1,7 +1,7 @@
 """What a run notes of itself: run.json, how it was started; metrics.jsonl; and the same for its trackers.
 
 metrics.jsonl is the truth. Trackers are Accelerate's classes, and one of our own for TensorBoard.
-wandb, mlflow and trackio keep a run's id in OUTPUT/trackers.json, so that a resumed run goes on in the same place.
+wandb, mlflow and trackio keep a run's id in OUTPUT/trackers.json, so that a resumed run continues in the same place.
 """
 
 import errno
@@ -81,8 +81,8 @@ def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> No
 class Log:
     """Lines of metrics, each flushed.
 
-    step: a run that is resumed forgets the lines after its checkpoint's step. A tracker that had them already is not told
-    them again, and one that the run did not have before is told all of them. flags: what a tracker is told of the run.
+    step: a run that is resumed forgets the lines after its checkpoint's step. A tracker that had them already does
+    not get them again, and a new tracker gets all of them. flags: of the run, for a new tracker.
     Raises InputError where the folder cannot be written to, or a tracker cannot start.
     """
 
@@ -92,7 +92,7 @@ class Log:
         self._output = output
         self._file: IO[str] | None = None
         self._trackers: list[GeneralTracker] = []
-        self._sent: dict[str, int] = {}  # tracker → the last step that it was told
+        self._sent: dict[str, int] = {}  # tracker → the last step that it got
         path = output / "metrics.jsonl"
         try:
             lines = read_metrics(path)
@@ -134,7 +134,7 @@ class Log:
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
             log.warning(
-                "--tracker %s fails and is told no more (metrics.jsonl has it all): %s",
+                "--tracker %s fails and gets no more lines (metrics.jsonl has them all): %s",
                 tracker.name,
                 one_line_of(error),
             )
@@ -235,7 +235,7 @@ def open_trackers(
 ) -> list[tuple[GeneralTracker, bool]]:
     """The trackers of these names, started, each with whether the run was tracked by it before.
 
-    flags: what a new tracker is told of the run. step: the run goes on after it.
+    flags: of the run, for a new tracker. step: the run continues after it.
     Raises InputError where a tracker cannot start, OSError where nothing can be written.
     """
     path = output / IDS

@@ -95,7 +95,7 @@ class Meter:
 
 
 class Phases:
-    """What a step is doing. steps: to profile, 0 for none. watch: is told of each phase as it begins.
+    """What a step is doing. steps: to profile, 0 for none. watch: hears of each phase as it begins.
 
     The trace of torch.profiler goes to OUTPUT/profile.json.gz (chrome://tracing, Perfetto, TensorBoard); its ranges are
     NVTX ranges too, for Nsight Systems.

@@ -73,7 +73,7 @@ class Stopped(Exception):
 class StopSignals:
     """SIGTERM and SIGINT. Before `begin`, they end the run at once; from then on, all processes after the same step.
 
-    Whichever process is told, `agreed` tells them all. A second Ctrl-C does not wait for the step to end.
+    Whichever process gets one, `agreed` gives it to all. A second Ctrl-C does not wait for the step to end.
     Handlers are put back on leaving the context.
     """
 
@@ -185,7 +185,7 @@ class Watch:
             return
         try:
             self._beat(reason or "done")
-        except RuntimeError:  # the store is gone: nobody is left to be told
+        except RuntimeError:  # the store is gone: nobody is left to read it
             return
 
     def lost(self) -> str:

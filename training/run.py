@@ -41,7 +41,7 @@ class Run:
     """output: its folder. rows: (N,) of the data set, frozen. val_rows: those of --val-split, none without it.
 
     identity: what resuming compares.
-    resumed: the checkpoint to go on from, None for a new run. lock: what makes the main process the folder's one writer.
+    resumed: the checkpoint to continue from, None for a new run. lock: what makes the main process the folder's one writer.
     """
 
     output: Path
@@ -59,10 +59,10 @@ class Run:
 
 
 def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
-    """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
+    """Open a new run, or one to continue. Raises InputError, in all processes alike, where that cannot be."""
     output, lock = choose_and_lock(settings)
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
-    # with tars that were damaged since, a run goes on with what is left of them
+    # with tars that were damaged since, a run continues with what is left of them
     dataset = open_data(settings, damaged=resumed is not None)
     identity = {
         "data": f"{dataset.name} {dataset.fingerprint[:12]}",
@@ -150,7 +150,7 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
     to.load_state_dict(theirs)
     if not whole:
         log.warning(
-            "--init-from %s: the encoder of %s; the rest of %s starts anew",
+            "--init-from %s: the encoder of %s; the rest of %s has fresh weights",
             directory,
             earlier.name,
             objective.name,
@@ -181,7 +181,7 @@ def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> s
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
-    """The rows of a run's videos in the run's order, whatever was quarantined since."""
+    """The rows of a run's videos in the run's order, those that were quarantined since included."""
     number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
     keys = read_rows(resumed)
     if missing := [key for key in keys if key not in number]:

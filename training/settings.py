@@ -113,7 +113,7 @@ class Settings:
     clips_per_decode: int = 1
     """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/guides/speed.md."""
     cpu_share: float | Literal["auto"] = 0.0
-    """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1; auto: as the rates that
+    """With --device gpu, the share of the videos that the CPU decodes while NVDEC decodes the others, 0 to 1; auto: as the rates that
     tools/bench_loader.py --autotune found for both."""
     decode_with: Literal["auto", "processes", "threads"] = "auto"
     """Where the CPU decodes: in processes, one for each of --threads, which do not wait for Python's lock, or in threads,

@@ -189,7 +189,7 @@ def cores() -> int:
 
 
 def share(number: int) -> int:
-    """Of so many threads or cores of this machine, those of one of its processes; at least 1."""
+    """The part of `number` threads or cores of this machine that one of its processes gets; at least 1."""
     return max(1, number // _processes())
 
 
@@ -199,7 +199,7 @@ def _processes() -> int:
 
 class Tuned(TypedDict):
     """device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples
-    that the CPU should decode beside NVDEC, by the rates of both."""
+    that the CPU should decode while NVDEC decodes the others, by the rates of both."""
 
     device: str
     threads: int
@@ -233,7 +233,7 @@ def find_tuned(objective: str, spec: ViewSpec) -> Tuned | None:
 def note_tuned(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
     """Note a finding, in place of an earlier one for the same machine and spec; returns the file.
 
-    measured: whatever says how it was found (data, clips_per_s …). Raises InputError as `find_tuned` does.
+    measured: how it was found (data, clips_per_s …). Raises InputError as `find_tuned` does.
     """
     path = cache_folder() / TUNED
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,7 @@ class Family:
     names(key, config): the names in the file of an objective's tensor; the file holds the same tensor under each.
     remark(config): what the user should know of an imported one. no_export(config): why the layout cannot hold it.
     prefix: before every name in files written, nn.DataParallel's or none; files are read with "module." and without.
-    wrapped: the tensors are the entry "state_dict" of a dict, beside the number of the epoch; in files read either.
+    wrapped: the tensors are the entry "state_dict" of a dict, with the number of the epoch; files are read with it and without.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Family:
     def build(self, tensors: Mapping[str, Tensor], file: str, **fed: Any) -> Objective:
         """The objective with the file's tensors (names without "module.") in evaluation mode.
 
-        fed: fields of the config that a file does not tell, such as what its network is fed. Raises InputError that
+        fed: fields of the config that a file does not have, such as what its network is fed. Raises InputError that
         names every tensor which is missing, left over, of another size or not the same as the one it should repeat.
         Counters of batch norm's batches, which old files lack, may be missing.
         """
@@ -125,7 +125,7 @@ _NUMPY = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")] + ["n
 
 
 def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, named without nn.DataParallel's "module.", and the numbers and texts beside them (epoch, …).
+    """A file's tensors, named without nn.DataParallel's "module.", and the numbers and texts with them (epoch, …).
 
     Raises InputError where the file is not a checkpoint, or holds anything but tensors, numbers and texts.
     """

@@ -78,7 +78,7 @@ class Kind:
         return "gpu" in self.caches
 
     def processes(self, threads: int, cpu_share: float) -> int:
-        """How many processes could decode, in place of so many threads."""
+        """How many processes could decode, in place of `threads` threads."""
         return threads if cpu_share or not self.nvdec else 0
 
     def cpu_share(self, measured: float) -> float:
@@ -86,7 +86,7 @@ class Kind:
         return measured if self.nvdec else 0.0
 
     def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
-        """What goes to the GPU of a clip whose video has so many bytes."""
+        """What goes to the GPU of a clip whose video has `encoded` bytes."""
         pixel = spec.planes if self.on_gpu else spec.channels * 4
         return encoded if self.nvdec else spec.views * spec.frames * spec.size**2 * pixel
 

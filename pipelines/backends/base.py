@@ -22,7 +22,7 @@ from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.video.excerpt import Excerpt
 
-# What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
+# What CUDA, NVDEC and DALI say of a GPU in trouble. For a video that NVDEC refuses they have other words.
 _OF_THE_DEVICE = re.compile(
     r"CUDA error:|out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
     r"|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST"

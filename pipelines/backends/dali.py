@@ -114,7 +114,7 @@ class DaliGraph:
         return pipeline
 
     def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
-        """A pipeline's batch (B, V, C, T, H, W), of so many clips of each sample, ready on torch's current stream.
+        """A pipeline's batch (B, V, C, T, H, W), of `clips[i]` clips of sample i, ready on torch's current stream.
 
         The host waits for none of it: DALI's stream makes torch's wait. On a GPU it is a copy, in memory of torch's own,
         which torch keeps until every stream has read it; DALI's may be written again once it is let go.
