@@ -1,14 +1,18 @@
 # docker build --target cpu -t slipstream:cpu .          no GPU: make shards, small trainings, evaluation
 # docker build -t slipstream .                           with a GPU: docker run --gpus all -v /data:/data slipstream train …
-# Built nowhere yet: the machine these files were written on has no Docker.
+# Built nowhere yet: the machine these files were written on has no Docker. tests/test_container.py runs its CPU steps without.
 
 FROM python:3.11-slim AS wheel
 WORKDIR /src
 COPY . .
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
 
+# The pinned versions, without their hashes: constraints.txt also has DALI, which only a GPU needs.
 FROM python:3.11-slim AS cpu
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip install --no-cache-dir /dist/*.whl
+COPY constraints.txt /tmp/
+RUN grep -v -- --hash /tmp/constraints.txt | tr -d '\\' > /tmp/pins.txt
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
+    pip install --no-cache-dir --constraint /tmp/pins.txt /dist/*.whl
 WORKDIR /data
 ENTRYPOINT ["slipstream"]
 

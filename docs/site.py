@@ -1,9 +1,10 @@
-"""Hooks of the documentation site (mkdocs.yml): the READMEs become pages, and links between all pages keep working.
+"""Hooks of the documentation site (mkdocs.yml): the READMEs and the notebook become pages, and links between all pages keep working.
 
 A page is written for who reads it in the checkout, so its links are paths in the checkout. Here a link to another page becomes
 a link within the site, and a link to any other file becomes its text. A link to nothing ends the build.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -28,7 +29,19 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+    files.append(File.generated(config, "notebook.md", content=notebook_page()))
     return files
+
+
+def notebook_page() -> str:
+    """The notebook's text and code, without outputs."""
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]
+    parts = ["".join(cell["source"]) for cell in cells]
+    for place, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            parts[place] = f"```python\n{parts[place]}\n```"
+    parts.insert(1, "This page is a notebook: [notebook.ipynb](notebook.ipynb).")
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

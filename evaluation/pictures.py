@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -60,8 +61,13 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     for name, (xs, ys) in series.items():
         axes.plot(xs, ys, label=name, marker="." if len(xs) < 20 else "")
     axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if y == "%":
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.grid(alpha=0.3)
-    axes.legend()
+    if len(series) > 1:
+        axes.legend()
     return _drawn(figure)
 
 
@@ -71,8 +77,9 @@ def confusion(counts_CC: NDArray, classes: Sequence[str]) -> str:
     figure = Figure(figsize=(side, side))
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    size = min(10, 600 / max(len(classes), 1))  # so that the names of UCF101's classes do not overlap
+    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(len(classes)), classes, fontsize=size)
     axes.set(xlabel="predicted", ylabel="label")
     for i, j in np.ndindex(shares.shape) if len(classes) <= 20 else ():
         if shares[i, j]:

@@ -21,7 +21,8 @@ from evaluation.settings import Report
 from evaluation.table import row
 from shards import Dataset, InputError
 from shards.atomic import atomic_write
-from shards.documents import short
+from shards.documents import read_json, short
+from training import record
 from training.log import read_metrics
 
 QUERIES = 6
@@ -29,6 +30,11 @@ MEMORY = {
     **{"usage": "real K", "norm": "real K", "slot": "whole N"},
     **{"key": "text N C", "start": "whole N C", "share": "real N C"},
 }
+CURVES = (  # of a run: title, unit, names in metrics.jsonl, factor
+    ("Loss", "loss", ("loss", "val_loss"), 1),
+    ("Top-1 accuracy", "%", ("top1", "chance", "val_top1"), 100),
+    ("Time spent waiting for data", "%", ("wait_share",), 100),
+)
 Plot = dict[str, str]
 
 
@@ -42,6 +48,7 @@ def report(settings: Report) -> None:
     there = {(result["objective"], result["protocol"]) for result in results}
     published = [(name, one) for name, method in objectives.available().items() for one in method.published]
     sections = [_section(folder, one, dataset) for folder, one in zip(folders, results, strict=True)]
+    rows = [one for one in map(row, results) if one]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,11 +56,13 @@ def report(settings: Report) -> None:
     )
     page = environment.get_template("report.html.jinja").render(
         title=settings.title,
-        rows=[one for one in map(row, results) if one],
-        baselines=BASELINES,
+        rows=rows,
+        baselines={
+            name: label for name, label in BASELINES.items() if any(name in one.baselines for one in rows)
+        },
         published=[(name, one) for name, one in published if (name, one.protocol) in there],
-        sections=[one for one in sections if len(one) > 2 or one.get("plots")],
-        runs=[plot for run in settings.run for plot in _pretraining(run)],
+        sections=sections,
+        runs=[_pretraining(run) for run in settings.run],
         percent=lambda value: f"{100 * value:.1f}",
     )
     try:
@@ -72,8 +81,10 @@ def _section(folder: Path, result: dict[str, Any], dataset: Dataset | None) -> d
     found: dict[str, Any] = {
         "title": f"{result['model']}: {result['protocol']} on {result['data']['name']}",
         "origin": result.get("origin", ""),
+        "facts": _facts(result.get("made", {})),
         "plots": list(_plots(folder, result)),
         "classes": _by_class(result),
+        "recall": _recall(result),
     }
     if "nearest" in result:
         found["neighbours"] = _neighbours(result, dataset)
@@ -102,6 +113,30 @@ def _by_class(result: dict[str, Any]) -> list[tuple[str, float, int]]:
         for i, name in enumerate(_names(result))
         if totals[i]
     ]
+
+
+def _recall(result: dict[str, Any]) -> list[tuple[str, dict[str, float], float]]:
+    """(k, name → recall of videos among the k nearest, chance); the network under test is the first name."""
+    if "recall" not in result:
+        return []
+    given = result["baselines"]
+    of = {result["model"]: result["recall"]["video"]}
+    of |= {label: given[name]["video"] for name, label in BASELINES.items() if name in given}
+    return [
+        (k, {name: by_k[k]["value"] for name, by_k in of.items() if k in by_k}, given["chance"].get(k))
+        for k in result["recall"]["video"]
+    ]
+
+
+def _facts(values: dict[str, Any]) -> dict[str, str]:
+    """Name → value in words."""
+    return {
+        name: ", ".join(f"{key} {one}" for key, one in value.items())
+        if isinstance(value, dict)
+        else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _plot(title: str, uri: str, alt: str) -> Plot:
@@ -195,6 +230,9 @@ def _neighbours(result: dict[str, Any], dataset: Dataset | None) -> list[dict[st
     except InputError as error:
         return str(error)
     queries = list(result["nearest"])
+    one_a_class = {gallery.class_of(query): query for query in reversed(queries)}
+    if len(one_a_class) >= QUERIES:
+        queries = sorted(one_a_class.values(), key=queries.index)
     rows = []
     for query in queries[:: max(1, len(queries) // QUERIES)][:QUERIES]:
         own = gallery.class_of(query)
@@ -259,16 +297,26 @@ def _slot_clips(
     return rows
 
 
-def _pretraining(run: Path) -> list[Plot]:
-    """The curves of a run of train.py."""
+def _pretraining(run: Path) -> dict[str, Any]:
+    """A run of train.py: its curves, and how it was last started."""
     lines = read_metrics(run / "metrics.jsonl")
-    names = [name for name in ("top1", "chance", "val_top1") if any(name in line for line in lines)]
-    if not names:
-        return []
-    series = {
-        name: ([one["step"] for one in lines if name in one], [one[name] for one in lines if name in one])
-        for name in names
+    plots = []
+    for title, unit, names, factor in CURVES:
+        series = {
+            name: (
+                [one["step"] for one in lines if name in one],
+                [factor * one[name] for one in lines if name in one],
+            )
+            for name in names
+            if any(name in line for line in lines)
+        }
+        if series:
+            alt = f"{title} of {run.name} over {lines[-1]['step']} steps"
+            plots.append(_plot(title, pictures.lines(series, "step", unit), alt))
+    path = run / record.FILE
+    starts = read_json(path, {"starts": [dict]}, "remove it")["starts"] if path.exists() else []
+    return {
+        "title": f"Pretraining of {run.name}",
+        "facts": _facts(starts[-1] if starts else {}),
+        "plots": plots,
     }
-    drawn = pictures.lines(series, "step", "top-1")
-    alt = f"Pretraining top-1 of {run.name} over {lines[-1]['step']} steps, and chance"
-    return [_plot(f"Pretraining of {run.name}", drawn, alt)]

@@ -79,6 +79,7 @@ _RESULT = {
     ),
     "random?": _SCORE,
     "nearest?": Each(str, [str]),
+    "made?": dict,
 }
 
 

@@ -1,4 +1,4 @@
-"""The documentation: the site builds without a warning, and every link in it leads somewhere."""
+"""The documentation: the site builds without a warning, every link in it leads somewhere, and the notebook runs."""
 
 import os
 import re
@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+
+from tests.evaluation.rendered import Video, render
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_in_the_site(site: Path) -> None:
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in ROOT.glob("docs/**/*.md")}
-    for page in pages | {"recipes", "benchmarks"}:
+    for page in pages | {"recipes", "benchmarks", "notebook"}:
         assert (site / page / "index.html").is_file(), page
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in pages:
@@ -56,3 +60,28 @@ def test_the_reference_shows_docstrings(site: Path) -> None:
     text = (site / "reference" / "index.html").read_text()
     for name in ("pipelines.loader.Loader", "objectives.base.Objective", "pipelines.views.ViewSpec"):
         assert f'id="{name}"' in text
+
+
+def test_the_notebook_runs_on_any_folder_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = [(split, label) for split in ("train", "test") for label in (0, 1, 1, 0)]
+    for number, (split, label) in enumerate(videos):
+        file = tmp_path / "videos" / split / ("still", "moving")[label] / f"{number}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        render(file, Video(label, split, 16), number)
+    for name, value in {
+        "NOTEBOOK_STEPS": "2",
+        "NOTEBOOK_VIDEOS": str(tmp_path / "videos"),
+        "SLIPSTREAM_CACHE": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
+        "ACCELERATE_USE_CPU": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    book = nbformat.read(ROOT / "docs/notebook.ipynb", 4)
+    assert not any(cell.get("outputs") for cell in book.cells), "docs/notebook.ipynb: clear its outputs"
+    resources = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "8 videos" in printed and "2/2" in printed and "R@1" in printed
+    shown = [output.data for output in outputs if output.output_type in ("display_data", "execute_result")]
+    assert sum("image/png" in data for data in shown) == 3 and "(6, 64)" in str(shown)

@@ -15,6 +15,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -29,19 +30,24 @@ from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
-from pipelines.views import ViewSpec
+from pipelines.views import ViewSpec, paced
 from shards import Dataset, InputError, at_least, demo, one_line
 from training.visualize import visible
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
-h2 { font-size: 1rem; margin: 2rem 0 .5rem }
-.views { display: grid; grid-template-columns: repeat(auto-fill, 180px); gap: 12px; align-items: start }
-figure { margin: 0 } figure img { width: 180px; image-rendering: pixelated; background: #ddd }
-figcaption, table { font-size: 12px } td { padding: 0 1em 0 0; vertical-align: top }
+h1 { font-size: 1.4rem } h2 { font-size: 1rem; margin: 1.5rem 0 .5rem; overflow-wrap: anywhere }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 0 2rem; margin: 0 }
+dl div { display: flex; gap: .8rem } dt { min-width: 6.5rem } dd { margin: 0; overflow-wrap: anywhere } dt, .soft { color: #888 }
+.views { display: grid; grid-template-columns: repeat(var(--wide), minmax(0, 180px)); gap: 12px; align-items: start }
+figure { margin: 0 } figure img { width: 100%; display: block; image-rendering: pixelated }
+dl, figcaption, summary { font-size: 12px } figcaption { margin-top: 4px } .beyond { color: #dc2626 }
 pre { font-size: 10px; margin: 4px 0; white-space: pre-wrap }
+@media (max-width: 700px) { body { margin: 1rem } .views { grid-template-columns: repeat(var(--narrow), minmax(0, 1fr)) } }
 @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
 """
+BEYOND = "beyond the end"
+RED, GREY, BAR = (220, 38, 38), (203, 213, 225), 1 / 24  # the bar below a frame, a share of its height
 
 
 @dataclass(frozen=True)
@@ -104,44 +110,74 @@ def main(argv: list[str]) -> None:
     for key, params in zip(batch["key"], batch["params"], strict=True):
         print(key)
         for view in range(spec.views):
-            print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(params, view).items()))
+            print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(params, view, spec).items()))
     print(f"{picture}\n{page}")
 
 
-def describe(params: ViewParams, view: int) -> dict[str, str]:
+def describe(params: ViewParams, view: int, spec: ViewSpec) -> dict[str, str]:
     """What was sampled for one view, in words."""
     left, top, width, height = params.boxes[view].tolist()
-    said = {"frames": ranges(params.frames[view]), "box": f"{width}×{height} at {left},{top}"}
+    words = {"frames": ranges(params.frames[view]), "box": f"{width}×{height} at {left},{top}"}
     if params.flips[view]:
-        said["flip"] = "left to right"
+        words["flip"] = "left to right"
     if params.angles[view]:
-        said["turn"] = f"{params.angles[view]:.1f}°"
+        words["turn"] = f"{params.angles[view]:.1f}°"
     if params.pace is not None:
-        said["pace"] = f"label {params.pace[view]}"
-    if padded := int((np.diff(params.frames[view]) == 0).sum()) if params.pace is None else 0:
-        said["padding"] = f"{padded} repeated frames"
-    return said
+        words["pace"] = f"label {params.pace[view]}"
+    if count := int(beyond_end(params, spec)[view].sum()):
+        words[BEYOND] = f"{count} of {spec.frames} frames"
+    return words
+
+
+def beyond_end(params: ViewParams, spec: ViewSpec) -> np.ndarray:
+    """Which frames (V, T) of a sample lie beyond their video's end, so that the last frame, or an earlier one, stands in.
+
+    For a difference: those of which either frame does.
+    """
+    offsets = np.array(spec.offsets)
+    if spec.modality == "difference":
+        offsets = np.concatenate([offsets, offsets[:, -1:] + 1], axis=1)
+    start_of = spec.scope(spec.start_scope)[:, 0]
+    if params.pace is not None:
+        offsets, start_of = paced(offsets, np.array(spec.paces)[params.pace][:, None]), np.arange(spec.views)
+    ahead = params.frames - offsets  # the start, or less where another frame stands in
+    starts = np.array([ahead[start_of == group].max() for group in start_of])
+    return np.asarray(ahead < starts[:, None])[:, -spec.frames :]
 
 
 def ranges(numbers: np.ndarray) -> str:
-    """Frame numbers in short: 3–9, 4–60 by 8, or one by one."""
-    steps = np.unique(np.diff(numbers))
-    if len(steps) == 1 and steps[0] > 0:
-        return f"{numbers[0]}–{numbers[-1]}" + (f" by {steps[0]}" if steps[0] > 1 else "")
-    return " ".join(map(str, numbers.tolist()))
+    """Frame numbers in short: "3–9", "4–60 by 8, 61 ×3"; those of no pattern one by one."""
+    parts, at = [], 0
+    while at < len(numbers):
+        steps = np.diff(numbers[at:])
+        run = 1 + int(np.argmin(np.append(steps == steps[:1], False)))
+        first, step = numbers[at], steps[0] if len(steps) else 1
+        if step == 0:
+            parts.append(f"{first} ×{run}")
+        elif run > 2 and step > 0:
+            parts.append(f"{first}–{numbers[at + run - 1]}" + (f" by {step}" if step > 1 else ""))
+        else:
+            parts.append(str(first))
+            run = 1
+        at += run
+    return ", ".join(parts)
 
 
 def save_picture(
     title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Dataset, path: Path, columns: int = 8
 ) -> None:
-    """A PNG: a row a view, frames from left to right with their numbers, and beside it what was drawn for the view."""
+    """A PNG: a row a view, frames from left to right with their numbers, and beside it what was sampled for the view.
+
+    The numbers of frames beyond the video's end are red.
+    """
     pixels_BVTHW3 = visible(batch["views"], spec).numpy()
     chosen = np.linspace(0, spec.frames - 1, min(columns, spec.frames)).round().astype(int)
-    height = 1.25 * len(pixels_BVTHW3) * spec.views + 0.4
+    height = 1.25 * len(pixels_BVTHW3) * spec.views + 0.55
+    title += "; frame numbers below; red: beyond the video's end"
     figure = Figure(figsize=(1.25 * len(chosen) + 2.5, height), dpi=100)
     figure.suptitle(title, x=0.01, ha="left", va="top", y=1 - 0.06 / height, fontsize=9)
     grid = figure.add_gridspec(
-        len(pixels_BVTHW3) * spec.views, 1, left=2.5 / (1.25 * len(chosen) + 2.5), right=1, bottom=0,
+        len(pixels_BVTHW3) * spec.views, 1, left=2.5 / (1.25 * len(chosen) + 2.5), right=1, bottom=0.15 / height,
         top=1 - 0.4 / height, hspace=0.16,
     )  # fmt: skip
     for video, (clips, params) in enumerate(zip(pixels_BVTHW3, batch["params"], strict=True)):
@@ -153,8 +189,12 @@ def save_picture(
             axes.set_xticks((np.arange(len(chosen)) + 0.5) * clip.shape[2], numbers, fontsize=6)
             axes.tick_params(length=0, pad=1)
             axes.set_yticks([])
-            said = "\n".join(f"{key}: {value}" for key, value in describe(params, view).items())
-            label = (f"{name}\n" if view == 0 else "") + f"view {view}\n{said}"
+            for number, red in zip(
+                axes.get_xticklabels(), beyond_end(params, spec)[view][chosen], strict=True
+            ):
+                number.set_color(np.array(RED if red else (0, 0, 0)) / 255)
+            words = (fill(f"{key}: {value}", 38) for key, value in describe(params, view, spec).items())
+            label = "\n".join([name] * (view == 0) + [f"view {view}", *words])
             axes.set_ylabel(label, rotation=0, ha="left", va="center", fontsize=7, labelpad=179)
             for side in axes.spines.values():
                 side.set_visible(False)
@@ -164,15 +204,16 @@ def save_picture(
 def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Dataset, fps: float) -> str:
     """The page's HTML. batch: as the loader gives it."""
     pixels_BVTHW3 = visible(batch["views"], spec).numpy()
-    settings = "".join(
-        f"<tr><td>{f.name}<td>{html.escape(str(getattr(spec, f.name)))}"
-        for f in fields(spec)
-        if f.name != "offsets"
+    values = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "offsets"}
+    usual = {name for name, value in values.items() if value == getattr(ViewSpec, name, None)}
+    offsets = {f"view {view}": ranges(np.array(numbers)) for view, numbers in enumerate(spec.offsets)}
+    rows = -(-spec.views // 10)
+    columns = (
+        f"--wide: {-(-spec.views // rows)}; --narrow: {3 if spec.views % 3 == 0 else min(spec.views, 2)}"
     )
-    offsets = "".join(f"<tr><td>view {v}<td>{ranges(np.array(view))}" for v, view in enumerate(spec.offsets))
     videos = "".join(
-        f"<h2>{html.escape(key + name_of(label, dataset))}</h2><div class=views>"
-        + "".join(figure(clip, params, view, fps) for view, clip in enumerate(clips))
+        f'<h2>{html.escape(key + name_of(label, dataset))}</h2><div class="views" style="{columns}">'
+        + "".join(figure(clip, params, view, spec, fps) for view, clip in enumerate(clips))
         + "</div>"
         for key, label, params, clips in zip(
             batch["key"], batch["label"].tolist(), batch["params"], pixels_BVTHW3, strict=True
@@ -180,23 +221,42 @@ def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Datase
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+        f'<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href=data:,>'
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<h2>The spec: {spec.views} views of {spec.frames} frames, {spec.channels} × {spec.size}², "
-        f"{spec.span} frames from first to last</h2><table>{offsets}{settings}</table>{videos}</html>\n"
+        f"{spec.span} frames from first to last</h2>"
+        + definitions(offsets | {name: values[name] for name in values if name not in usual})
+        + f"<details><summary>{len(usual)} settings at their defaults</summary>"
+        + definitions({name: values[name] for name in values if name in usual})
+        + "</details><p class=soft>A bar below each clip is red while the video has ended and another frame stands in "
+        f"(padding: {spec.padding}).</p>{videos}</html>\n"
     )
+
+
+def definitions(values: dict[str, Any]) -> str:
+    rows = (f"<div><dt>{name}</dt><dd>{html.escape(str(value))}</dd></div>" for name, value in values.items())
+    return f"<dl>{''.join(rows)}</dl>"
 
 
 def name_of(label: int, dataset: Dataset) -> str:
     return f" ({dataset.classes[label]})" if 0 <= label < len(dataset.classes) else ""
 
 
-def figure(clip_THW3: np.ndarray, params: ViewParams, view: int, fps: float) -> str:
-    said = "<br>".join(f"{name} {value}" for name, value in describe(params, view).items())
+def figure(clip_THW3: np.ndarray, params: ViewParams, view: int, spec: ViewSpec, fps: float) -> str:
+    words = "".join(
+        f"<br><span{' class=beyond' if name == BEYOND else ''}>{name} {value}</span>"
+        for name, value in describe(params, view, spec).items()
+    )
     colours_TCP = params.colours[view]
     frames = "frame 0 of many" if (colours_TCP != colours_TCP[0]).any() else "all frames"
     matrix = "\n".join(" ".join(f"{value:8.4f}" for value in row) for row in colours_TCP[0])
+    beyond_T = beyond_end(params, spec)[view]
+    height = max(2, round(BAR * clip_THW3.shape[1]))
+    bars_T13 = np.where(beyond_T[:, None], RED, GREY).astype(np.uint8)[:, None, None]
+    bars_THW3 = np.broadcast_to(bars_T13, (len(clip_THW3), height, *clip_THW3.shape[2:]))
     return (
-        f'<figure><img alt="view {view}" src="{animation(clip_THW3, fps)}"><figcaption>view {view}<br>{said}'
+        f'<figure><img alt="view {view}" src="{animation(np.concatenate([clip_THW3, bars_THW3], axis=1), fps)}">'
+        f"<figcaption><b>view {view}</b>{words}"
         f"<details><summary>colours</summary>{frames}<pre>{matrix}</pre></details></figcaption></figure>"
     )
 

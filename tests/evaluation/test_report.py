@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from shards import Dataset, InputError
+from shards import Dataset, InputError, demo
 from tests.browser import chromium
 
 
@@ -56,6 +56,10 @@ def test_a_page_of_its_own(page) -> None:
         "Nearest neighbours",
         "slot ",
         "t-SNE of p",
+        "Recall at k",
+        "<td>50</td>",
+        "How it was made",
+        "undecided",
     ):
         assert wanted in text, wanted
     assert "60.6" not in text  # DPC published no linear probe: nothing to show beside it
@@ -126,7 +130,11 @@ def test_what_a_result_says_is_escaped_and_what_it_names_stays_closed(tmp_path, 
     """A stranger's result: markup in every text, a data set and a run of this machine as its own."""
     evil = "<script>alert(1)</script>"
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "top1": 0.5}) + "\n")
+    line = {"step": 1, "loss": 1.0, "top1": 0.5, "wait_share": 0.25}
+    (tmp_path / "run/metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "run/run.json").write_text(
+        json.dumps({"starts": [{"command": evil, "versions": {"a": evil}}]})
+    )
     score = {"value": 0.5, "low": 0.4, "high": 0.6, "spread": 0.0}
     result = {
         "protocol": evil,
@@ -152,3 +160,34 @@ def test_what_a_result_says_is_escaped_and_what_it_names_stays_closed(tmp_path, 
     evaluate.main([*map(str, [*shown, "--data", data, "--run", tmp_path / "run"])])
     page = (tmp_path / "page.html").read_text()
     assert page.count("webp") == 4 and "Pretraining of run" in page and "<script" not in page
+    for wanted in ("Loss of run over 1 steps", "Time spent waiting for data", "a &lt;script&gt;"):
+        assert wanted in page, wanted
+
+
+def test_of_many_classes_the_queries_are_of_different_ones(tmp_path) -> None:
+    dataset = Dataset(demo.render(tmp_path / "demo", clips_per_class=(1, 2), frames=16))  # six classes
+    keys, splits = dataset.column("key").tolist(), dataset.column("split").tolist()
+    train, test = (
+        [key for key, one in zip(keys, splits, strict=True) if one == part] for part in ("train", "test")
+    )
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "spread": 0.0}
+    result = {
+        "protocol": "retrieval",
+        "objective": "dpc",
+        "model": "mine",
+        "checkpoint": "mine",
+        "data": {"name": "demo", "fingerprint": dataset.fingerprint, "classes": list(dataset.classes)},
+        "splits": {"split": {}},
+        "settings": {},
+        "evaluated": {"videos": 12, "of": 12},
+        "recall": {"video": {"1": score, "5": score}},
+        "baselines": {"chance": {"1": 0.5, "5": 0.75}},
+        "nearest": {key: train[:3] for key in test},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    shown = ["report", "--results", tmp_path, "--data", tmp_path / "demo", "--html", tmp_path / "page.html"]
+    evaluate.main([*map(str, shown)])
+    page = (tmp_path / "page.html").read_text()
+    queries = re.findall(r"<figcaption>query ([^<]+)<", page)
+    assert len(queries) == len(set(queries)) == 6
+    assert re.search(r"<td>5</td><td>50\.0</td><td>75\.0</td>", page)

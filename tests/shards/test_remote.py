@@ -1,8 +1,9 @@
-"""Data sets behind a URL, read from servers on loopback: an S3 one (moto), and plain HTTP."""
+"""Data sets behind a URL, read from servers on loopback: S3 (moto), Google's (an emulator) and plain HTTP."""
 
 import json
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,32 +73,57 @@ def test_a_tar_larger_than_a_block_comes_whole(
         assert remote.read(row) == local.read(row)
 
 
-def test_s3_gives_the_same_rows_and_bytes(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The protocol of moto's S3 server on loopback, to which fsspec now speaks."""
     moto = pytest.importorskip("moto.server", reason="needs moto[server]")
     pytest.importorskip("s3fs", reason="needs the extra `remote`")
-    fsspec = pytest.importorskip("fsspec")
-    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
-        monkeypatch.setenv(name, value)
-    s3 = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    s3.start()
-    try:
-        host, port = s3.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir("videos")
-        files.put(str(made), "videos/sets/small", recursive=True)
-        local, remote = Dataset(made), Dataset("s3://videos/sets/small", cache_gb=0.001)
-        for row in range(len(local)):
-            assert remote.read(row) == local.read(row)
-        ranged = Dataset("s3://videos/sets/small", cache_gb=0)
-        assert ranged.read(5) == local.read(5)
-        with pytest.raises(InputError, match=r"s3://videos/nothing: no dataset.json there"):
-            Dataset("s3://videos/nothing")
-        with pytest.raises(InputError, match=r"s3://no-bucket/x"):
-            Dataset("s3://no-bucket/x")
-    finally:
-        s3.stop()
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield "s3"
+    server.stop()
+
+
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The protocol of an emulated Google storage on loopback, to which fsspec now speaks."""
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    pytest.importorskip("gcsfs", reason="needs the extra `gcs`")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    host, port = server._api._httpd.socket.getsockname()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
+    monkeypatch.setenv(
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+    )  # it asks by gRPC with TLS what the bucket is
+    yield "gs"
+    server.stop()
+
+
+@pytest.mark.parametrize("storage", ["s3", "gs"])
+def test_an_object_store_gives_the_same_rows_and_bytes(
+    made: Path, storage: str, request: pytest.FixtureRequest
+) -> None:
+    import fsspec
+
+    protocol = request.getfixturevalue(storage)
+    files = fsspec.filesystem(protocol, skip_instance_cache=True)
+    files.mkdir("videos")
+    files.put(str(made), "videos/sets/small", recursive=True)
+    local, remote = Dataset(made), Dataset(f"{protocol}://videos/sets/small", cache_gb=0.001)
+    for row in range(len(local)):
+        assert remote.read(row) == local.read(row)
+    ranged = Dataset(f"{protocol}://videos/sets/small", cache_gb=0)
+    assert ranged.read(5) == local.read(5)
+    with pytest.raises(InputError, match=rf"{protocol}://videos/nothing: no dataset.json there"):
+        Dataset(f"{protocol}://videos/nothing")
+    with pytest.raises(InputError, match=rf"{protocol}://no-bucket/x"):
+        Dataset(f"{protocol}://no-bucket/x")
 
 
 def test_the_cache_stays_below_its_limit_and_lets_go_of_the_oldest(

@@ -261,6 +261,15 @@ def test_a_list_selects_and_labels_names_with_blanks_included(place: Maker, tmp_
     assert _told(alone) == {"d.mp4": ("riding a bike", "val")}
 
 
+def test_a_list_takes_names_with_blanks_and_brackets(place: Maker) -> None:
+    folder = place("train/drinking (31).mp4", "train/at a lecture (2).mp4")
+    _write(folder / "train.txt", "train/drinking (31).mp4 1\ntrain/at a lecture (2).mp4 2\n")
+    assert _told(find(folder)) == {
+        "train/drinking (31).mp4": ("1", "train"),
+        "train/at a lecture (2).mp4": ("2", "train"),
+    }
+
+
 def test_numbers_in_a_list_stay_the_labels(place: Maker, tmp_path: Path) -> None:
     folder = place("a.mp4", "b.mp4")
     _write(tmp_path / "list.txt", f"{folder / 'a.mp4'} 3\n{folder / 'b.mp4'} 0\n")
