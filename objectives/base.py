@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -277,6 +277,14 @@ def get(name: str, flag: str = "--objective") -> type[Objective]:
     if name not in found:
         raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]
+
+
+def check_choices(config: Any) -> None:
+    """Raise InputError, naming the flag, where a field that is a Literal holds none of its values."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
+            raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(kind)))}")
 
 
 def check_backbone(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models import backbones
 from models.dpc import DEPTHS, ResNet2d3d
 from models.stages import Stages
-from objectives.base import Objective, Plateau, ShardSettings, check_backbone
+from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError, above, at_least
 
@@ -77,6 +77,7 @@ class BlocksConfig:
     """Optimizer steps at which the learning rate falls to a tenth, independent of validation (MemDPC's released code)."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         above(self, 0, "width", "lr")
         at_least(self, 1, "stride", "frames")
         at_least(self, 0, "weight_decay", "warmup_steps", "patience")
