@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 import objectives
@@ -31,19 +30,17 @@ from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse, small_changes
 from objectives.origin import metadata
+from pipelines.backends import BACKENDS
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
-from training.command import as_flags, with_own_flags
-from training.processes import StopSignals, ended, on_main
-from training.record import record_start
+from training.log import check_trackers, record_start
+from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
 from training.run import Run, init_from, init_remark, open_run
-from training.settings import Settings
-from training.speed import settle, uneven_sides
-from training.trackers import check_trackers
+from training.settings import Settings, as_flags, with_own_flags
+from training.speed import settle
 from training.trainer import Trainer, headline
 from training.validation import Validation
-from training.watch import end_with_launcher
 
 
 def main(argv: list[str]) -> None:
@@ -128,7 +125,7 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
             ]
     if bad := len(run.dataset.quarantined()):
         lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
-    if remark := uneven_sides(trainer.speed, run):
+    if remark := BACKENDS[trainer.speed.backend.name].remark(run.dataset, run.rows):
         lines += [remark]
     if remark := trainer.loader.backend.describe():
         lines += [remark]
@@ -151,26 +148,19 @@ def batch_remark(settings: Settings, run: Run, method: type[Objective], config: 
 
 def save_flags(settings: Settings, run: Run, objective: Objective) -> None:
     """Write OUTPUT/config.json, which --resume and --config read."""
-    try:
+    with writing(run.output / checkpoint.CONFIG):
         checkpoint.save_config(run.output, objective, run.identity, as_flags(settings))
-    except OSError as error:
-        raise InputError(
-            f"{run.output / checkpoint.CONFIG}: cannot be written ({error.strerror}); make room"
-        ) from error
 
 
 def export(run: Run, trainer: Trainer) -> None:
     """Write what downstream use needs: the encoder's weights, the averaged ones with --ema, and its config."""
-    state = trainer.state
+    state, path = trainer.state, run.output / "encoder.safetensors"
     objective = state.average or state.objective
-    path = run.output / "encoder.safetensors"
-    try:
-        with atomic_write(path) as temporary:
-            checkpoint.save_weights(temporary, objective.encoder, metadata(state.objective, trainer.step))
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path}: cannot be written ({error}); the checkpoints are whole: make room, and --resume writes it"
-        ) from error
+    with (
+        writing(path, "the checkpoints are whole: make room, and --resume writes it"),
+        atomic_write(path) as temporary,
+    ):
+        checkpoint.save_weights(temporary, objective.encoder, metadata(state.objective, trainer.step))
 
 
 def conclude(settings: Settings, run: Run, last: dict[str, float] | None) -> str:

@@ -16,7 +16,7 @@ from evaluation.data import Labelled, Split
 from evaluation.features import Compute, Features, extract
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Settings
-from objectives.downstream import Downstream
+from objectives.base import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout
 from shards import Dataset, InputError, demo

@@ -25,7 +25,7 @@ from evaluation.features import Features
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
-from objectives.downstream import FineTuning
+from objectives.base import FineTuning
 from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view

@@ -24,7 +24,7 @@ from evaluation.probe import Head, Probe, fit
 from evaluation.results import BASELINES, coverage, describe, save
 from evaluation.settings import Oops, OopsFinetune
 from evaluation.supervised import still_spec
-from objectives.downstream import FineTuning
+from objectives.base import FineTuning
 from pipelines.eval_clips import ClipSampler, EvalClips
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError

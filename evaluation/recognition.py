@@ -27,7 +27,7 @@ from evaluation.results import (
     truth_labels,
 )
 from evaluation.settings import Finetune, Fraction, Linear, Nonlinear, Supervised
-from objectives.downstream import FineTuning
+from objectives.base import FineTuning
 from training.processes import on_main
 
 FROZEN = tuple[Features, Features]

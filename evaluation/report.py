@@ -22,8 +22,7 @@ from evaluation.table import row
 from shards import Dataset, InputError
 from shards.atomic import atomic_write
 from shards.documents import read_json, short
-from training import record
-from training.log import read_metrics
+from training.log import STARTS, read_metrics
 
 QUERIES = 6
 MEMORY = {
@@ -313,7 +312,7 @@ def _pretraining(run: Path) -> dict[str, Any]:
         if series:
             alt = f"{title} of {run.name} over {lines[-1]['step']} steps"
             plots.append(_plot(title, pictures.lines(series, "step", unit), alt))
-    path = run / record.FILE
+    path = run / STARTS
     starts = read_json(path, {"starts": [dict]}, "remove it")["starts"] if path.exists() else []
     return {
         "title": f"Pretraining of {run.name}",

@@ -27,7 +27,7 @@ from objectives import checkpoint
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
-from training.autotune import machine
+from training.speed import machine
 from training.state import ROWS, read_rows
 
 BASELINES = {

@@ -15,8 +15,7 @@ from evaluation.context import Context
 from evaluation.features import Features
 from evaluation.model import Representation
 from objectives import Objective
-from objectives.base import Output
-from objectives.downstream import FineTuning
+from objectives.base import FineTuning, Output
 from pipelines.eval_clips import EvalClips, EvalSampler
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError

@@ -8,9 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from models.c3d import C3D
-from models.r3d import R3D, R2Plus1D
-from models.resnet2d3d import ResNet2d3d
+from models.dpc import ResNet2d3d
+from models.r3d import C3D, R3D, R2Plus1D
 from models.s3dg import S3DG
 from models.stages import Stages
 

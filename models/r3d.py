@@ -1,6 +1,6 @@
-"""R3D and R(2+1)D: residual networks of 3×3×3 convolutions (Tran et al. 2018, arXiv:1711.11248) with one block a stage.
+"""C3D, and R3D and R(2+1)D: residual networks of 3×3×3 convolutions (Tran et al. 2018, arXiv:1711.11248).
 
-The depth is that of Xu et al. 2019 (VCOP) and of the pace paper; torchvision's r3d_18 has two blocks a stage.
+The residual ones have one block a stage, as in Xu et al. 2019 (VCOP) and in the pace paper; torchvision's r3d_18 has two.
 """
 
 from collections.abc import Callable
@@ -82,3 +82,39 @@ class R2Plus1D(R3D):
 
     def __init__(self, width: float = 1.0, channels: int = 3) -> None:
         super().__init__(width, channels, FactoredConv)
+
+
+# convolutions of each stage, and the pooling that ends it
+C3D_STAGES: tuple[tuple[tuple[int, ...], tuple[int, int, int] | None], ...] = (
+    ((64,), (1, 2, 2)),
+    ((128,), (2, 2, 2)),
+    ((256, 256), (2, 2, 2)),
+    ((512, 512), (2, 2, 2)),
+    ((512, 512), None),
+)
+
+
+class C3D(Stages):
+    """Tran et al. 2015 (arXiv:1412.0767) with batch norm, its fully connected layers replaced by an average.
+
+    Eight 3×3×3 convolutions with bias, each with batch norm and ReLU, in five stages; max-pooling after four.
+
+    (B, C, 16, 112, 112) → conv5 (B, 512, 2, 7, 7); time is pooled 8-fold: 8 frames and 16² pixels are the least.
+    With a 4-way linear head 27,663,492 parameters. width multiplies every channel count.
+    """
+
+    def __init__(self, width: float = 1.0, channels: int = 3) -> None:
+        stages, dims = [], []
+        for convolutions, pool in C3D_STAGES:
+            layers: list[nn.Module] = []
+            for outputs in (scaled(full, width) for full in convolutions):
+                layers += [
+                    nn.Conv3d(channels, outputs, 3, padding=1),
+                    nn.BatchNorm3d(outputs),
+                    nn.ReLU(inplace=True),
+                ]
+                channels = outputs
+            layers += [nn.MaxPool3d(pool, pool)] if pool else []
+            stages.append(nn.Sequential(*layers))
+            dims.append(channels)
+        super().__init__(stages, dims)

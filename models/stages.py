@@ -6,6 +6,7 @@ Letters: B clips, C channels, T frames, H W pixels; D features; t h w a feature 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
@@ -70,3 +71,11 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
         for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(batches)  # type: ignore[union-attr]
+
+
+def to_channels_last(module: nn.Module, channels_last: bool = True) -> None:
+    """Lay out the weights of 2D and 3D convolutions in place, channels last or first."""
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+    for parameter in module.parameters():
+        order = orders.get(parameter.ndim, torch.contiguous_format)
+        parameter.data = parameter.data.contiguous(memory_format=order)

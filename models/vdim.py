@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.stages import scaled
+
 # Table 1: channels, spatial kernel and stride, temporal kernel and stride, residual steps.
 # Its argument lists contradict its sizes in places; the sizes and the parameter count (17.3 M) hold.
 TABLE_1 = {
@@ -84,7 +86,7 @@ class VDIMEncoder(nn.Module):
 
     def __init__(self, width: float = 1.0, *, he_init: bool = False) -> None:
         super().__init__()
-        first = _channels(64, width)
+        first = scaled(64, width)
         self.blocks = nn.ModuleDict(
             {"1": ConvBlock(3, first, 5, 2, padding=2), "2": ConvBlock(first, first, 3, 1, padding=0)}
         )
@@ -94,7 +96,7 @@ class VDIMEncoder(nn.Module):
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         inputs, self.dims = first, {}
         for index, (channels, kernel, stride, t_kernel, t_stride, steps) in TABLE_1.items():
-            outputs = _channels(channels, width)
+            outputs = scaled(channels, width)
             grown = ResidualStep(inputs, outputs, kernel, stride, t_kernel, t_stride, he_init=he_init)
             self.blocks[str(index)] = nn.Sequential(
                 grown, *(ResidualStep(outputs, outputs, he_init=he_init) for _ in range(steps))
@@ -114,10 +116,6 @@ class VDIMEncoder(nn.Module):
             if index in layers:
                 features[index] = self.norm(x_BCTHW) if index == 8 else x_BCTHW
         return features
-
-
-def _channels(full: int, width: float) -> int:
-    return max(1, round(full * width))
 
 
 class ContrastiveModel(nn.Module):

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import backbones
-from objectives.downstream import Downstream, FineTuning
 from objectives.videos import embed_videos
+from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
 
@@ -107,6 +107,58 @@ class Plateau:
     patience: int
     factor: float = 0.1
     times: int = 1
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Supervised training of the whole network.
+
+    spec: a training clip, augmented; tests see the same frames without augmentation.
+    decay_at: steps at which the learning rate is multiplied by decay_by; decay_every: it is multiplied after every so
+    many steps too, 0 is never.
+    weight_decay: towards 0. pull: towards the pretrained weights (TCP section 4.2.4).
+    hidden: width of a layer before the last; 0 is none. batch_norm: of the feature, before the head's first layer.
+    freeze: train the head alone; the network stays in evaluation mode.
+    scratch: the recipe for random weights; None is this one without the pull.
+    """
+
+    spec: ViewSpec
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    pull: float = 0.0
+    steps: int = 30_000
+    batch_size: int = 32
+    decay_at: tuple[int, ...] = (18_000, 24_000)
+    decay_every: int = 0
+    decay_by: float = 0.1
+    dropout: float = 0.5
+    hidden: int = 0
+    batch_norm: bool = True
+    freeze: bool = False
+    scratch: "FineTuning | None" = None
+
+    @property
+    def from_scratch(self) -> "FineTuning":
+        """The recipe for random weights, which are not pulled towards."""
+        return self.scratch or replace(self, pull=0.0)
+
+
+@dataclass(frozen=True)
+class Downstream:
+    """spec: one window of the frozen network, V views of T frames without augmentation.
+
+    train, test: which windows of a video take part. average: a video's prediction is the mean of its windows'
+    probabilities, or one from the mean of their features. hidden, dropout: of the non-linear probe.
+    """
+
+    spec: ViewSpec
+    finetuning: FineTuning
+    train: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
+    test: EvalLayout = field(default_factory=lambda: EvalLayout(count=10))
+    average: Literal["probabilities", "features"] = "probabilities"
+    hidden: int = 512
+    dropout: float = 0.5
 
 
 class Objective(nn.Module, ABC):
@@ -208,7 +260,7 @@ def _place(cls: type[Objective]) -> str:
 
 def _check_contract(cls: type[Objective]) -> None:
     """Raise InputError that says what a method's class lacks."""
-    missing = sorted(cls.__abstractmethods__) + [name for name in ("Config",) if not hasattr(cls, name)]
+    missing = sorted(cls.__abstractmethods__) + ([] if hasattr(cls, "Config") else ["Config"])
     if missing:
         raise InputError(f"{_place(cls)}: lacks {', '.join(missing)} (see objectives.base.Objective)")
     config: Any = cls.Config

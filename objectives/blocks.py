@@ -14,11 +14,11 @@ import tyro
 from torch import Tensor, nn
 
 from models import backbones
-from models.resnet2d3d import DEPTHS, ResNet2d3d
+from models.dpc import DEPTHS, ResNet2d3d
 from models.stages import Stages
 from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
-from shards import InputError
+from shards import InputError, above, at_least
 
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}  # the papers' own encoders
 MIN_SIZE = 34  # from here on the feature map has more than one location
@@ -74,17 +74,19 @@ class BlocksConfig:
     """After so many validations (--val-split) without a lower loss the learning rate falls to a tenth, once in a stage
     of the curriculum; the papers do not say how many. 0 is off."""
     milestones: tuple[int, ...] = ()
-    """Optimizer steps at which the learning rate falls to a tenth, whatever validation says (MemDPC's released code)."""
+    """Optimizer steps at which the learning rate falls to a tenth, independent of validation (MemDPC's released code)."""
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.width <= 0 or self.stride < 1 or self.frames < 1:
-            raise InputError(
-                f"--width {self.width} must be above 0, --stride {self.stride} and --frames {self.frames} at least 1"
-            )
+        above(self, 0, "width", "lr")
+        at_least(self, 1, "stride", "frames")
+        at_least(self, 0, "weight_decay", "warmup_steps", "patience")
         own = self.network in RESNETS
         check_backbone("--backbone", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
-        if self.size % 2 or self._has_one_location():
+        side = 1 + (self.size >= MIN_SIZE)
+        if not own:
+            side = max(backbones.map_shape(self.network, self.frames, self.size)[1:])
+        if self.size % 2 or side == 1:
             least = f"at least {MIN_SIZE}" if own else "larger"
             raise InputError(
                 f"--size {self.size} must be even and {least}, or the feature map is a single point"
@@ -103,19 +105,12 @@ class BlocksConfig:
             raise InputError(f"--curriculum {self.curriculum}: name optimizer steps above 0 that rise")
         if not 0 <= self.grey <= 1:
             raise InputError(f"--grey {self.grey} must be from 0 to 1")
-        if self.lr <= 0 or min(self.weight_decay, self.warmup_steps, self.patience) < 0:
-            raise InputError("--lr must be above 0; --weight-decay, --warmup-steps and --patience at least 0")
-
-    def _has_one_location(self) -> bool:
-        if self.network in RESNETS:
-            return self.size < MIN_SIZE
-        return max(backbones.map_shape(self.network, self.frames, self.size)[1:]) == 1
 
 
 class BlockObjective(Objective):
     """An objective that encodes blocks, z_t = f(x_t), and predicts the last `pred_steps` of them.
 
-    encoder: models.resnet2d3d.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
+    encoder: models.dpc.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
     """
 
     # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second
@@ -169,7 +164,7 @@ class BlockObjective(Objective):
         return F.relu(map_NDthw).mean(2).unflatten(0, views_BVCTHW.shape[:2])
 
     def finetuning_spec(self, blocks: int) -> ViewSpec:
-        """A training clip of so many blocks: one crop, flip and jitter (p .3, as in the released code), no grey."""
+        """A training clip of `blocks` blocks: one crop, flip and jitter (p .3, as in the released code), no grey."""
         spec = self.view_spec(self.config)
         return replace(
             spec,

@@ -7,7 +7,7 @@ RUN/checkpoints/step-00000200/
   model.safetensors      weights and buffers of the whole objective
   ema.safetensors        the same averaged over steps (--ema)
   files.json             every other file's size and sha256: what makes a copied or damaged checkpoint known
-and what training needs to go on from there: see training/state.py.
+and what training needs to continue from there: see training/state.py.
 """
 
 import hashlib
@@ -59,21 +59,21 @@ _LONGEST = 2**22  # of a config's whole numbers: a typing error must not make a 
 
 
 def begin(checkpoint: Path) -> Path:
-    """An empty directory beside `checkpoint` to write into; `commit` makes it the checkpoint."""
-    aside = checkpoint.with_name(f".{checkpoint.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+    """An empty directory to write into, next to `checkpoint`; `commit` makes it the checkpoint."""
+    partial = checkpoint.with_name(f".{checkpoint.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
-def commit(aside: Path, checkpoint: Path) -> None:
+def commit(partial: Path, checkpoint: Path) -> None:
     """Flush what was written and give it its name: a checkpoint is whole or not there."""
-    list_files(aside)
-    for path in [*aside.iterdir(), aside]:
+    list_files(partial)
+    for path in [*partial.iterdir(), partial]:
         _flush(path)
     if checkpoint.exists():
         remove(checkpoint)
-    aside.rename(checkpoint)
+    partial.rename(checkpoint)
     _flush(checkpoint.parent)
 
 

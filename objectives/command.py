@@ -8,7 +8,7 @@ import sys
 from contextlib import redirect_stderr
 from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -17,16 +17,7 @@ from objectives.base import Objective, Recipe, get
 from shards import InputError
 from shards.schema import read_description
 
-
-class Settings(Protocol):
-    """What a tool's settings must at least have."""
-
-    objective: str
-    data: Any
-    small: bool
-
-
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S")  # a tool's settings: objective, data, small and more
 
 
 def parse(argv: list[str], settings: type[S], description: str | None, prog: str) -> tuple[S, Any]:

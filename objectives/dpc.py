@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.prediction import ConvGRU, init_orthogonal
+from models.dpc import ConvGRU, init_orthogonal
 from objectives import losses
-from objectives.base import Output, Published, Recipe
+from objectives.base import Downstream, FineTuning, Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor
-from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import eval_view
 from shards import InputError

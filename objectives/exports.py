@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from models import backbones
-from models.resnet2d import StackedResNet18
+from models.tcp import StackedResNet18
 from objectives import checkpoint
 from objectives.base import Objective
-from objectives.imports import families
-from objectives.imports.files import write
+from objectives.imports import families, write_file
 from objectives.origin import clip_layout, metadata, normalisation
 from shards import InputError
 from shards.atomic import atomic_write
@@ -140,7 +139,7 @@ def authors(objective: Objective, out: Path, step: int | None) -> str:
         )
     tensors = fitting[0].tensors(objective)
     with atomic_write(out) as aside:
-        write(aside, tensors, wrapped=fitting[0].wrapped)
+        write_file(aside, tensors, wrapped=fitting[0].wrapped)
     return f"{len(tensors)} tensors as {fitting[0].source} names them"
 
 

@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.prediction import CompressiveMemory, ConvGRU, init_orthogonal
+from models.dpc import CompressiveMemory, ConvGRU, init_orthogonal
 from objectives import losses
-from objectives.base import Output, Published, Recipe
+from objectives.base import Downstream, FineTuning, Output, Published, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor
-from objectives.downstream import Downstream, FineTuning
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
-from shards import InputError
+from shards import above, at_least
 
 _MEM18, _MEM34 = "2D3D-ResNet18", "2D3D-ResNet34"
 # fmt: off
@@ -73,7 +72,7 @@ class MemDPCConfig(BlocksConfig):
     grey: float = 0.25
     """Share of frames that lose their colour; 0.5 in DPC, 0.25 in MemDPC."""
     modality: Literal["rgb", "flow"] = "rgb"
-    """Frames, or optical flow (tools/make_shards.py --flow puts it beside the videos)."""
+    """Frames, or optical flow (tools/make_shards.py --flow adds it to the shards)."""
     flow_input: Literal["signed", "authors"] = "signed"
     """What the network is fed of flow: (u, v, 0) in −1…1, or (128, v, u) normalised as for ImageNet, as the released
     flow networks want it."""
@@ -90,10 +89,8 @@ class MemDPCConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.memory_size < 2 or self.temperature <= 0:
-            raise InputError(
-                f"--memory-size {self.memory_size} must be at least 2, --temperature {self.temperature} above 0"
-            )
+        at_least(self, 2, "memory_size")
+        above(self, 0, "temperature")
 
 
 class MemDPC(BlockObjective):

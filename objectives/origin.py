@@ -49,21 +49,26 @@ def clip_layout(spec: ViewSpec) -> str:
     return f"views (B, V, C, T, H, W) float32, {shape}; frames of each view, counted from the clip's first: {offsets}"
 
 
-@lru_cache
 def code_version() -> str:
     """Slipstream's version, and in a git checkout its commit."""
     try:
         found = f"slipstream {version('slipstream')}"
     except PackageNotFoundError:
         found = "slipstream"
+    return f"{found}, commit {commit()}" if commit() else found
+
+
+@lru_cache
+def commit() -> str | None:
+    """The checkout's commit, "-dirty" behind it where files differ from it; None outside a checkout."""
     root = Path(__file__).parents[__name__.count(".")]
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty", "--abbrev=40"]
     if not (root / ".git").exists():
-        return found
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return None
     try:
-        return f"{found}, commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or somebody else's checkout
-        return found
+        return None
 
 
 def _triple(values: object) -> str:

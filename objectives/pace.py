@@ -29,10 +29,19 @@ from torch import Tensor, nn
 from models import backbones
 from models.stages import Stages
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, ShardSettings, check_backbone, check_choices
-from objectives.downstream import Downstream, FineTuning
+from objectives.base import (
+    Downstream,
+    FineTuning,
+    Objective,
+    Output,
+    Published,
+    Recipe,
+    ShardSettings,
+    check_backbone,
+    check_choices,
+)
 from pipelines.views import Jitter, ViewSpec, eval_view, single_start
-from shards import InputError, at_least
+from shards import InputError, above, at_least
 
 _PACE, _S3DG = "R(2+1)D, RGB 112²", "S3D-G, RGB 224², 64 frames"
 # fmt: off
@@ -128,6 +137,7 @@ class PaceConfig:
     """Optimizer steps of linear warm-up; the paper names none."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
             raise InputError(
                 f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"
@@ -142,8 +152,7 @@ class PaceConfig:
         )
         if self.size % 2:
             raise InputError(f"--size {self.size}: must be even")
-        if self.width <= 0 or self.lr <= 0:
-            raise InputError(f"--width {self.width:g} and --lr {self.lr:g} must be above 0")
+        above(self, 0, "width", "lr")
         if min(self.lambda_cls, self.lambda_ctr) < 0 or not (self.lambda_cls or self.contrast != "none"):
             raise InputError(
                 f"--lambda-cls {self.lambda_cls:g} with --contrast {self.contrast}: nothing is left to train on, or a "
@@ -151,7 +160,6 @@ class PaceConfig:
             )
         if self.contrast != "none" and self.lambda_ctr == 0:
             raise InputError(f"--lambda-ctr 0 with --contrast {self.contrast}: use --contrast none")
-        check_choices(self)
         check_backbone("--backbone", self.backbone, *self.clip_shape, self.width)
 
     @property
@@ -183,12 +191,10 @@ class Pace(Objective):
         self.encoder = backbones.build(config.backbone, *config.clip_shape, config.width)
         dim = self.encoder.dim
         self.head = nn.Linear(dim, len(config.paces)) if config.lambda_cls else None
-        layer = (
-            nn.Sequential(nn.Linear(dim, config.projection), nn.ReLU())
-            if config.projection
-            else nn.Identity()
-        )
-        self.projection = layer if config.contrast != "none" else None
+        self.projection = None
+        if config.contrast != "none":
+            layers = [nn.Linear(dim, config.projection), nn.ReLU()] if config.projection else []
+            self.projection = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last_3d)  # as the loader's batches are
 
     @staticmethod
@@ -247,10 +253,9 @@ class Pace(Objective):
             logits_AM = self.head(features_AD)
             cls = F.cross_entropy(logits_AM, paces_A)
             loss = loss + self.config.lambda_cls * cls
-            metrics |= {
-                "loss_cls": cls.detach(),
-                **confusion(logits_AM.argmax(-1), paces_A, self.config.paces),
-            }
+            metrics |= {"loss_cls": cls.detach()} | confusion(
+                logits_AM.argmax(-1), paces_A, self.config.paces
+            )
         else:
             metrics |= {"top1": metrics["ctr_top1"], "chance": metrics["ctr_chance"]}
         return Output(loss, metrics)

@@ -21,15 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import backbones
-from models.resnet2d import StackedResNet18
 from models.stages import Stages
-from models.tcp_context import ConvLSTM, PooledLSTM, masked_conv2plus1d, masked_conv3d
+from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, check_backbone, check_choices
-from objectives.downstream import Downstream, FineTuning
+from objectives.base import (
+    Downstream,
+    FineTuning,
+    Objective,
+    Output,
+    Published,
+    Recipe,
+    check_backbone,
+    check_choices,
+)
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
-from shards import InputError
+from shards import InputError, above, at_least
 
 _TCP = "ResNet18, flow 224²"
 # fmt: off
@@ -140,23 +147,21 @@ class TCPConfig:
             raise InputError(
                 f"--predict-steps {self.predict_steps} must be from 1 to {self.segments - 1}, one less than --segments"
             )
-        if self.size < 32 or self.size % 2 or self.width <= 0:
-            raise InputError(f"--size {self.size} must be even and at least 32, --width {self.width} above 0")
+        above(self, 0, "width", "lr", "milestone_factor")
+        at_least(self, 1, "kernel_taps")
+        at_least(self, 0, "warmup_steps")
+        if self.size < 32 or self.size % 2:
+            raise InputError(f"--size {self.size} must be even and at least 32")
+        if self.milestone_factor > 1:
+            raise InputError(f"--milestone-factor {self.milestone_factor} must be at most 1")
         channels = CHANNELS[self.modality]
         check_backbone(
             "--backbone", self.backbone, self.frames, self.size, self.width, channels, own=("resnet18",)
         )
-        if self.kernel_taps < 1 or not 0 < self.milestone_factor <= 1:
-            raise InputError(
-                f"--kernel-taps {self.kernel_taps} must be at least 1, --milestone-factor {self.milestone_factor} above 0 "
-                "and at most 1"
-            )
-        if self.lr <= 0 or self.warmup_steps < 0:
-            raise InputError(f"--lr {self.lr} must be above 0, --warmup-steps {self.warmup_steps} at least 0")
 
 
 class TCP(Objective):
-    """Temporal Contrastive Pretraining. encoder: models.resnet2d or models.stages; context: one of models; predict: all W_k."""
+    """Temporal Contrastive Pretraining. encoder: models.tcp or models.stages; context: one of models; predict: all W_k."""
 
     name = "tcp"
     Config = TCPConfig

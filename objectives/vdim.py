@@ -22,11 +22,19 @@ from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import losses
-from objectives.base import Objective, Output, Published, Recipe, ShardSettings, check_choices
-from objectives.downstream import Downstream, FineTuning
+from objectives.base import (
+    Downstream,
+    FineTuning,
+    Objective,
+    Output,
+    Published,
+    Recipe,
+    ShardSettings,
+    check_choices,
+)
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
-from shards import InputError, at_least
+from shards import InputError, above, at_least
 
 _VDIM = "R(2+1)D of 17.3 M, RGB 128²"
 # fmt: off
@@ -94,6 +102,7 @@ class VDIMConfig:
     """Optimizer steps of linear warm-up (AMDIM's code; the paper names none)."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.backbone != "vdim":
             raise InputError(
                 f"--backbone {self.backbone}: VDIM contrasts features of patches of the clip, and only vdim, its own "
@@ -124,10 +133,7 @@ class VDIMConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be from 0 to 1")
         at_least(self, 0, "rotation", "soft_clip", "score_penalty", "warmup_steps")
-        for name in ("width", "lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"--{name} {getattr(self, name)}: must be above 0")
-        check_choices(self)
+        above(self, 0, "width", "lr")
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -168,6 +174,8 @@ class VDIM(Objective):
     @staticmethod
     def view_spec(config: VDIMConfig) -> ViewSpec:
         """V = 2 views, or 3 with temporal difference: the second view's two halves share one augmentation."""
+        b, c, s, h = config.jitter
+        jitter = Jitter(b, c, s, h, probability=config.jitter_probability, grey=config.grey)
         second = [config.offset + config.downsample * t for t in range(2 * FRAMES)]
         halves = [second[:FRAMES], second[FRAMES:]][: 1 + config.temporal_difference]
         return ViewSpec(
@@ -178,7 +186,7 @@ class VDIM(Objective):
             flip=0.0 if config.flip == "none" else 0.5,
             flip_scope="clip" if config.flip == "clip" else "box",
             rotation=config.rotation,
-            jitter=jitter(config) if config.colour == "jitter" else None,
+            jitter=jitter if config.colour == "jitter" else None,
             lab_drop=config.colour == "lab",
             box_scope="view",
             colour_scope="view",
@@ -264,14 +272,6 @@ class VDIM(Objective):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, 2e-4 (section 4)."""
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
-
-
-def jitter(config: VDIMConfig) -> Jitter:
-    """The jitter and grey that the config names."""
-    brightness, contrast, saturation, hue = config.jitter
-    return Jitter(
-        brightness, contrast, saturation, hue, probability=config.jitter_probability, grey=config.grey
-    )
 
 
 def _locations(f_BDthw: Tensor) -> Tensor:

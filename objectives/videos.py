@@ -37,7 +37,7 @@ def embed_videos(
     videos: files of any format that FFmpeg reads. Of each the clips are taken that the method's paper tests
     (Objective.downstream), in the middle crop or crops that it names, without augmentation. Each file is first encoded as
     tools/make_shards.py encodes it, into a temporary folder, so that the features are those that evaluate.py finds. A
-    method that looks at so many frames a second (ShardSettings.rate) gets the frame rate at which its stride means that.
+    method with a fixed number of frames a second (ShardSettings.rate) gets the frame rate that suits its stride.
 
     batch_size: clips a batch. threads: that encode and decode, by default as many as there are cores. The network
     works on the device that it is on, and in evaluation mode.

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Protocol
 
 import av
 import av.filter
@@ -59,24 +58,19 @@ def decode_views(
 ) -> NDArray[np.uint8]:
     """The pixels of one sample's views.
 
-    video: an mp4 file, or what of it the frames need. params: of one sample (frames (V, T), boxes (V, 4), flips (V,)). size: side of a view in
-    pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1) for a difference; (u, v) for flow, whose
+    video: an mp4 file, or what of it the frames need. params: of one sample (frames (V, T), boxes (V, 4), flips (V,)).
+    size: side of a view in pixels. Returns (V·T, size, size, P), uint8, 0–255: RGB; luma (P = 1) for a difference; (u, v) for flow, whose
     video holds u above v. In memory it is (V·T, P, size, size): `out`, where that is given.
     Raises DecodeError if the file is damaged, as far as FFmpeg can tell, or lacks a frame or a part of the frame
     that the parameters ask for.
     """
-    return crop_views(partial(_decode, indexed(video)), params, size, modality, out)
-
-
-def decode_frames(video: bytes, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (number, frame) for each of the ascending frame numbers; raises DecodeError as decode_views does."""
-    yield from _decode(indexed(video), numbers)
+    return crop_views(partial(decode_frames, indexed(video)), params, size, modality, out)
 
 
 def check_frames(video: bytes, numbers: list[int] | None = None) -> None:
     """Decode these frames, by default all; raises DecodeError if FFmpeg finds anything wrong with them."""
     found = indexed(video)
-    for _ in _decode(found, list(range(found.index.num_frames)) if numbers is None else numbers):
+    for _ in decode_frames(found, list(range(found.index.num_frames)) if numbers is None else numbers):
         pass
 
 
@@ -91,8 +85,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**28)
 
 
-def _decode(video: Excerpt, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (number, frame) for each of the ascending frame numbers."""
+def decode_frames(video: bytes | Excerpt, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (number, frame) for each of the ascending frame numbers; raises DecodeError as decode_views does."""
+    video = indexed(video)
     index, data = video.index, video.data
     shown = np.sort(index.ranks[index.numbers >= 0])  # of each frame number
     if numbers and numbers[-1] >= len(shown):
@@ -139,17 +134,6 @@ def _decoder(index: PacketIndex) -> av.VideoCodecContext:
     # by default FFmpeg fills in what is damaged (all codecs), or says nothing of it (MJPEG)
     decoder.options = {"err_detect": "explode"}
     return decoder
-
-
-class Frames(Protocol):
-    """What a filter graph must know of its frames. A decoded frame says it itself."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def format(self) -> av.VideoFormat: ...
 
 
 def crop_views(
@@ -242,7 +226,7 @@ class _CropResize:
     """A filter graph that crops boxes of one size from `count` frames, resizes them, mirrors them or not, and stacks them."""
 
     def __init__(
-        self, frame: Frames, box: tuple[int, int], flip: bool, count: int, size: int, format_: str
+        self, frame: av.VideoFrame, box: tuple[int, int], flip: bool, count: int, size: int, format_: str
     ) -> None:
         self._graph = av.filter.Graph()
         self._graph.threads = 1  # by default each graph has one for every core

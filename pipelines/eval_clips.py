@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sampler import BatchIndices, Sample, ShuffledOrder
+from pipelines.sampler import BatchIndices, Sample, ShuffledOrder, ShuffledSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec, eval_view
 from shards import Dataset
@@ -21,7 +21,7 @@ from shards import Dataset
 class EvalLayout:
     """Which clips of a video are looked at.
 
-    count: so many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
+    count: this many, spread evenly from its beginning to its end, each start once; or, with 0, one every `hop` frames
     as long as it fits. A video shorter than a clip has one, padded. crops: 1, the middle; 5, the middle and the
     four corners; 10, these and their mirror images.
     """
@@ -173,14 +173,11 @@ class EvalSampler:
         return None
 
 
-class ClipSampler:
-    """Endless shuffled batches of given clips, augmented as the spec says, each with other parameters in each epoch.
+class ClipSampler(ShuffledSampler):
+    """Shuffled batches of given clips, augmented as the spec says. labels: (N,), of the clips.
 
-    rows, labels: of the clips, (N,) each. One that occurs k times is shown k times an epoch, each time with other parameters.
-    Another clip takes the place of one that cannot be decoded. A position counts clips, those of all processes.
+    A clip that occurs k times is shown k times an epoch, each time with other parameters.
     """
-
-    max_clips, replaces = 1, True
 
     def __init__(
         self,
@@ -194,33 +191,17 @@ class ClipSampler:
         rank: int,
         world: int,
     ) -> None:
-        self.spec, self.clips, self.rows, self.labels = spec, clips, clips.row, labels
-        self.max_samples, self.step = batch_size, batch_size * world
-        self.order = ShuffledOrder(len(clips), self.step, seed)
-        self._dataset, self._rank = dataset, rank
-        self._permutation: tuple[int, NDArray[np.int64]] | None = None
+        order = ShuffledOrder(len(clips), batch_size * world, seed)
+        super().__init__(spec, clips.row, labels, order, max_samples=batch_size, rank=rank)
+        self.clips, self._dataset = clips, dataset
 
-    def batch(self, position: int) -> BatchIndices:
-        epoch, slot = self.order.place(position)
-        if self._permutation is None or self._permutation[0] != epoch:
-            self._permutation = epoch, self.order.epoch(epoch)
-        whole = self._permutation[1][slot : slot + self.step]
-        first = self._rank * self.max_samples
-        index = whole[first : first + self.max_samples]
-        return BatchIndices(epoch, self._clips(epoch, index, slot + first), whole)
-
-    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
-        slot = batch.samples[place].slot
-        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
-        return self._clips(batch.epoch, np.array([index]), slot)[0]
-
-    def _clips(self, epoch: int, index: NDArray[np.int64], slot: int) -> list[Sample]:
-        of = self.clips.at(index)
+    def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
+        of = self.clips.at(indices)
         facts = [self._dataset.column(name)[of.row] for name in ("num_frames", "width", "height")]
-        params = sample_params(self.spec, index, *facts, seed=self.order.seed, epoch=epoch)
+        params = sample_params(self.spec, indices, *facts, seed=self.order.seed, epoch=epoch)
         params = replace(params, frames=frames_from(self.spec, of.start, facts[0]))
         return [
-            Sample(index[place : place + 1], int(row), params.sample(place), 1, slot + place)
+            Sample(indices[place : place + 1], int(row), params.sample(place), 1, slot + place)
             for place, row in enumerate(of.row)
         ]
 

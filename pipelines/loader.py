@@ -325,3 +325,14 @@ def _check_flow(dataset: Dataset, rows: np.ndarray) -> None:
             f"{dataset.path}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
             + _MAKE_FLOW
         )
+
+
+def to_device(
+    batch: dict[str, Any], device: torch.device, *, channels_last: bool = True
+) -> dict[str, Tensor]:
+    """The tensors of a loader's batch on `device`: what Objective.forward is given.
+
+    Views come from the loader in channels-last strides; with channels_last off they are copied out of them.
+    """
+    given = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+    return given if channels_last else given | {"views": given["views"].contiguous()}

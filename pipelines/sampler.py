@@ -4,13 +4,14 @@ A run's place is one number: the samples that all processes together have consum
 the rows; the last, incomplete global batch of an epoch is dropped.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.sampling import ORDER, REPLACEMENT, ViewParams, generator, sample_clip_params
+from pipelines.sampling import ORDER, REPLACEMENT, ViewParams, generator, sample_params
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
@@ -114,7 +115,14 @@ class ShuffledOrder:
         if self.window is None or self.shards is None:
             return np.zeros(1, dtype=np.int64)
         sizes = np.bincount(self.shards) if self.sizes is None else self.sizes
-        return _windows(generator(ORDER, self.seed, epoch, 1).permutation(len(sizes)), sizes, self.window)
+        window_of, window, filled = np.empty(len(sizes), dtype=np.int64), 0, 0
+        for shard in generator(ORDER, self.seed, epoch, 1).permutation(len(sizes)).tolist():
+            size = int(sizes[shard])
+            if filled and filled + size > self.window:
+                window, filled = window + 1, 0
+            window_of[shard] = window
+            filled += size
+        return window_of
 
     def replacement(self, epoch: int, slot: int, attempt: int, batch: NDArray[np.int64]) -> int:
         """What stands in for a row that cannot be read: the attempt-th of a list drawn for this slot.
@@ -136,27 +144,58 @@ class ShuffledOrder:
         raise AssertionError("the slots divide all rows among them")
 
 
-def _windows(order: NDArray[np.int64], sizes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """The window of each shard, filled one after the other with the shards in this order."""
-    window_of, window, filled = np.empty(len(sizes), dtype=np.int64), 0, 0
-    for shard in order.tolist():
-        size = int(sizes[shard])
-        if filled and filled + size > limit:
-            window, filled = window + 1, 0
-        window_of[shard] = window
-        filled += size
-    return window_of
+class ShuffledSampler(ABC):
+    """Endless shuffled batches of a list, each sample with other parameters in each epoch.
 
-
-class TrainSampler:
-    """Endless shuffled batches of a data set's rows, each sample with other parameters in each epoch.
-
-    batch_size: clips a process and batch. clips: of one video, which stand side by side in the batch. window: bytes of
-    shards whose rows are shuffled together, see ShuffledOrder; by default dataset.window. As the order enters a window,
-    the shards of the next one are fetched. A position counts clips, those of all processes.
+    rows, labels: (N,) int64, the list. order: of the list. max_samples: videos in a batch of this process. clips: of one
+    video, which stand side by side in the batch. Another sample takes the place of one that cannot be decoded. A
+    position counts clips, those of all processes.
     """
 
     replaces = True
+
+    def __init__(
+        self,
+        spec: ViewSpec,
+        rows: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        order: ShuffledOrder,
+        *,
+        max_samples: int,
+        rank: int,
+        clips: int = 1,
+    ) -> None:
+        self.spec, self.rows, self.labels, self.order = spec, rows, labels, order
+        self.max_samples, self.max_clips, self.step = max_samples, clips, order.global_batch * clips
+        self._rank = rank
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
+
+    def batch(self, position: int) -> BatchIndices:
+        epoch, slot = self.order.place(position // self.max_clips)
+        if self._permutation is None or self._permutation[0] != epoch:
+            self._permutation = epoch, self.order.epoch(epoch)
+        whole = self._permutation[1][slot : slot + self.order.global_batch]
+        first = self._rank * self.max_samples
+        return BatchIndices(
+            epoch, self._samples(epoch, whole[first : first + self.max_samples], slot + first), whole
+        )
+
+    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
+        slot = batch.samples[place].slot
+        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
+        return self._samples(batch.epoch, np.array([index]), slot)[0]
+
+    @abstractmethod
+    def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
+        """The samples at these places of the list; the first has this slot."""
+
+
+class TrainSampler(ShuffledSampler):
+    """Batches of a data set's rows.
+
+    batch_size: clips a process and batch. window: bytes of shards whose rows are shuffled together, see ShuffledOrder; by
+    default dataset.window. As the order enters a window, the shards of the next one are fetched.
+    """
 
     def __init__(
         self,
@@ -176,19 +215,18 @@ class TrainSampler:
                 f"--clips-per-decode {clips}: must be at least 1 and divide --batch-size {batch_size}: "
                 "the clips of a video stand in one batch"
             )
-        self.spec, self.rows = spec, np.asarray(rows, dtype=np.int64)
-        self.labels = dataset.column("label")[self.rows].astype(np.int64)
-        self.max_samples, self.max_clips, self.step = batch_size // clips, clips, batch_size * world
-        self._dataset, self._rank = dataset, rank
-        self._facts = [dataset.column(name)[self.rows] for name in ("num_frames", "width", "height")]
+        rows, samples = np.asarray(rows, dtype=np.int64), batch_size // clips
         window = dataset.window if window is None else window
         self._shards: NDArray[np.int64] | None = None
         shards, sizes = None, None
         if window is not None:
-            self._shards, shards, sizes = _shards_of(dataset, self.rows)
-        self.order = ShuffledOrder(len(self.rows), self.max_samples * world, seed, window, shards, sizes)
-        self._permutation: tuple[int, NDArray[np.int64]] | None = None
-        self._window_of = np.zeros(1, dtype=np.int64)  # of each shard, in the permutation's epoch
+            self._shards, shards, sizes = _shards_of(dataset, rows)
+        order = ShuffledOrder(len(rows), samples * world, seed, window, shards, sizes)
+        labels = dataset.column("label")[rows].astype(np.int64)
+        super().__init__(spec, rows, labels, order, max_samples=samples, rank=rank, clips=clips)
+        self._dataset = dataset
+        self._facts = [dataset.column(name)[rows] for name in ("num_frames", "width", "height")]
+        self._window_of = -1, np.zeros(1, dtype=np.int64)  # an epoch, and the window of each shard in it
         self._entered = -1, -1  # epoch and window
 
     @property
@@ -197,25 +235,14 @@ class TrainSampler:
         return self.order.epoch_samples * self.max_clips
 
     def batch(self, position: int) -> BatchIndices:
-        epoch, slot = self.order.place(position // self.max_clips)
-        if self._permutation is None or self._permutation[0] != epoch:
-            self._permutation = epoch, self.order.epoch(epoch)
-            self._window_of = self.order.windows(epoch)
-        whole = self._permutation[1][slot : slot + self.order.global_batch]
-        self._fetch_ahead(epoch, int(whole[-1]))
-        first = self._rank * self.max_samples
-        indices = whole[first : first + self.max_samples]
-        return BatchIndices(epoch, self._samples(epoch, indices, slot + first), whole)
-
-    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
-        slot = batch.samples[place].slot
-        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
-        return self._samples(batch.epoch, np.array([index]), slot)[0]
+        batch = super().batch(position)
+        self._fetch_ahead(batch.epoch, int(batch.whole[-1]))
+        return batch
 
     def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
         rows, clips = self.rows[indices], self.max_clips
         facts = (column[indices] for column in self._facts)
-        params = sample_clip_params(self.spec, rows, *facts, seed=self.order.seed, epoch=epoch, clips=clips)
+        params = sample_params(self.spec, rows, *facts, seed=self.order.seed, epoch=epoch, clips=clips)
         return [
             Sample(np.full(clips, index), int(row), params.sample(place), clips, slot + place)
             for place, (index, row) in enumerate(zip(indices, rows, strict=True))
@@ -224,12 +251,15 @@ class TrainSampler:
     def _fetch_ahead(self, epoch: int, index: int) -> None:
         if self._shards is None or self.order.shards is None:
             return
-        window = int(self._window_of[self.order.shards[index]])
+        if self._window_of[0] != epoch:
+            self._window_of = epoch, self.order.windows(epoch)
+        window_of = self._window_of[1]
+        window = int(window_of[self.order.shards[index]])
         if self._entered == (epoch, window):
             return
         self._entered = epoch, window
-        last = window == self._window_of.max()
-        following = self.order.windows(epoch + 1) == 0 if last else self._window_of == window + 1
+        last = window == window_of.max()
+        following = self.order.windows(epoch + 1) == 0 if last else window_of == window + 1
         self._dataset.prefetch(self._shards[following])
 
 

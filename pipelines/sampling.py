@@ -76,28 +76,6 @@ class ViewParams:
         return ViewParams(**changed)
 
 
-def sample_clip_params(
-    spec: ViewSpec,
-    rows: NDArray[np.int64],
-    num_frames: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    heights: NDArray[np.int64],
-    *,
-    seed: int,
-    epoch: int,
-    clips: int,
-) -> ViewParams:
-    """Sample `clips` clips of each of B videos, as one sample of clips·V views a video: clip 0's views, clip 1's, ….
-
-    An epoch is that many passes at once: clip c is what `sample_params` gives in epoch `epoch · clips + c`.
-    """
-    passes = [
-        sample_params(spec, rows, num_frames, widths, heights, seed=seed, epoch=epoch * clips + clip)
-        for clip in range(clips)
-    ]
-    return ViewParams.concatenated(passes, axis=1)
-
-
 def sample_params(
     spec: ViewSpec,
     rows: NDArray[np.int64],
@@ -107,11 +85,20 @@ def sample_params(
     *,
     seed: int,
     epoch: int,
+    clips: int = 1,
 ) -> ViewParams:
     """Sample the parameters of B videos; rows, num_frames, widths, heights are (B,), sizes in pixels of the stored frame.
 
+    clips: of each video, as one sample of clips·V views: clip 0's views, clip 1's, …. An epoch is that many passes at
+    once: clip c is what epoch `epoch · clips + c` of a single clip gives.
     Raises InputError for a video shorter than the spec under the policy "error".
     """
+    if clips > 1:
+        facts = num_frames, widths, heights
+        passes = (
+            sample_params(spec, rows, *facts, seed=seed, epoch=epoch * clips + clip) for clip in range(clips)
+        )
+        return ViewParams.concatenated(list(passes), axis=1)
     B, V, T = len(rows), spec.views, spec.frames
     box_of, colour_of = spec.scope(spec.box_scope)[:, 0], spec.scope(spec.colour_scope)
     G, N, K = int(box_of.max()) + 1, int(colour_of.max()) + 1, box_tries(spec)
@@ -252,7 +239,7 @@ def sample_boxes(
     """Boxes (B, G, 4): left, top, width, height in pixels, from K tries of four uniform numbers each."""
     W, H = (np.asarray(side, dtype=np.float64)[:, None, None] for side in (widths_B, heights_B))
     if spec.crop or spec.centre:
-        # 1e-6: 7/10 of 240 is 168, whatever the rounding of .7
+        # 1e-6: 7/10 of 240 is 168, also where .7 was rounded
         share = spec.crop or 1.0
         if spec.squeeze:
             width, height = (np.floor(x[..., 0] * share + 1e-6) for x in (W / spec.squeeze, H))

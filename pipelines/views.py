@@ -47,20 +47,20 @@ class ViewSpec:
     flip_scope: "box" draws a flip with each box; "clip" mirrors all views of a clip or none.
     padding: a video shorter than the clip repeats its last frame ("repeat_last"), starts anywhere and loops ("wrap"), or
     is refused ("error").
-    loop: a clip that runs over its video's end goes on at the frame that its pace leads to ("phase"), or at the first
+    loop: a clip that runs over its video's end continues at the frame that its pace leads to ("phase"), or at the first
     frame ("restart", Pace's released code).
     modality: RGB; "difference", greyscale frame t+1 − frame t of consecutive frames, in deviations of a grey
     level (span is one more); or "flow", (u, v, 0) in −1…1 from the row's component flow.mp4.
     crop: side of a square box as a share of the stored frame's shorter side; replaces area and ratio. eval_crop: the
     same of eval_view, where it differs.
-    squeeze: frames are scaled to this width:height ratio, whatever their own, before the square box is taken (Pace's
+    squeeze: frames are scaled to this width:height ratio, whatever it was, before the square box is taken (Pace's
     released code).
     centre: boxes are in the middle, squares of `crop` or of the whole shorter side.
     channel_drop: two of three channels become Gaussian noise of 1/100 of the kept channel's deviation, per
     colour_scope (TCP; Doersch et al. 2015).
     start_scope: "clip" places all views together, so that offsets are distances in one clip; "view" places each view
     on its own, anywhere in the video where it fits. Views of one group of `groups` keep their distances.
-    paces: every view has its own pace, a label 0 … len − 1, and its own start, whatever start_scope says; frame
+    paces: every view has its own pace, a label 0 … len − 1, and its own start, start_scope is not used; frame
     numbers are then offsets times the pace, rounded down (Pace, section 3.1). circular: clips start anywhere and run
     over the video's end to its beginning (Pace's released code).
     levels: what the model is fed of RGB: normalised as for ImageNet; BGR 0–255; or standardised Lab. Of flow:
@@ -179,7 +179,7 @@ class ViewSpec:
 
     @property
     def span(self) -> int:
-        """Frames from the clip's first to its last, both counted. Where views start independently, or have paces: of
+        """Frames from the clip's first to its last, both included. Where views start independently, or have paces: of
         the longest view, at its fastest pace."""
         last = max(max(view) for view in self.offsets)
         if self.paces:
@@ -219,7 +219,7 @@ def single_start(spec: ViewSpec) -> ViewSpec:
 
 def paced(offsets: ArrayLike, pace: ArrayLike) -> NDArray[np.int64]:
     """Offsets at a pace: offset · pace, rounded down; a slow pace repeats the preceding frame."""
-    # 1e-6: a third of 3 is 1, whatever the rounding of 1/3
+    # 1e-6: a third of 3 is 1, also where 1/3 was rounded
     return np.floor(np.multiply(offsets, pace) + 1e-6).astype(np.int64)
 
 

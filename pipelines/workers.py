@@ -39,7 +39,7 @@ _numbers = count()
 
 
 class Maker:
-    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to go on with; else views."""
+    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to finish; else views."""
 
     def __init__(self, spec: ViewSpec, *, pixels: bool) -> None:
         self._spec = spec

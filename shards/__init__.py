@@ -1,6 +1,6 @@
 """Videos as WebDataset tars with a table beside them: one video's bytes, found by row number."""
 
 from shards.dataset import Dataset
-from shards.errors import DamagedError, InputError, at_least, one_line
+from shards.errors import DamagedError, InputError, above, at_least, one_line
 
-__all__ = ["DamagedError", "Dataset", "InputError", "at_least", "one_line"]
+__all__ = ["DamagedError", "Dataset", "InputError", "above", "at_least", "one_line"]

@@ -55,6 +55,13 @@ def at_least(settings: object, least: int, *names: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
+def above(settings: object, least: int, *names: str) -> None:
+    """Raise InputError, naming the flag, for the first of these fields that is not a finite number > `least`."""
+    for name in names:
+        if not least < (value := getattr(settings, name)) < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be above {least}")
+
+
 def new_or_empty(folder: Path, name: str) -> None:
     """Raise InputError, which begins with `name`, unless the folder can be written from its beginning."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):

@@ -22,8 +22,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from objectives import checkpoint
 from objectives.blocks import with_running_statistics
-from objectives.imports import family, listed
-from objectives.imports.files import read
+from objectives.imports import family, listed, read_file
 from objectives.origin import metadata
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
@@ -70,7 +69,7 @@ def main(arguments: Arguments) -> None:
     kind = family(arguments.family)
     if arguments.out.exists():
         raise InputError(f"--out {arguments.out} is there already: name another folder")
-    tensors, facts = read(arguments.file)
+    tensors, facts = read_file(arguments.file)
     fed: dict[str, Any] = {}
     if arguments.modality == "flow":
         if kind.name != "memdpc":

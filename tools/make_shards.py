@@ -29,7 +29,7 @@ from shards import InputError, one_line
 from shards.build.dry_run import DryRun, dry_run
 from shards.build.finish import UNLISTED, Summary
 from shards.build.in_place import index_in_place
-from shards.build.job import Part
+from shards.build.job import Job, Part
 from shards.build.process_video import Processing
 from shards.build.run import MEMORY, Limits, build, build_on_ray, prepare
 from shards.layouts import Layout, find, hold_out

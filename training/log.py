@@ -1,28 +1,88 @@
-"""What a run notes of itself: metrics.jsonl, which is the truth, and the same for the trackers that it was given."""
+"""What a run notes of itself: run.json, how it was started; metrics.jsonl; and the same for its trackers.
+
+metrics.jsonl is the truth. Trackers are Accelerate's classes, and one of our own for TensorBoard.
+wandb, mlflow and trackio keep a run's id in OUTPUT/trackers.json, so that a resumed run continues in the same place.
+"""
 
 import errno
+import importlib
 import json
 import logging
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from accelerate.tracking import GeneralTracker
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from objectives.origin import commit
 from shards import InputError
 from shards.atomic import atomic_write
-from shards.documents import TEXT, AllOf, Each, Is, one_line_of, read_json_lines, whole
-from training.trackers import open_trackers
+from shards.documents import TEXT, AllOf, Each, Is, one_line_of, read_json, read_json_lines, whole
+from training.processes import writing
+from training.run import Run
+from training.settings import Settings
+from training.speed import machine
 
 log = logging.getLogger(__name__)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))
+STARTS = "run.json"  # one entry for each time that a run was started
+_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "av", "pyarrow", "safetensors")
+IDS = "trackers.json"
+_ID_OF: dict[str, Callable[[Any], str]] = {
+    "wandb": lambda run: run.id,
+    "mlflow": lambda run: run.info.run_id,
+    "trackio": lambda run: run.name,
+}
+
+
+def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> None:
+    """Add this start to OUTPUT/run.json. Raises InputError where it cannot be written."""
+    path = run.output / STARTS
+    installed = sorted((one.name, one.version) for one in metadata.distributions() if one.name)
+    packages = {
+        name: found for name, found in installed if name in _PACKAGES or name.startswith("nvidia-dali")
+    }
+    entry = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join([sys.argv[0], *argv]),
+        "from_step": step,
+        "steps": settings.steps,
+        "data": str(run.dataset.path),
+        "fingerprint": run.dataset.fingerprint,
+        "split": settings.trained_split,
+        "videos": len(run.rows),
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | packages,
+        "hardware": {
+            "host": socket.gethostname(),
+            "machine": machine(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "processes": PartialState().num_processes,
+        },
+    }
+    starts = read_json(path, {"starts": [dict]}, "remove it")["starts"] if path.exists() else []
+    with writing(path), atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({"starts": [*starts, entry]}, indent=1) + "\n")
 
 
 class Log:
     """Lines of metrics, each flushed.
 
-    step: a run that is resumed forgets the lines after its checkpoint's step. A tracker that had them already is not told
-    them again, and one that the run did not have before is told all of them. flags: what a tracker is told of the run.
+    step: a run that is resumed forgets the lines after its checkpoint's step. A tracker that had them already does
+    not get them again, and a new tracker gets all of them. flags: of the run, for a new tracker.
     Raises InputError where the folder cannot be written to, or a tracker cannot start.
     """
 
@@ -32,19 +92,21 @@ class Log:
         self._output = output
         self._file: IO[str] | None = None
         self._trackers: list[GeneralTracker] = []
-        self._sent: dict[str, int] = {}  # tracker → the last step that it was told
+        self._sent: dict[str, int] = {}  # tracker → the last step that it got
         path = output / "metrics.jsonl"
         try:
             lines = read_metrics(path)
             kept = [line for line in lines if line["step"] <= step]
-            _write_lines(path, kept)
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            if text.encode() != path.read_bytes():
+                with atomic_write(path) as temporary:
+                    temporary.write_text(text)
             self._file = path.open("a")
             for tracker, known in open_trackers(trackers, output, flags or {}, step):
                 self._trackers.append(tracker)
                 begins_over = not known or tracker.name == "tensorboard"  # it drops later steps itself
-                self._sent[tracker.name] = int(max((one["step"] for one in lines), default=0)) * (
-                    not begins_over
-                )
+                sent = 0 if begins_over else max((one["step"] for one in lines), default=0)
+                self._sent[tracker.name] = int(sent)
                 for line in kept if not known else []:
                     self._tell(tracker, line)
         except OSError as error:
@@ -72,7 +134,7 @@ class Log:
             if isinstance(error, OSError) and error.errno in _DISK:
                 raise
             log.warning(
-                "--tracker %s fails and is told no more (metrics.jsonl has it all): %s",
+                "--tracker %s fails and gets no more lines (metrics.jsonl has them all): %s",
                 tracker.name,
                 one_line_of(error),
             )
@@ -103,8 +165,113 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return read_json_lines(path, _LINE, "remove that line, or the file")
 
 
-def _write_lines(path: Path, lines: list[dict[str, float]]) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    if text.encode() != path.read_bytes():
+class TensorBoard(GeneralTracker):
+    """Events for TensorBoard. Its own writer has a thread that prints a traceback when the disk is full; this has none.
+
+    step: of the run's checkpoint; TensorBoard drops the events of later steps that an earlier start left.
+    """
+
+    name = "tensorboard"
+    requires_logging_directory = True
+
+    def __init__(self, output: Path, step: int) -> None:
+        super().__init__()
+        folder = output / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}").open("wb")
+        self._records = RecordWriter(self._file)
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(session_log=SessionLog(status=SessionLog.START), step=step + 1))
+
+    @property
+    def tracker(self) -> Any:
+        return self._records
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """TensorBoard shows metrics alone; config.json has the flags."""
+
+    def log(self, values: dict[str, Any], step: int | None, **_: Any) -> None:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=one) for name, one in values.items()])
+        self._write(Event(summary=summary, step=step))
+        self._file.flush()
+
+    def finish(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Raise InputError, naming the fix, for a tracker that this environment does not have."""
+    if "none" in names and len(names) > 1:
+        raise InputError(f"--tracker {' '.join(names)}: none goes with no other")
+    for name in names:
+        if name not in ("none", "tensorboard"):
+            _kind(name)
+
+
+def _kind(name: str) -> type[GeneralTracker]:
+    """Accelerate's class of this name, or the user's own, "module:Class"."""
+    module, _, own = name.partition(":")
+    if own:
+        try:
+            return getattr(importlib.import_module(module), own)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"--tracker {name}: {one_line_of(error)}") from error
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join([*sorted(LOGGER_TYPE_TO_CLASS), "none"])
+        raise InputError(
+            f"--tracker {name}: there is no such tracker; choose of {known}, or name module:Class"
+        )
+    if name not in map(str, get_available_trackers()):
+        raise InputError(f"--tracker {name}: is not installed: pip install {name}")
+    return LOGGER_TYPE_TO_CLASS[name]  # type: ignore[no-any-return]
+
+
+def open_trackers(
+    names: tuple[str, ...], output: Path, flags: dict[str, Any], step: int
+) -> list[tuple[GeneralTracker, bool]]:
+    """The trackers of these names, started, each with whether the run was tracked by it before.
+
+    flags: of the run, for a new tracker. step: the run continues after it.
+    Raises InputError where a tracker cannot start, OSError where nothing can be written.
+    """
+    path = output / IDS
+    ids: dict[str, str] = {}
+    if path.exists():
+        ids = dict(read_json(path, Each(TEXT, TEXT), "remove it: the trackers begin new runs"))
+    opened: list[tuple[GeneralTracker, bool]] = []
+    for name in [name for name in names if name != "none"]:
+        known = name in ids
+        opened.append((_open(name, output, ids.get(name), step), known))
+        if not known:
+            opened[-1][0].store_init_configuration(flags)
+            ids[name] = _ID_OF.get(name, lambda run: "")(opened[-1][0].tracker)
+    if ids:
         with atomic_write(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(json.dumps(ids, indent=1) + "\n")
+    return opened
+
+
+def _open(name: str, output: Path, known: str | None, step: int) -> GeneralTracker:
+    if name == "tensorboard":
+        return TensorBoard(output, step)
+    kind = _kind(name)
+    project = "slipstream"
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"dir": str(output), "name": output.name}
+        | ({"id": known, "resume": "allow"} if known else {}),
+        "mlflow": {"run_name": output.name, "run_id": known},
+        "trackio": {"name": known or f"{output.name}-{uuid.uuid4().hex[:8]}", "resume": "allow"},
+    }
+    place = (str(output),) if kind.requires_logging_directory else ()
+    try:
+        tracker = kind(project, *place, **options.get(name, {}))
+        tracker.start()
+    except OSError:
+        raise
+    except Exception as error:  # each service has its own
+        raise InputError(f"--tracker {name}: cannot start: {one_line_of(error)}") from error
+    return tracker

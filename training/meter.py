@@ -1,12 +1,22 @@
-"""How long the training loop waits for data, and the means of its metrics, between two log lines."""
+"""What is measured of the loop: its metrics and its waits between two log lines, and with --profile its phases."""
 
+import gzip
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from shards.atomic import atomic_write
+from training.processes import Watch, writing
+
+PROFILE = "profile.json.gz"
+_FIRST = 2  # steps before the profile: one that starts everything, and one in which the profiler warms up
 LATE = 1e-3  # seconds of waiting that make a batch a late one
 
 
@@ -82,3 +92,61 @@ class Meter:
             "clips_per_s": clips * self.steps / seconds,
             "wait_share": waited / seconds,
         }
+
+
+class Phases:
+    """What a step is doing. steps: to profile, 0 for none. watch: hears of each phase as it begins.
+
+    The trace of torch.profiler goes to OUTPUT/profile.json.gz (chrome://tracing, Perfetto, TensorBoard); its ranges are
+    NVTX ranges too, for Nsight Systems.
+    """
+
+    def __init__(self, output: Path, steps: int) -> None:
+        self._path, self._steps = output / PROFILE, steps
+        self.watch: Watch | None = None
+        self._profile: profile | None = None
+        self._nvtx = bool(steps) and torch.cuda.is_available()
+
+    def begin(self) -> None:
+        if self._steps:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._nvtx else [])]
+            self._profile = profile(
+                activities=activities,
+                schedule=schedule(wait=_FIRST - 1, warmup=1, active=self._steps, repeat=1),
+                on_trace_ready=self._export,
+            )
+            self._profile.start()
+
+    def notice(self, name: str, step: int | None = None) -> None:
+        if self.watch:
+            self.watch.notice(name, step)
+
+    @contextmanager
+    def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
+        self.notice(name, step)
+        if self._profile is None:
+            yield
+            return
+        with ExitStack() as ranges:
+            ranges.enter_context(record_function(name))
+            if self._nvtx:
+                ranges.enter_context(torch.cuda.nvtx.range(name))
+            yield
+
+    def step(self) -> None:
+        """An optimizer step is done. Raises InputError where the trace cannot be written."""
+        if self._profile:
+            self._profile.step()
+
+    def close(self) -> None:
+        """A profile that is not complete is dropped."""
+        if self._profile:
+            self._profile.on_trace_ready = None
+            self._profile.stop()
+            self._profile = None
+
+    def _export(self, found: profile) -> None:
+        with writing(self._path), tempfile.TemporaryDirectory() as folder, atomic_write(self._path) as out:
+            found.export_chrome_trace(f"{folder}/trace.json")
+            with open(f"{folder}/trace.json", "rb") as trace, gzip.open(out, "wb") as packed:
+                shutil.copyfileobj(trace, packed)

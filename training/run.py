@@ -15,12 +15,25 @@ from objectives import checkpoint
 from shards import Dataset, InputError, demo
 from shards.atomic import WriterLock
 from shards.documents import one_line_of
-from training.command import numbered_runs
 from training.processes import on_main
-from training.settings import Settings
+from training.settings import Settings, numbered_runs
 from training.state import read_rows
 
 log = logging.getLogger(__name__)
+_FIXED = (
+    *(
+        "seed",
+        "accumulate",
+        "clip_norm",
+        "min_frames",
+        "val_split",
+        "val_every",
+        "val_passes",
+        "sync_bn",
+        "ema",
+    ),
+    "clips_per_decode",
+)  # settings that must not change when a run is resumed
 
 
 @dataclass(frozen=True)
@@ -28,7 +41,7 @@ class Run:
     """output: its folder. rows: (N,) of the data set, frozen. val_rows: those of --val-split, none without it.
 
     identity: what resuming compares.
-    resumed: the checkpoint to go on from, None for a new run. lock: what makes the main process the folder's one writer.
+    resumed: the checkpoint to continue from, None for a new run. lock: what makes the main process the folder's one writer.
     """
 
     output: Path
@@ -46,40 +59,35 @@ class Run:
 
 
 def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
-    """Open a new run, or one to go on with. Raises InputError, in all processes alike, where that cannot be."""
+    """Open a new run, or one to continue. Raises InputError, in all processes alike, where that cannot be."""
     output, lock = choose_and_lock(settings)
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
+    # with tars that were damaged since, a run continues with what is left of them
     dataset = open_data(settings, damaged=resumed is not None)
     identity = {
         "data": f"{dataset.name} {dataset.fingerprint[:12]}",
-        "seed": settings.seed,
         "global_batch": settings.batch_size * PartialState().num_processes,
-        "accumulate": settings.accumulate,
-        "clip_norm": settings.clip_norm,
         "split": settings.trained_split,
-        "min_frames": settings.min_frames,
-        "val_split": settings.val_split,
-        "val_every": settings.val_every,
-        "val_passes": settings.val_passes,
         "mixed_precision": mixed_precision,
-        "sync_bn": settings.sync_bn,
         "fps": round(float(np.median(dataset.column("fps"))), 3),
         "short_side": float(np.median(np.minimum(dataset.column("width"), dataset.column("height")))),
-        "ema": settings.ema,
-    }
-    if dataset.window is not None:
-        identity["window"] = dataset.window  # of a remote set: the order depends on it
-    if settings.clips_per_decode > 1:
-        identity["clips_per_decode"] = settings.clips_per_decode
+        "window": dataset.window,  # of a remote set: the order depends on it
+    } | {name: getattr(settings, name) for name in _FIXED}
+    spec = objectives.get(settings.objective).view_spec(config)
+    shortest = max(settings.min_frames, spec.span if spec.padding == "error" else 1)
     if resumed:
-        on_main(
-            lambda: refuse_changes(resumed, {"objective": settings.objective} | asdict(config) | identity)
-        )
+        now = {"objective": settings.objective} | asdict(config) | identity
+        on_main(lambda: refuse_changes(resumed, now))
         rows = on_main(lambda: frozen_rows(resumed, dataset))
     else:
-        rows = on_main(lambda: select_rows(settings, config, dataset))
+        rows = on_main(lambda: dataset.select(split=settings.trained_split, min_frames=shortest))
     on_main(lambda: clear_leftovers(output))
-    val_rows = on_main(lambda: validation_rows(settings, config, dataset))
+    val_rows = np.array([], dtype=np.int64)
+    if settings.val_split is not None:
+        # quarantined videos too, so that a resumed run has the same rows; the loader replaces them
+        val_rows = on_main(
+            lambda: dataset.select(split=settings.val_split, min_frames=shortest, quarantine=False)
+        )
     return Run(output, dataset, rows, val_rows, identity, resumed, lock)
 
 
@@ -88,7 +96,16 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
     lock: list[WriterLock] = []
 
     def choose() -> Path:
-        output = choose_output(settings)
+        output = settings.output
+        if output is None and settings.resume:
+            raise InputError(
+                f"--resume: there is no run of {settings.objective} under runs/; name its folder"
+            )
+        output = output or next(run for run in numbered_runs(settings.objective) if not run.exists())
+        if (output / "config.json").exists() and not settings.resume:
+            raise InputError(
+                f"--output {output} holds a run already: add --resume to go on with it, or name another"
+            )
         try:
             output.mkdir(parents=True, exist_ok=settings.output is not None)
             lock.append(WriterLock(output, f"--output {output}"))
@@ -104,44 +121,12 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
     return on_main(choose), lock[0] if lock else None
 
 
-def choose_output(settings: Settings) -> Path:
-    """The run's folder: a new one, or with --resume that of a run."""
-    name = settings.objective
-    output = settings.output
-    if output is None:
-        if settings.resume:
-            raise InputError(f"--resume: there is no run of {name} under runs/; name its folder")
-        output = next(run for run in numbered_runs(name) if not run.exists())
-    elif (output / "config.json").exists() and not settings.resume:
-        raise InputError(
-            f"--output {output} holds a run already: add --resume to go on with it, or name another"
-        )
-    return output
-
-
-def open_data(settings: Settings, *, damaged: bool = False) -> Dataset:
-    """damaged: go on with what is left of its tars, as a run does that was under way when they were damaged."""
+def open_data(settings: Settings, *, damaged: bool) -> Dataset:
+    """The data set of --data, or the demo set. damaged: see Dataset."""
     if settings.data is not None:
         return Dataset(settings.data, cache_gb=settings.cache_gb, damaged=damaged)
     with PartialState().local_main_process_first():
         return Dataset(demo.ensure(), damaged=damaged)
-
-
-def select_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:
-    return dataset.select(split=settings.trained_split, min_frames=shortest(settings, config))
-
-
-def validation_rows(settings: Settings, config: Any, dataset: Dataset) -> np.ndarray:
-    """Quarantined videos too, so that these rows are the same when the run is resumed; the loader replaces them."""
-    if settings.val_split is None:
-        return np.array([], dtype=np.int64)
-    return dataset.select(split=settings.val_split, min_frames=shortest(settings, config), quarantine=False)
-
-
-def shortest(settings: Settings, config: Any) -> int:
-    """Frames of the shortest video that takes part."""
-    spec = objectives.get(settings.objective).view_spec(config)
-    return max(settings.min_frames, spec.span if spec.padding == "error" else 1)
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:
@@ -165,7 +150,7 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
     to.load_state_dict(theirs)
     if not whole:
         log.warning(
-            "--init-from %s: the encoder of %s; the rest of %s starts anew",
+            "--init-from %s: the encoder of %s; the rest of %s has fresh weights",
             directory,
             earlier.name,
             objective.name,
@@ -196,7 +181,7 @@ def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> s
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
-    """The rows of a run's videos in the run's order, whatever was quarantined since."""
+    """The rows of a run's videos in the run's order, those that were quarantined since included."""
     number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
     keys = read_rows(resumed)
     if missing := [key for key in keys if key not in number]:

@@ -1,12 +1,29 @@
-"""The flags of train.py that do not belong to an objective."""
+"""The flags of train.py that do not belong to an objective, and those that need not be given.
 
-from dataclasses import dataclass
+The latter are a resumed run's own, and those of --config. They are put in front of the flags that were given, which
+win; so they pass the same checks.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from objectives import checkpoint
 from objectives.base import Recipe
 from pipelines.backends import Device
 from shards import InputError, at_least
+from shards.documents import TEXT, AnyOf, Each, Is, one_line_of, problem, read_bytes
+
+NEWEST = "newest"
+_NOT_KEPT = ("resume", "config", "output", "profile")
+_VALUE = Is("a value of a flag", lambda one: one is None or isinstance(one, str | bool | int | float))
+_FLAGS = Each(TEXT, AnyOf([_VALUE], _VALUE))
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class Settings:
     clips_per_decode: int = 1
     """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/guides/speed.md."""
     cpu_share: float | Literal["auto"] = 0.0
-    """With --device gpu, the share of the videos that the CPU decodes beside NVDEC, 0 to 1; auto: as the rates that
+    """With --device gpu, the share of the videos that the CPU decodes while NVDEC decodes the others, 0 to 1; auto: as the rates that
     tools/bench_loader.py --autotune found for both."""
     decode_with: Literal["auto", "processes", "threads"] = "auto"
     """Where the CPU decodes: in processes, one for each of --threads, which do not wait for Python's lock, or in threads,
@@ -115,19 +132,17 @@ class Settings:
             "val_passes",
             "checkpoint_every",
             "keep",
-            "log_every",
-            "clips_per_decode",
-            "nvdec_threads",
-            "hang_s",
-            *(["threads"] if self.threads is not None else []),
         )
+        at_least(self, 1, "log_every", "clips_per_decode", "nvdec_threads", "hang_s")
+        at_least(self, 0, "clip_norm", "knn_every", "profile")
+        if self.threads is not None:
+            at_least(self, 1, "threads")
+        if self.prefetch is not None:
+            at_least(self, 0, "prefetch")
         if self.val_split is not None and self.trained_split in (None, self.val_split):
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
             )
-        at_least(
-            self, 0, "clip_norm", "knn_every", "profile", *(["prefetch"] if self.prefetch is not None else [])
-        )
         if not 0 <= self.ema < 1:
             raise InputError(f"--ema {self.ema}: must be at least 0 and below 1; 0.999 is usual")
 
@@ -139,3 +154,93 @@ class Settings:
     @classmethod
     def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
         return cls(steps=recipe.steps, batch_size=recipe.batch_size, **fields)
+
+
+def with_own_flags(argv: list[str]) -> list[str]:
+    """argv with the flags of --config, and of the run that --resume names, in front.
+
+    `--resume` without a value becomes `--resume newest`: the run of --output, or the newest one of the objective.
+    Raises InputError where the file or the run cannot be read.
+    """
+    argv = [
+        f"--resume={NEWEST}" if word == "--resume" and after.startswith("-") else word
+        for word, after in pairwise([*argv, "--"])
+    ]
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--resume", "--config", "--output", "--objective", "--batch-size"):
+        early.add_argument(flag)
+    known = early.parse_known_args(argv)[0]
+    own: list[str] = []
+    if known.config:
+        own = as_argv(_read(Path(known.config)))
+        known = early.parse_known_args([*own, *argv])[0]
+    if not known.resume:
+        return [*own, *argv]
+    if known.resume != NEWEST:
+        run = Path(known.resume)
+        if not (run / checkpoint.CONFIG).is_file():
+            raise InputError(
+                f"--resume {run}: holds no run; its flags with --output {run} --resume begin one there"
+            )
+    elif known.output:
+        run = Path(known.output)
+    else:
+        runs = numbered_runs(known.objective or Settings.objective)
+        run = runs[max(0, next(number for number, one in enumerate(runs) if not one.exists()) - 1)]
+    if not (run / checkpoint.CONFIG).is_file():
+        return [*own, *argv]
+    flags = _read(run / checkpoint.CONFIG)
+    objective = checkpoint.class_of(run, flags).name
+    if known.objective not in (None, objective):
+        raise InputError(
+            f"--resume: {run} is a run of --objective {objective}, not {known.objective}; leave the flag out"
+        )
+    if not known.batch_size:  # the global batch is kept, where the processes that there are now can share it
+        batch = checkpoint.read_config(run)["settings"].get("global_batch") or 0
+        own_batch, rest = divmod(batch, int(os.environ.get("WORLD_SIZE", "1")))
+        flags |= {"batch-size": own_batch} if own_batch and not rest else {}
+    return [*own, *as_argv(flags), f"--output={run}", *argv]
+
+
+def numbered_runs(objective: str) -> list[Path]:
+    """runs/NAME, runs/NAME-2, …"""
+    return [Path("runs") / (objective if i == 1 else f"{objective}-{i}") for i in range(1, 10_000)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The flags in a YAML file, or in a run's config.json."""
+    fix = "give a YAML file of flags, such as `lr: 0.001`, or a run's config.json"
+    try:
+        content = yaml.safe_load(read_bytes(path, fix).decode())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: {one_line_of(error)}; {fix}") from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):
+        own, config = content.get("flags"), content["config"]
+        content = (own if isinstance(own, dict) else {}) | config | {"objective": content.get("objective")}
+    if found := problem(content, _FLAGS):
+        raise InputError(f"{path}: {found}; {fix}")
+    return {str(name).replace("_", "-"): value for name, value in content.items()}
+
+
+def as_argv(flags: dict[str, Any]) -> list[str]:
+    """{"lr": 0.1, "ema": None, "small": True, "paces": [1, 2]} → --lr=0.1 --small --paces 1 2."""
+    argv: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            argv.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            argv += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            argv.append(f"--{name}={value}")
+    return argv
+
+
+def as_flags(settings: Settings) -> dict[str, Any]:
+    """The settings that a run notes in its config.json: what `with_own_flags` reads there, as JSON has it."""
+    flags = {name: value for name, value in asdict(settings).items() if name not in _NOT_KEPT}
+    for name in ("data", "init_from"):
+        if flags[name] is not None and flags[name].exists():
+            flags[name] = flags[name].resolve()  # the run may be resumed from another folder
+    return dict(json.loads(json.dumps(flags, default=str)))

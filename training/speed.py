@@ -1,7 +1,14 @@
-"""The loader's settings for this machine, and what to change where the loop waits for data all the same."""
+"""The loader's settings for this machine, and what to change where the loop waits for data all the same.
+
+What `tools/bench_loader.py --autotune` found is kept in one file, tuned.json in the cache folder: machine → spec → the
+flags to use and what they were measured on.
+"""
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -12,7 +19,9 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
-from training import autotune
+from shards.atomic import locked
+from shards.cache import cache_folder
+from shards.documents import Each, number, one_of, read_json, whole, write_json
 from training.run import Run
 from training.settings import Settings
 
@@ -20,6 +29,14 @@ TOO_LONG = 0.05  # share of the time spent waiting from which a word is due
 PATIENCE = 50  # steps that it has to last
 _PREFETCH = 2
 _CORES_FOR_PROCESSES = 4
+TUNED = "tuned.json"
+_TUNED_ENTRY = {
+    "device": one_of(*BACKENDS),
+    "threads": whole(1, 2**16),
+    "prefetch": whole(0, 2**16),
+    "cpu_share?": number(0, 1),
+}
+_TUNED_SHAPE = Each(str, Each(str, _TUNED_ENTRY))
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,7 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     What is given counts, then what --autotune found for this machine and spec, then a default; threads are divided
     among the processes of this machine. Raises InputError for a device that cannot be had.
     """
-    found = autotune.lookup(settings.objective, spec)
+    found = find_tuned(settings.objective, spec)
     if found and not (settings.device in ("auto", found["device"]) and found["device"] in available(dataset)):
         found = None
     name = choose_backend(found["device"] if found else settings.device, dataset, share(cores()))
@@ -135,7 +152,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if settings.cache is None and gib < _room("host"):
         where = next(cache for cache in reversed(kind.caches) if gib < _room(cache))
         found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
-    if autotune.lookup(settings.objective, spec) is None:
+    if find_tuned(settings.objective, spec) is None:
         found.append(
             f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
         )
@@ -149,11 +166,6 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if settings.clips_per_decode == 1:
         found.append("--clips-per-decode 2 (it changes the negatives: docs/guides/speed.md)")
     return found
-
-
-def uneven_sides(speed: Speed, run: Run) -> str:
-    """One line where NVDEC decodes and cannot reuse a decoder for some of the run's videos; else ""."""
-    return BACKENDS[speed.backend.name].remark(run.dataset, run.rows)
 
 
 def _decoded_gib(run: Run) -> float:
@@ -177,9 +189,69 @@ def cores() -> int:
 
 
 def share(number: int) -> int:
-    """Of so many threads or cores of this machine, those of one of its processes; at least 1."""
+    """The part of `number` threads or cores of this machine that one of its processes gets; at least 1."""
     return max(1, number // _processes())
 
 
 def _processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+class Tuned(TypedDict):
+    """device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples
+    that the CPU should decode while NVDEC decodes the others, by the rates of both."""
+
+    device: str
+    threads: int
+    prefetch: int
+    cpu_share: NotRequired[float]
+
+
+@cache
+def machine() -> str:
+    """What a finding holds for: the processor, the cores this process may use, and the GPU.
+
+    Not the host's name: a cluster's nodes are alike, and a container has a new one at every start.
+    """
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {gpu}"
+
+
+def find_tuned(objective: str, spec: ViewSpec) -> Tuned | None:
+    """What was found on a machine like this for the objective's spec; None where nothing was.
+
+    Raises InputError where the file is not one that `note_tuned` wrote.
+    """
+    found = _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
+    if not found:
+        return None
+    return {name: found[name] for name in Tuned.__annotations__ if found.get(name) is not None}  # type: ignore[return-value]
+
+
+def note_tuned(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
+    """Note a finding, in place of an earlier one for the same machine and spec; returns the file.
+
+    measured: how it was found (data, clips_per_s …). Raises InputError as `find_tuned` does.
+    """
+    path = cache_folder() / TUNED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{TUNED}.lock")):
+        found = _read_tuned()
+        found.setdefault(machine(), {})[_tuned_name(objective, spec)] = tuned | measured
+        write_json(path, found)
+    return path
+
+
+def _tuned_name(objective: str, spec: ViewSpec) -> str:
+    return f"{objective} {spec.views}×{spec.frames}×{spec.size}² {spec.modality}"
+
+
+def _read_tuned() -> dict[str, dict[str, Any]]:
+    path = cache_folder() / TUNED
+    if not path.exists():
+        return {}
+    return dict(
+        read_json(path, _TUNED_SHAPE, "it is not what tools/bench_loader.py --autotune writes: remove it")
+    )

@@ -1,4 +1,4 @@
-"""What a run needs to go on, beside the objective's own checkpoint files (objectives/checkpoint.py).
+"""What a run needs to continue, in addition to the objective's own checkpoint files (objectives/checkpoint.py).
 
   optimizer.safetensors  the optimizer's tensors, "<parameter number>.<name>"
   state.json             step, loader position, the optimizer's scalars, the loss scaler
@@ -68,22 +68,22 @@ class State:
         videos. Raises InputError where the disk is full or cannot be written to; what was there is untouched.
         """
         try:
-            aside = checkpoint.begin(path)
+            partial = checkpoint.begin(path)
             try:
-                checkpoint.save_config(aside, self.objective, settings)
+                checkpoint.save_config(partial, self.objective, settings)
                 facts = metadata(self.objective, progress["step"])
-                checkpoint.save_weights(aside / checkpoint.WEIGHTS, self.objective, facts)
+                checkpoint.save_weights(partial / checkpoint.WEIGHTS, self.objective, facts)
                 if self.average:
-                    checkpoint.save_weights(aside / checkpoint.AVERAGE, self.average, facts)
+                    checkpoint.save_weights(partial / checkpoint.AVERAGE, self.average, facts)
                 rest = {
-                    "optimizer": save_optimizer(aside / OPTIMIZER, self.optimizer),
+                    "optimizer": save_optimizer(partial / OPTIMIZER, self.optimizer),
                     "scaler": self.scaler.state_dict() if self.scaler else None,
                 }
-                (aside / STATE).write_text(json.dumps(progress | rest))
-                (aside / ROWS).write_text("\n".join(keys) + "\n")
-                checkpoint.commit(aside, path)
+                (partial / STATE).write_text(json.dumps(progress | rest))
+                (partial / ROWS).write_text("\n".join(keys) + "\n")
+                checkpoint.commit(partial, path)
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             before = checkpoint.last_whole(path.parents[1])
             raise InputError(
@@ -94,7 +94,7 @@ class State:
     def load(self, path: Path, shape: dict[str, Any]) -> dict[str, Any]:
         """Put back what `save` wrote; returns its progress. Raises InputError where it does not fit.
 
-        shape: of what the caller put into the progress, beside step and loader (see shards.documents).
+        shape: of what the caller put into the progress, in addition to step and loader (see shards.documents).
         """
         checkpoint.load_weights(path / checkpoint.WEIGHTS, self.objective)
         state = dict(read_json(path / STATE, _STATE | shape, NOT_WHOLE))

@@ -14,20 +14,19 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from models.stages import to_channels_last
 from objectives import Objective, checkpoint
 from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
+from pipelines.loader import to_device
 from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
 from shards.atomic import atomic_write
-from training.command import as_flags
-from training.layout import to_channels_last, to_device
 from training.log import Log
-from training.meter import Meter
+from training.meter import Meter, Phases
 from training.processes import OwnError, Stopped, StopSignals, on_main, watched
-from training.profile import Phases
 from training.run import Run
-from training.settings import Settings
+from training.settings import Settings, as_flags
 from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step, update_average
 from training.validation import Evaluator

@@ -10,12 +10,11 @@ from accelerate.utils import broadcast
 
 from objectives import Objective
 from objectives.base import Plateau
-from pipelines.loader import Loader
+from pipelines.loader import Loader, to_device
 from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
 from shards.documents import NOTHING, AnyOf, number, whole
-from training.layout import to_device
 from training.meter import Meter
 from training.processes import OwnError
 from training.run import Run

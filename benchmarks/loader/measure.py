@@ -33,7 +33,7 @@ from benchmarks.loader.sweep import autotune, parse_axes, sweep
 from objectives.base import Recipe
 from pipelines.backends import choose_backend
 from shards import Dataset, InputError, at_least
-from training import autotune as tuned
+from training import speed
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _autotuned(source: Source, options: Options, step: Step | None, settings: Se
     best, tried = autotune(source, options, step, settings.rounds, settings.batches)
     flags = ("device", "threads", "prefetch")  # and not cpu_share, which was not timed as such
     rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == best[k] for k in flags))
-    file = tuned.record(
+    file = speed.note_tuned(
         settings.objective,
         source.spec,
         best,

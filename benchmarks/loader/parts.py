@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 import objectives
 from benchmarks.loader.rounds import Figures, GpuMonitor, Part, rate, synchronise
 from benchmarks.loader.source import Source
+from models.stages import to_channels_last
 from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
 from pipelines.backends.base import Backend, Rendered, Video
 from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import decode_views
-from pipelines.loader import Loader
+from pipelines.loader import Loader, to_device
 from pipelines.sampler import Sample
 from pipelines.views import ViewSpec
 from pipelines.workers import Region, Worker
-from training.layout import to_channels_last, to_device
 from training.meter import Meter
 
 WARM = 2  # batches that are not timed

@@ -11,7 +11,7 @@ from benchmarks.loader.rounds import Figures, Part, in_turns, medians
 from benchmarks.loader.source import Source
 from pipelines.backends import BACKENDS, SHARING, available, choose_backend
 from shards import InputError
-from training.autotune import Tuned
+from training.speed import Tuned
 
 LEAST = {
     "threads": 1,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.resnet2d3d import DEPTHS, WIDTHS, ResNet2d3d
+from models.dpc import DEPTHS, WIDTHS, ResNet2d3d
 from objectives.blocks import RESNETS
 from objectives.dpc import DPCConfig
-from objectives.imports.family import Family
+from objectives.imports import Family
 from objectives.memdpc import MemDPCConfig
 
 
@@ -26,10 +26,6 @@ def _blocks(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "norm": "batch" if any(key.endswith("running_mean") for key in found) else "batch-statistics",
         "size": 224 if depth == 34 else 128,
     }
-
-
-def _dpc_config(tensors: Mapping[str, Tensor]) -> DPCConfig:
-    return DPCConfig(**_blocks(tensors))
 
 
 def _memdpc_config(tensors: Mapping[str, Tensor]) -> MemDPCConfig:
@@ -91,7 +87,7 @@ FAMILIES = (
         "dpc",
         "github.com/TengdaHan/DPC",
         "dpc",
-        _dpc_config,
+        lambda tensors: DPCConfig(**_blocks(tensors)),
         _dpc_names,
         remark=_remark,
         no_export=_no_export,

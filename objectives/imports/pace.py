@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from objectives.imports.family import Family
+from objectives.imports import Family
 from objectives.pace import PaceConfig
 
 C3D_LAYERS = (("1",), ("2",), ("3a", "3b"), ("4a", "4b"), ("5a", "5b"))

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.backends.base import Backend
+from pipelines.backends.base import BackendSettings as BackendSettings
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 from shards.video.pictures import sides_remark
@@ -28,83 +29,48 @@ from shards.video.pictures import sides_remark
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
 MANY_CORES = 8  # for one GPU: from these on the CPU decodes faster than NVDEC is expected to, until --autotune has measured
-NVDEC_LEAST = {
-    "h264": 64,
-    "hevc": 144,
-    "vp9": 128,
-    "av1": 128,
-}  # pixels of a side; other codecs NVDEC does not take
+# pixels of a side; other codecs NVDEC does not take
+NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}
 
 
-@dataclass(frozen=True)
-class BackendSettings:
-    """Which backend makes the views, and with what.
-
-    name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
-    DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
-    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
-    cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
-    in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
-    GPU's, for tests.
-    """
-
-    name: str = "cpu"
-    threads: int = 2
-    nvdec_threads: int = 8
-    processes: int = 0
-    pipelines: int = 2
-    cpu_share: float = 0.0
-    cache: Literal["host", "gpu"] | None = None
-    cache_gib: float = 16.0
-    on_cpu_dali: bool = False
-
-
-def _cpu(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+def _cpu(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
     from pipelines.backends.cpu import CpuBackend
 
-    return CpuBackend(spec, samples, clips, processes=settings.processes)
+    return CpuBackend(spec, samples, clips, settings)
 
 
-def _hybrid(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
-    from pipelines.backends.hybrid import HybridBackend
+def _hybrid(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
+    from pipelines.backends.dali import HybridBackend
 
-    return HybridBackend(
-        spec,
-        samples,
-        clips,
-        threads=settings.threads,
-        device=_gpu(settings),
-        pipelines=settings.pipelines,
-        processes=settings.processes,
-    )
+    return HybridBackend(spec, samples, clips, settings)
 
 
-def _nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
-    from pipelines.backends.nvdec import NvdecBackend, SharedBackend
+def _nvdec(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
+    from pipelines.backends.dali import NvdecBackend, SharedBackend
 
-    threads, pipelines = settings.nvdec_threads, settings.pipelines
-    nvdec = NvdecBackend(spec, samples, clips, threads=threads, device=_gpu(settings), pipelines=pipelines)
+    nvdec = NvdecBackend(spec, samples, clips, settings)
     if not settings.cpu_share:
         return nvdec
-    return SharedBackend(nvdec, _with_nvdec(settings, spec, samples, clips), settings.cpu_share)
+    return SharedBackend(nvdec, _beside_nvdec(spec, samples, clips, settings), settings.cpu_share)
 
 
-def _with_nvdec(settings: BackendSettings, spec: ViewSpec, samples: int, clips: int) -> Backend:
+def _beside_nvdec(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
     """The backend for those samples of an NVDEC loader that the CPU decodes."""
-    return (_cpu if settings.on_cpu_dali else _hybrid)(settings, spec, samples, clips)
+    return (_cpu if settings.on_cpu_dali else _hybrid)(spec, samples, clips, settings)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What there is to know of a backend before it is made; as it stands, of one whose videos FFmpeg decodes.
+    """What there is to know of a backend before it is made.
 
-    make: settings, spec, most videos and most clips of a video in a batch → the backend. caches: where it can keep
-    decoded videos. timed: its parts that benchmarks time one by one.
+    make: spec, most videos and most clips of a video in a batch, settings → the backend. caches: where it can keep
+    decoded videos. timed: its parts that benchmarks time one by one. nvdec: whether NVDEC decodes, or FFmpeg does.
     """
 
-    make: Callable[[BackendSettings, ViewSpec, int, int], Backend]
+    make: Callable[[ViewSpec, int, int, BackendSettings], Backend]
     caches: tuple[Literal["host", "gpu"], ...]
     timed: tuple[str, ...] = ("decode", "augment")
+    nvdec: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -112,51 +78,37 @@ class Kind:
         return "gpu" in self.caches
 
     def processes(self, threads: int, cpu_share: float) -> int:
-        """How many processes could decode, in place of so many threads."""
-        return threads
+        """How many processes could decode, in place of `threads` threads."""
+        return threads if cpu_share or not self.nvdec else 0
 
     def cpu_share(self, measured: float) -> float:
         """BackendSettings.cpu_share, where this share would be the fastest."""
-        return 0.0
+        return measured if self.nvdec else 0.0
 
     def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
-        """What goes to the GPU of a clip whose video has so many bytes."""
-        return spec.views * spec.frames * spec.size**2 * (spec.planes if self.on_gpu else spec.channels * 4)
+        """What goes to the GPU of a clip whose video has `encoded` bytes."""
+        pixel = spec.planes if self.on_gpu else spec.channels * 4
+        return encoded if self.nvdec else spec.views * spec.frames * spec.size**2 * pixel
 
     def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
         """Flags that may make it faster. cores: for this process. others: backends that this machine has, too."""
+        if self.nvdec:
+            return [] if settings.cpu_share else ["--cpu-share 0.3, so that the CPU decodes as well"]
         threads = [f"--threads {cores}, as many as there are cores for this process"]
         faster = [f"--device {name}" for name in others if BACKENDS[name].on_gpu]
         return threads * (settings.threads < cores) + faster[-1:]
 
     def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
         """One line on what of these rows makes it slow; empty for nothing."""
-        return ""
-
-
-class NvdecKind(Kind):
-    """The same of a backend whose videos NVDEC decodes."""
-
-    def processes(self, threads: int, cpu_share: float) -> int:
-        return threads if cpu_share else 0
-
-    def cpu_share(self, measured: float) -> float:
-        return measured
-
-    def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
-        return encoded
-
-    def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
-        return [] if settings.cpu_share else ["--cpu-share 0.3, so that the CPU decodes as well"]
-
-    def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
-        return sides_remark(dataset.column("width")[rows], dataset.column("height")[rows])
+        return (
+            sides_remark(dataset.column("width")[rows], dataset.column("height")[rows]) if self.nvdec else ""
+        )
 
 
 BACKENDS: dict[str, Kind] = {
     "cpu": Kind(_cpu, ("host",)),
     "hybrid": Kind(_hybrid, ("host", "gpu")),
-    "gpu": NvdecKind(_nvdec, ("host", "gpu"), timed=("trim", "nvdec", "graph")),
+    "gpu": Kind(_nvdec, ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
 }
 SHARING = ("hybrid", "gpu")
 """The backends whose rates say what share of the samples the CPU should decode: (CPU, NVDEC)."""
@@ -172,23 +124,23 @@ def open_backend(
 ) -> Backend:
     """Make the backend for a loader of these rows; to be closed. Raises InputError for settings that do not go together."""
     _check(settings)
-    backend = BACKENDS[settings.name].make(settings, spec, max_samples, max_clips)
+    backend = BACKENDS[settings.name].make(spec, max_samples, max_clips, settings)
     if settings.cache is None:
         return backend
     from pipelines.backends.cached import Cache, CachedBackend
     from pipelines.backends.cpu import CpuDecodeBackend
 
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
-    gpu = _gpu(settings) if BACKENDS[settings.name].on_gpu else None
+    gpu = settings.gpu if BACKENDS[settings.name].on_gpu else None
     cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
     if settings.cache == "gpu":
-        from pipelines.backends.nvdec import MemoryBackend
+        from pipelines.backends.dali import MemoryBackend
 
-        memory: Backend = MemoryBackend(spec, max_samples, max_clips, threads=settings.threads, device=gpu)
+        memory: Backend = MemoryBackend(spec, max_samples, max_clips, settings)
     elif isinstance(backend, CpuDecodeBackend):
         memory = backend
     else:
-        memory = _with_nvdec(replace(settings, processes=0), spec, max_samples, max_clips)
+        memory = _beside_nvdec(spec, max_samples, max_clips, replace(settings, processes=0))
     return CachedBackend(backend, memory, cache)
 
 
@@ -202,10 +154,8 @@ def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None 
     if name not in ("auto", *BACKENDS):
         raise InputError(f"--device {name}: choose one of auto, {', '.join(BACKENDS)}")
     cuda = torch.cuda.is_available()
-    if name in ("cpu", "auto") and not cuda:
+    if name == "cpu" or (name == "auto" and not cuda):
         return "cpu"
-    if name == "cpu":
-        return name
     if not cuda:
         raise InputError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
     if not _has_dali():
@@ -260,23 +210,15 @@ def _nvdec_objection(dataset: Dataset | None) -> str:
 
 
 def _has_dali() -> bool:
-    try:
+    with suppress(ModuleNotFoundError):  # no package of NVIDIA's at all
         return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:  # no package of NVIDIA's at all
-        return False
+    return False
 
 
 def _has_nvdec() -> bool:
-    try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError:
-        return False
-    return True
-
-
-def _gpu(settings: BackendSettings) -> int | None:
-    # asked in the main thread: others begin with the first GPU
-    return None if settings.on_cpu_dali else torch.cuda.current_device()
+    with suppress(OSError):
+        return bool(ctypes.CDLL("libnvcuvid.so.1"))
+    return False
 
 
 def _check(settings: BackendSettings) -> None:

@@ -8,7 +8,8 @@ backend it is.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.video.excerpt import Excerpt
 
-# What CUDA, NVDEC and DALI say of a GPU in trouble. A video that NVDEC refuses is told in other words.
+# What CUDA, NVDEC and DALI say of a GPU in trouble. For a video that NVDEC refuses they have other words.
 _OF_THE_DEVICE = re.compile(
     r"CUDA error:|out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
     r"|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST"
@@ -36,6 +37,34 @@ Rendered = Callable[[], Tensor]
 """Waits for a batch's views (B, V, C, T, H, W), float32 in channels-last-3d strides, and returns them; to be called
 once. B counts clips. On a GPU they are ready for what torch's current stream is given from then on. Raises RuntimeError
 where the batch could not be rendered."""
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """Which backend makes the views, and with what.
+
+    name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
+    DALI's pipelines. nvdec_threads: that feed NVDEC; an H100 has seven decoders.
+    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
+    cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
+    in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
+    GPU's, for tests.
+    """
+
+    name: str = "cpu"
+    threads: int = 2
+    nvdec_threads: int = 8
+    processes: int = 0
+    pipelines: int = 2
+    cpu_share: float = 0.0
+    cache: Literal["host", "gpu"] | None = None
+    cache_gib: float = 16.0
+    on_cpu_dali: bool = False
+
+    @property
+    def gpu(self) -> int | None:
+        """The GPU's number, to be asked in the main thread: others begin with the first GPU. None with on_cpu_dali."""
+        return None if self.on_cpu_dali else torch.cuda.current_device()
 
 
 class Video:
@@ -62,12 +91,18 @@ class Backend(ABC):
     """Makes the views of a spec's clips.
 
     spec: how clips are looked at. max_samples: videos in a batch, at most. max_clips: clips of a video, at most.
-    concurrent: batches that may be rendered at the same time.
+    settings: see BackendSettings. concurrent: batches that may be rendered at the same time.
     """
 
     concurrent = 1
 
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
+    def __init__(
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        settings: BackendSettings = BackendSettings(),
+    ) -> None:
         self.spec, self.max_samples, self.max_clips = spec, max_samples, max_clips
 
     def buffer(self, samples: list[Sample]) -> list[Any]:

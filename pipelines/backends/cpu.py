@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.backends.base import Backend, Rendered, Video
+from pipelines.backends.base import Backend, BackendSettings, Rendered, Video
 from pipelines.decode import keep_freed_memory
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
@@ -19,7 +19,7 @@ from pipelines.workers import Maker, Region, Worker
 
 
 class CpuDecodeBackend(Backend):
-    """A backend whose videos FFmpeg decodes: in the pool's threads, or in so many `processes`.
+    """A backend whose videos FFmpeg decodes: in the pool's threads, or in as many processes as the settings say.
 
     What a clip becomes is written into memory of the batch, `shape` and `dtype` a clip. pixels: of decoded frames.
     """
@@ -29,13 +29,14 @@ class CpuDecodeBackend(Backend):
         spec: ViewSpec,
         max_samples: int,
         max_clips: int,
+        settings: BackendSettings,
         *,
-        processes: int,
         shape: tuple[int, ...],
         dtype: Any,
         pixels: bool,
     ) -> None:
-        super().__init__(spec, max_samples, max_clips)
+        super().__init__(spec, max_samples, max_clips, settings)
+        processes = settings.processes
         keep_freed_memory()
         self._maker = Maker(spec, pixels=pixels)
         self._memory = _BatchMemory((max_samples * max_clips, *shape), dtype, shared=processes > 0)
@@ -76,16 +77,15 @@ class CpuDecodeBackend(Backend):
 class CpuBackend(CpuDecodeBackend):
     """Everything on the CPU. The views lie in the computer's memory; pinned where there is a GPU, and no process."""
 
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, *, processes: int = 0) -> None:
-        super().__init__(
-            spec,
-            max_samples,
-            max_clips,
-            processes=processes,
-            shape=(spec.views * spec.frames, spec.size**2, spec.channels),
-            dtype=np.float32,
-            pixels=False,
-        )
+    def __init__(
+        self,
+        spec: ViewSpec,
+        max_samples: int,
+        max_clips: int,
+        settings: BackendSettings = BackendSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        shape = (spec.views * spec.frames, spec.size**2, spec.channels)
+        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.float32, pixels=False)
 
     def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
         spec = self.spec

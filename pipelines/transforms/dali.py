@@ -50,7 +50,7 @@ def define(spec: ViewSpec, source: Source, device: str = "gpu", clips: int = 1) 
 
 
 def inputs(spec: ViewSpec, params: list[ViewParams], clips: int = 1) -> dict[str, list[NDArray[Any]]]:
-    """What `define` takes of the samples' parameters, whatever its source; by the names of its inputs."""
+    """What `define` takes of the samples' parameters, for any source; by the names of its inputs."""
     found: dict[str, list[NDArray[Any]]] = {
         "colours": [p.colours.reshape(-1, *p.colours.shape[2:]) for p in params]
     }
@@ -91,7 +91,7 @@ def frame_inputs(
 
 
 def _repeated(spec: ViewSpec, clips: int) -> ViewSpec:
-    """The spec of a sample: the views of so many clips, one clip after the other; each has boxes of its own."""
+    """The spec of a sample: the views of `clips` clips, one clip after the other; each has boxes of its own."""
     boxes = spec.scope(spec.box_scope)[:, 0]
     groups = tuple(int(box + clip * (boxes.max() + 1)) for clip in range(clips) for box in boxes)
     return replace(spec, offsets=spec.offsets * clips, box_scope="view", groups=groups)

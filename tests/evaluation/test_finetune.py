@@ -19,7 +19,7 @@ from evaluation.finetune import tuning_of
 from evaluation.settings import Finetune
 from evaluation.supervised import Classifier, still_spec
 from objectives import checkpoint
-from objectives.downstream import FineTuning
+from objectives.base import FineTuning
 from pipelines.views import eval_view
 from shards import Dataset, InputError
 from tests.evaluation.rendered import Video, write_set

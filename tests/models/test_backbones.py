@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
 
 from models import backbones
+from models.dpc import ResNet2d3d
 from models.r3d import R3D, FactoredConv
-from models.resnet2d3d import ResNet2d3d
 from models.s3dg import MaxPool, SelfGating
 from models.stages import Stages
 

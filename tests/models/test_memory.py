@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.prediction import CompressiveMemory
+from models.dpc import CompressiveMemory
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.prediction import ConvGRU
+from models.dpc import ConvGRU
 
 
 def sigmoid(x: float) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.tcp_context import ConvLSTM, MaskedConv3d, PooledLSTM, masked_conv2plus1d, masked_conv3d
+from models.tcp import ConvLSTM, MaskedConv3d, PooledLSTM, masked_conv2plus1d, masked_conv3d
 
 NETWORKS = {
     "conv3d": masked_conv3d,

@@ -226,7 +226,7 @@ def test_every_parameter_gets_a_gradient_or_the_flags_are_named(
         ({"clips": 1}, "--clips 1: must be at least 1, and 2 with --contrast context"),
         ({"size": 63}, "--size 63: must be even"),
         ({"lambda_ctr": 0.0}, "--lambda-ctr 0 with --contrast context: use --contrast none"),
-        ({"lr": 0.0}, "--lr 0 must"),
+        ({"lr": 0.0}, "--lr 0.0: must be above 0"),
         ({"momentum": -1.0}, "--momentum -1.0: must be at least 0"),
         ({"contrast": "both"}, "--contrast both: choose one of context, pace, none"),
     ],

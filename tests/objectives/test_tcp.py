@@ -15,7 +15,7 @@ from tcp_reference import SMALL, as_lists, equation_1, given_features, random_vi
 from tcp_two_ranks import HALF, WORLD, D, K, V, rank_main
 
 import objectives
-from models.tcp_context import MaskedConv3d
+from models.tcp import MaskedConv3d
 from objectives.tcp import TCP, TCPConfig, candidates
 from pipelines.sampling import sample_params
 from shards import InputError

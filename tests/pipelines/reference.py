@@ -87,11 +87,10 @@ def made(kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int
     """A backend: cpu, hybrid, gpu, or memory, which renders cached.Resident. device: the GPU; None for DALI on the CPU."""
     if kind == "cpu":
         return CpuBackend(spec, samples, clips)
-    from pipelines.backends.hybrid import HybridBackend
-    from pipelines.backends.nvdec import MemoryBackend, NvdecBackend
+    from pipelines.backends.dali import HybridBackend, MemoryBackend, NvdecBackend
 
     kinds = {"hybrid": HybridBackend, "gpu": NvdecBackend, "memory": MemoryBackend}
-    return kinds[kind](spec, samples, clips, threads=2, device=device)
+    return kinds[kind](spec, samples, clips, BackendSettings(nvdec_threads=2, on_cpu_dali=device is None))
 
 
 def render(backend: Backend, params: list[ViewParams], inputs: list[Any]) -> torch.Tensor:

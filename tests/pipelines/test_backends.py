@@ -19,7 +19,7 @@ from objectives.vdim import VDIM, VDIMConfig
 from pipelines.backends import BackendSettings, available, choose_backend, open_backend
 from pipelines.backends.base import Backend, Combined, Rendered, Video, is_device_fault, is_out_of_memory
 from pipelines.backends.cpu import CpuBackend
-from pipelines.backends.nvdec import NvdecBackend
+from pipelines.backends.dali import NvdecBackend
 from pipelines.decode import decode_frames
 from pipelines.sampler import Sample
 from pipelines.transforms.dali import define
@@ -272,7 +272,7 @@ def test_a_fault_while_a_bad_video_is_looked_for(dataset: Dataset) -> None:
         def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
             return 0, self.members[0].prepare(video, sample, out)
 
-    nvdec = Nvdec(SPEC, 4, 1, threads=1, device=None)
+    nvdec = Nvdec(SPEC, 4, 1, BackendSettings(nvdec_threads=1, on_cpu_dali=True))
     for backend in (nvdec, Shared([nvdec, CpuBackend(SPEC, 4, 1)])):
         with loader(dataset, SPEC, backend=backend) as batches, pytest.raises(RuntimeError) as caught:
             next(batches)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.backends.cached import Cache, Decoded, Resident, chosen
-from pipelines.backends.nvdec import in_share
+from pipelines.backends.dali import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError

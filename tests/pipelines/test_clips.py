@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.sampler import ShuffledOrder
-from pipelines.sampling import sample_clip_params, sample_params
+from pipelines.sampling import sample_params
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
 from tests.pipelines.reference import assert_same_params, loader, made, params_for, render
@@ -39,7 +39,7 @@ SPECS = [
 @given(st.sampled_from(SPECS), st.integers(1, 5), st.integers(0, 1000), st.integers(0, 2**40))
 def test_the_clips_of_an_epoch_are_the_draws_of_so_many_epochs(spec, clips, epoch, seed) -> None:
     rows, shape = np.array([5, 11]), [np.array(side) for side in ([90, 30], [176, 90], [144, 160])]
-    together = sample_clip_params(spec, rows, *shape, seed=seed, epoch=epoch, clips=clips)
+    together = sample_params(spec, rows, *shape, seed=seed, epoch=epoch, clips=clips)
     assert together.frames.shape[1] == clips * spec.views
     for place in range(2):
         for clip, found in enumerate(together.sample(place).clips(clips)):
@@ -116,7 +116,7 @@ def test_the_clips_of_a_bad_video_are_replaced_by_those_of_one_other(
 def test_clips_of_one_sample_are_as_if_alone(vp9_folder: Path, spec: ViewSpec, kind: str) -> None:
     dataset, rows = Dataset(vp9_folder), np.array([1, 4])
     shape = [dataset.column(name)[rows] for name in ("num_frames", "width", "height")]
-    whole = sample_clip_params(spec, rows, *shape, seed=2, epoch=0, clips=3)
+    whole = sample_params(spec, rows, *shape, seed=2, epoch=0, clips=3)
     batch_params = [whole.sample(place) for place in range(2)]
     videos = [dataset.read(int(row)) for row in rows]
     found = render(made(kind, spec, 2, clips=3), batch_params, videos)

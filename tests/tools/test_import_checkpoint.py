@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import objectives
-from models.resnet2d3d import ResNet2d3d
+from models.dpc import ResNet2d3d
 from objectives.dpc import DPC, DPCConfig
-from objectives.imports import family
-from objectives.imports.files import write
+from objectives.imports import family, write_file
 from objectives.memdpc import MemDPC, MemDPCConfig
 from pipelines.sampling import sample_params
 from shards import InputError
@@ -181,7 +180,7 @@ class TheirMemDPC(nn.Module):
 
 def test_an_exported_memdpc_loads_completely_into_the_authors_network(tmp_path: Path) -> None:
     objective = MemDPC(MemDPCConfig(width=1 / 16, size=64, memory_size=K))
-    write(tmp_path / "ours.pth.tar", family("memdpc").tensors(objective), wrapped=True)
+    write_file(tmp_path / "ours.pth.tar", family("memdpc").tensors(objective), wrapped=True)
     state = torch.load(tmp_path / "ours.pth.tar", weights_only=True)["state_dict"]
     theirs = TheirMemDPC(1 / 16)
     theirs.load_state_dict(state, strict=True)

@@ -39,7 +39,7 @@ def test_another_methods_encoder_is_taken_and_nothing_else(
     assert not torch.equal(after["encoder.conv1.weight"], before["encoder.conv1.weight"])
     rest = [name for name in after if not name.startswith("encoder.")]
     assert rest and all(torch.equal(after[name], before[name]) for name in rest)
-    assert "encoder of dpc; the rest of memdpc starts anew" in caplog.text
+    assert "encoder of dpc; the rest of memdpc has fresh weights" in caplog.text
 
 
 def test_a_shared_backbone_passes_between_all_methods(tmp_path: Path) -> None:

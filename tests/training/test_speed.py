@@ -12,7 +12,7 @@ import objectives
 from pipelines.backends import BACKENDS, BackendSettings
 from shards import Dataset
 from tests.training.harness import TOY, train
-from training import autotune
+from training import speed as loader_speed
 from training.run import Run
 from training.settings import Settings
 from training.speed import PATIENCE, Speed, Waiting, advice, cores, settle
@@ -43,7 +43,7 @@ def test_without_a_finding_there_are_defaults(run: Run) -> None:
 def test_what_autotune_found_is_taken_and_what_is_given_wins(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    autotune.record("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
+    loader_speed.note_tuned("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
     speed = settle(settings(), SPEC, run.dataset)
     assert (speed.backend.name, speed.threads, speed.prefetch) == ("cpu", 6, 5)
     assert speed.origin.count("found by --autotune") == 3
@@ -58,7 +58,7 @@ def test_what_autotune_found_is_taken_and_what_is_given_wins(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
 def test_a_finding_for_what_is_out_of_reach_is_left_aside(run: Run) -> None:
-    autotune.record("vdim", SPEC, {"device": "gpu", "threads": 6, "prefetch": 5})
+    loader_speed.note_tuned("vdim", SPEC, {"device": "gpu", "threads": 6, "prefetch": 5})
     for device in ("auto", "cpu"):
         assert settle(settings(device=device), SPEC, run.dataset).prefetch == 2
 
@@ -98,7 +98,7 @@ def test_advice_follows_what_is_known(run: Run) -> None:
         run, Speed(BackendSettings("gpu"), 2, 2)
     )
     assert "make_shards" not in advised(run, enough)  # 144 pixels are no more than VDIM needs
-    autotune.record("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
+    loader_speed.note_tuned("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
     assert "--autotune" not in advised(run, enough)
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from models.stages import to_channels_last
+from pipelines.loader import to_device
 from shards import InputError
-from training.layout import to_channels_last, to_device
 from training.log import Log
 from training.state import load_optimizer, save_optimizer, seed_step
 

@@ -18,10 +18,10 @@ import objectives
 from objectives import Objective, checkpoint
 from shards import InputError
 from tests.training.harness import TOY, train
-from training import autotune
-from training.command import with_own_flags
+from training import speed as loader_speed
 from training.log import Log, read_metrics
 from training.run import refuse_changes
+from training.settings import with_own_flags
 from training.state import State, read_rows
 
 IDENTITY = {"data": "set 0123", "seed": 0, "global_batch": 4, "val_split": None, "clip_norm": 1.0}
@@ -308,22 +308,22 @@ def test_any_value_anywhere_in_the_config(
 def test_flags_that_were_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: int) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
     spec = objectives.get("dpc").view_spec(objectives.get("dpc").Config())
-    path = autotune.record("dpc", spec, autotune.Tuned(device="cpu", threads=3, prefetch=4))
+    path = loader_speed.note_tuned("dpc", spec, loader_speed.Tuned(device="cpu", threads=3, prefetch=4))
     cases = list(cases_of_json(json.loads(path.read_text())))
     for content in cases[case::40]:
         path.write_text(json.dumps(content))
         with watchdog():
             try:
-                autotune.lookup("dpc", spec)
+                loader_speed.find_tuned("dpc", spec)
             except InputError as error:
                 assert "tuned.json" in line(error) and "remove it" in line(error)
 
 
 def test_tuned_flags_are_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
-    os.mkfifo(tmp_path / autotune.FILE)
+    os.mkfifo(tmp_path / loader_speed.TUNED)
     with watchdog(), pytest.raises(InputError, match=r"tuned.json: is not a regular file.*remove it"):
-        autotune.lookup("dpc", objectives.get("dpc").view_spec(objectives.get("dpc").Config()))
+        loader_speed.find_tuned("dpc", objectives.get("dpc").view_spec(objectives.get("dpc").Config()))
 
 
 @pytest.mark.parametrize("file", ["config.json", "state.json", "rows.txt", "optimizer.safetensors"])

@@ -17,7 +17,7 @@ from shards import Dataset
 from tests.training import harness
 from tests.training.harness import TOY, lines, losses, steps, train
 from tests.training.test_safety import one_line
-from training.command import as_argv, with_own_flags
+from training.settings import as_argv, with_own_flags
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (*TOY, "--batch-size", 4, "--checkpoint-every", 2)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from models.resnet2d import StackedResNet18
 from models.stages import run_checkpointed
+from models.tcp import StackedResNet18
 
 
 def weights(inputs: int, width: float) -> int:

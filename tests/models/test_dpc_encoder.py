@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet2d3d import ResNet2d3d
+from models.dpc import ResNet2d3d
 
 
 @pytest.mark.parametrize(("depth", "count"), [(18, 14_057_536), (34, 32_422_208)])
@@ -20,7 +20,6 @@ def test_feature_sizes(depth: int, dim: int) -> None:
         encoder = ResNet2d3d(depth)
         for size, side in ((128, 4), (224, 7), (112, 4), (64, 2)):
             assert encoder(torch.empty(2, 3, 5, size, size)).shape == (2, dim, side, side)
-            assert encoder.map_side(size) == side
     assert encoder.dim == dim
 
 

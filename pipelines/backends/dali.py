@@ -1,0 +1,259 @@
+"""The backends that augment on the GPU, with DALI.
+
+hybrid   FFmpeg decodes, crops and resizes on the CPU; DALI does the rest
+gpu      NVDEC decodes, and DALI crops and augments what it decoded: pixels never leave the GPU
+memory   DALI crops and augments videos that a cache keeps in the GPU's memory
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline
+from torch import Tensor
+
+from pipelines import colour
+from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
+from pipelines.backends.cached import Resident
+from pipelines.backends.cpu import CpuDecodeBackend
+from pipelines.decode import check_frames
+from pipelines.sampler import Sample
+from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.transforms import dali
+from pipelines.transforms.numpy import noise_bank
+from pipelines.trim import trim
+from pipelines.views import ViewSpec
+from shards.video.excerpt import indexed
+from shards.video.mp4 import DecodeError
+
+_LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
+
+
+class DaliGraph:
+    """A graph in as many DALI pipelines as there are batches under way, which take turns.
+
+    Samples of fewer than `clips` clips are filled up.
+
+    device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
+    """
+
+    def __init__(
+        self,
+        spec: ViewSpec,
+        source: dali.Source,
+        max_samples: int,
+        clips: int,
+        *,
+        threads: int,
+        device: int | None,
+    ) -> None:
+        self._spec, self._source, self._clips, self._device = spec, source, clips, device
+        self._max_samples, self._threads = max_samples, threads
+        self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
+        self._smaller: dict[int, DaliGraph] = {}
+        self._noise: Any = None
+
+    def render(
+        self,
+        samples: list[Sample],
+        inputs: dict[str, list[Any]],
+        stream: torch.cuda.Stream | None = None,
+    ) -> Rendered:
+        """Begin a batch. inputs: name of a graph's input → an array a sample, of `clips` clips each; what lies on the
+        GPU was made on `stream`."""
+        params = [self._filled(sample) for sample in samples]
+        pipeline = self._free.pop() if self._free else self._built()
+        with torch.cuda.stream(stream):
+            for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
+                pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))
+            if self._spec.channel_drop:
+                pipeline.feed_input("noise_bank", [self._bank()] * len(samples), layout="FHWC")
+            pipeline.schedule_run()
+
+        def views() -> Tensor:
+            batch = self._taken(pipeline, [sample.clips for sample in samples])
+            self._free.append(pipeline)  # after a failure it is of no use
+            return batch
+
+        return views
+
+    def fit(self, samples: list[Sample]) -> "DaliGraph":
+        """This graph, or one for fewer clips a sample, where no sample has as many: a power of two, at least."""
+        most = max(sample.clips for sample in samples)
+        clips = min(1 << (most - 1).bit_length(), self._clips)
+        if clips == self._clips:
+            return self
+        if clips not in self._smaller:
+            self._smaller[clips] = DaliGraph(
+                self._spec, self._source, self._max_samples, clips, threads=self._threads, device=self._device
+            )
+        return self._smaller[clips]
+
+    def frame_inputs(
+        self, samples: list[Sample]
+    ) -> tuple[list[NDArray[np.int32]], dict[str, list[NDArray[Any]]]]:
+        """What transforms.dali.frame_inputs gives of the samples, filled up."""
+        return dali.frame_inputs(self._spec, [self._filled(sample) for sample in samples], self._clips)
+
+    def _filled(self, sample: Sample) -> ViewParams:
+        """The parameters of a sample, its last clip repeated up to the number that the graph is built for."""
+        if sample.clips == self._clips:
+            return sample.params
+        parts = sample.params.clips(sample.clips)
+        return ViewParams.concatenated([*parts, *[parts[-1]] * (self._clips - sample.clips)])
+
+    def _built(self) -> Pipeline:
+        # the work of a batch begins when it is scheduled: two pipelines, each with a queue of one, are two batches
+        pipeline = Pipeline(self._max_samples, self._threads, self._device, prefetch_queue_depth=1)
+        device = "cpu" if self._device is None else "gpu"
+        with pipeline:
+            pipeline.set_outputs(dali.define(self._spec, self._source, device, self._clips))
+        pipeline.build()
+        return pipeline
+
+    def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
+        """A pipeline's batch (B, V, C, T, H, W), of `clips[i]` clips of sample i, ready on torch's current stream.
+
+        The host waits for none of it: DALI's stream makes torch's wait. On a GPU it is a copy, in memory of torch's own,
+        which torch keeps until every stream has read it; DALI's may be written again once it is let go.
+        """
+        stream = None if self._device is None else torch.cuda.current_stream(self._device)
+        (output,) = pipeline.outputs(stream)
+        frames = torch.from_dlpack(output.as_tensor())
+        spec = self._spec
+        shape = (spec.views, spec.frames, spec.size, spec.size, spec.channels)
+        batch = frames.view(len(clips) * self._clips, *shape)
+        if any(count < self._clips for count in clips):
+            parts = zip(batch.split(self._clips), clips, strict=True)
+            batch = torch.cat([part[:count] for part, count in parts])
+        elif stream is not None:
+            batch = batch.clone()
+        return batch.permute(0, 1, 5, 2, 3, 4)
+
+    def _bank(self) -> Any:
+        if self._noise is None:
+            bank = noise_bank(NOISE_FRAMES, self._spec.size)
+            self._noise = bank if self._device is None else torch.from_numpy(bank).to(f"cuda:{self._device}")
+        return self._noise
+
+
+class HybridBackend(CpuDecodeBackend):
+    """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
+        shape = (spec.views * spec.decoded, spec.planes, spec.size, spec.size)
+        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.uint8, pixels=True)
+        self.concurrent, threads = settings.pipelines, settings.threads
+        # each clip is a sample of its own there: nothing has to be filled up
+        clips = max_samples * max_clips
+        self._graph = DaliGraph(spec, "pixels", clips, 1, threads=threads, device=settings.gpu)
+
+    def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
+        clips = [
+            Sample(sample.index[place : place + 1], sample.row, params, 1, sample.slot)
+            for sample in samples
+            for place, params in enumerate(sample.params.clips(sample.clips))
+        ]
+        return self._graph.render(clips, {"pixels": [clip for part in prepared for clip in part.numpy()]})
+
+
+@dataclass(frozen=True)
+class _Trimmed:
+    """A file with what the clips need. numbers: of the frames to show, ascending, among those that the file shows."""
+
+    file: NDArray[np.uint8]
+    numbers: NDArray[np.int32]
+
+
+class NvdecBackend(Backend):
+    """Everything on the GPU. NVDEC is given only what a clip needs: DALI's decoder never seeks, it decodes a file from
+    its first packet on."""
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
+        super().__init__(spec, max_samples, max_clips, settings)
+        self.concurrent, threads = settings.pipelines, settings.nvdec_threads
+        self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=settings.gpu)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
+        wanted = np.unique(sample.params.frames)
+        found = indexed(video.read_frames(wanted))
+        file, numbers = trim(found.index, found.data, wanted)
+        return _Trimmed(np.frombuffer(file, np.uint8), numbers)
+
+    def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
+        graph = self._graph.fit(samples)
+        inputs: dict[str, list[Any]] = {
+            **graph.frame_inputs(samples)[1],
+            "encoded": [one.file for one in prepared],
+            "numbers": [one.numbers for one in prepared],
+        }
+        return graph.render(samples, inputs)
+
+    def refused(self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError) -> dict[int, str]:
+        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
+        found: dict[int, str] = {}
+        for place, one in enumerate(prepared):
+            try:
+                check_frames(one.file.tobytes(), one.numbers.tolist())
+            except DecodeError as damage:
+                found[place] = str(damage)
+        if found:
+            return found
+        for place, one in enumerate(prepared):
+            try:
+                self.render([samples[place]], [one])()
+            except RuntimeError as refusal:
+                if is_device_fault(refusal):
+                    raise
+                found[place] = "DALI: " + " ".join(str(refusal).rpartition("encountered:")[2].split())
+        if len(found) in (0, len(prepared)):
+            raise error
+        return found
+
+
+class SharedBackend(Combined):
+    """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
+
+    def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
+        super().__init__([nvdec, on_cpu])
+        self._share = cpu_share
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        number = int(in_share(sample.slot, self._share))
+        return number, self.members[number].prepare(video, sample, out)
+
+
+def in_share(slot: int, share: float) -> bool:
+    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
+    return int((slot + 1) * share) > int(slot * share)
+
+
+class MemoryBackend(Backend):
+    """Renders cached.Resident videos."""
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
+        super().__init__(spec, max_samples, max_clips, settings)
+        self.concurrent, threads = settings.pipelines, settings.threads
+        self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=settings.gpu)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
+        raise NotImplementedError("the cache before this backend keeps the video")
+
+    def render(self, samples: list[Sample], prepared: list[Resident]) -> Rendered:
+        graph = self._graph.fit(samples)
+        numbers, inputs = graph.frame_inputs(samples)
+        with torch.cuda.stream(prepared[0].stream):
+            index = torch.from_numpy(np.concatenate(numbers).astype(np.int64))
+            if prepared[0].luma.is_cuda:  # from memory that is not pinned, the host would wait for the copy
+                index = index.pin_memory().to(prepared[0].luma.device, non_blocking=True)
+            parts = index.split([len(one) for one in numbers])
+            planes = [video.take(part) for video, part in zip(prepared, parts, strict=True)]
+        given: dict[str, list[Any]] = {
+            **inputs,
+            "luma": [luma for luma, _ in planes],
+            "chroma": [chroma for _, chroma in planes],
+            "to_rgb": [colour.rgb_from_yuv(full=video.full_range) for video in prepared],
+        }
+        return graph.render(samples, given, prepared[0].stream)
