@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from evaluation import combine, embed, oops, recognition, report, retrieval, settings, table
+from evaluation import combine, context, oops, recognition, report, retrieval, settings, table
 from shards import InputError
 from training.processes import StopSignals, ended
 
@@ -37,7 +37,7 @@ PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "curve": (settings.Curve, combine.curve),
     "table": (settings.Table, table.table),
     "report": (settings.Report, report.report),
-    "embed": (settings.Embed, embed.embed),
+    "embed": (settings.Embed, context.embed),
 }
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import objectives
 import pipelines
-from evaluation.knn import Knn
+from evaluation.retrieval import Knn
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse, small_changes

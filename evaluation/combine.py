@@ -5,16 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation import metrics
-from evaluation.arrays import check_numbers, read_arrays
+from evaluation.context import begin_processes
+from evaluation.files import check_numbers, only_writer, read_arrays, write_json
 from evaluation.recognition import finetune, linear
-from evaluation.results import load, save
+from evaluation.results import load
 from evaluation.retrieval import retrieve
 from evaluation.settings import Curve, Finetune, Fuse, Linear, Retrieval, Supervised
+from evaluation.table import print_lines, row
 from shards import InputError
+from shards.atomic import WriterLock
 from training.log import read_metrics
+from training.processes import on_main
 
 PREDICTIONS = {
     "key": "text M",
@@ -30,6 +33,7 @@ def fuse(settings: Fuse) -> None:
     """Average the probabilities of results on the same videos, such as those of an RGB and a flow network."""
     if len(settings.results) < 2:
         raise InputError(f"{' '.join(map(str, settings.results))}: name two results or more to fuse")
+    lock = only_writer(settings.output)
     results = [load(folder) for folder in settings.results]
     found = [_predictions(folder) for folder in settings.results]
     first = found[0]
@@ -78,11 +82,11 @@ def fuse(settings: Fuse) -> None:
         "streams": {one["model"]: scored(p, 1) for one, p in zip(results, streams, strict=True)},
         "baselines": baselines,
     }
-    settings.output.mkdir(parents=True, exist_ok=True)
-    save(settings.output, result)
+    write_json(settings.output / "result.json", result)
+    lock.close()
     lines = [f"{name:24}{metrics.Score(**one)} %" for name, one in result["streams"].items()]
     lines.append(f"{'together':24}{metrics.Score(**result['scores']['top1'])} %")
-    tqdm.write("\n".join([*lines, str(settings.output / "result.json")]))
+    print_lines(*lines, str(settings.output / "result.json"))
 
 
 def _predictions(folder: Path) -> dict[str, np.ndarray]:
@@ -103,6 +107,9 @@ def curve(settings: Curve) -> None:
             f"--checkpoint {run}: is no run with checkpoints (train.py --keep says how many stay)"
         )
     folder = settings.output or Path("runs/evaluation") / f"curve-{run.resolve().name}"
+    begin_processes()
+    lock: list[WriterLock] = []
+    on_main(lambda: lock.append(only_writer(folder)))  # the list keeps it to the end
     points: list[dict[str, Any]] = []
     random: Any = None
     for path in kept:
@@ -116,10 +123,13 @@ def curve(settings: Curve) -> None:
             finetune(Finetune(**flags))
         else:
             linear(Linear(**flags))
-        last = load(folder / path.name)
-        downstream, random = _headline(last, random)
+        last = on_main(lambda path=path: load(folder / path.name))  # type: ignore[misc]
+        headline = row(last)
+        assert headline is not None
+        for name in {"random", "scratch"} & headline.baselines.keys():
+            random = headline.baselines[name].as_dict()
         step = int(path.name.removeprefix("step-"))
-        points.append({"step": step, "downstream": downstream} | _pretraining(run, step))
+        points.append({"step": step, "downstream": headline.score.as_dict()} | _pretraining(run, step))
     result = {name: last[name] for name in ("objective", "data", "splits", "evaluated", "settings")}
     result |= {
         "protocol": "curve",
@@ -127,22 +137,13 @@ def curve(settings: Curve) -> None:
         "checkpoint": str(run),
         "model": run.resolve().name,
     }
-    save(folder, result | {"points": points, "random": random})
+    on_main(lambda: write_json(folder / "result.json", result | {"points": points, "random": random}))
     lines: list[str] = [
         f"step {p['step']:8}  {_said(p):26}  downstream {metrics.Score(**p['downstream'])} %" for p in points
     ]
     if random:
         lines.append(f"random weights {'':31}{metrics.Score(**random)} %")
-    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
-
-
-def _headline(result: dict[str, Any], before: Any) -> tuple[dict[str, float], Any]:
-    """A result's score, and that of the same network with random weights where it has one."""
-    given = result.get("baselines", {})
-    random = given.get("random") or given.get("scratch")
-    if "recall" in result:
-        return result["recall"]["video"]["1"], random["video"]["1"] if random else before
-    return result["scores"]["top1"], random["top1"] if random else before
+    on_main(lambda: print_lines(*lines, str(folder / "result.json")))
 
 
 def _pretraining(run: Path, step: int) -> dict[str, float]:

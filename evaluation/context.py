@@ -1,37 +1,50 @@
-"""What every protocol has before it starts: model, data, splits, features, and where the result goes."""
+"""What every protocol has before it starts: model, data, splits, features, and where the result goes; embed, which ends there."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast, parse_flag_from_env
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
 
 from evaluation.data import Labelled, Split
 from evaluation.features import Compute, Features, extract
+from evaluation.files import only_writer, write_text, written
 from evaluation.model import RANDOM, Model, open_model
-from evaluation.settings import Settings
+from evaluation.settings import Embed, Settings
 from objectives.base import Downstream
 from pipelines.backends import BackendSettings, choose_backend
-from pipelines.eval_clips import EvalClips, EvalLayout
+from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError, demo
+from shards.atomic import WriterLock
+from training.processes import on_main
 from training.speed import cores, decode_processes, share
 
 
 @dataclass(frozen=True)
 class Context:
-    """settings, and what they name, opened. downstream: the method's protocol with the user's changes."""
+    """settings, and what they name, opened. downstream: the method's protocol with the user's changes.
+
+    folder: the result's. lock: of the main process, which lets nobody else write there while this object lives.
+    """
 
     settings: Settings
     model: Model
     dataset: Dataset
     compute: Compute
     downstream: Downstream
+    folder: Path = Path()
+    lock: WriterLock | None = None
 
     @property
     def main(self) -> bool:
@@ -69,7 +82,7 @@ class Context:
         seed = self.settings.seed + 1 + draw
         what = self.settings.checkpoint.removeprefix(RANDOM)
         model = open_model(f"{RANDOM}{what}", small=_small(self.settings), seed=seed)
-        return replace(self, model=model)
+        return replace(self, model=with_statistics(model, self.dataset, self.settings, self.compute))
 
 
 def union(rows: list[NDArray[np.int64]]) -> NDArray[np.int64]:
@@ -80,9 +93,14 @@ def _small(settings: Settings) -> bool:
     return settings.small or (settings.data is None and not torch.cuda.is_available())
 
 
-def open_context(settings: Settings) -> Context:
-    """Raises InputError for what cannot be had."""
-    state = PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+def begin_processes() -> PartialState:
+    """The processes of this evaluation, connected."""
+    return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def open_context(settings: Settings, protocol: str = "") -> Context:
+    """protocol: names the result's folder, "" for none. Raises InputError, also where another process writes there."""
+    state = begin_processes()
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
         dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
@@ -94,7 +112,56 @@ def open_context(settings: Settings) -> Context:
         settings.batch_size,
         settings.cache,
     )
-    return Context(settings, model, dataset, compute, _downstream(model, settings))
+    downstream = _downstream(model, settings)
+    model = with_statistics(model, dataset, settings, compute)
+    if not protocol:
+        return Context(settings, model, dataset, compute, downstream)
+    folder = settings.output or Path("runs/evaluation") / default_name(settings, protocol, model, dataset)
+    locks: list[WriterLock] = []
+    on_main(lambda: locks.append(only_writer(folder)))
+    return Context(settings, model, dataset, compute, downstream, folder, *locks)
+
+
+def with_statistics(model: Model, dataset: Dataset, settings: Settings, compute: Compute) -> Model:
+    """Running statistics for a network whose batch norms keep none, such as the released DPC's.
+
+    They are the mean over batches of one clip, the middle one, of each training video. Without them a window's feature
+    would depend on its neighbours in the batch. All processes call it together.
+    """
+    config = model.objective.config
+    if getattr(config, "norm", "") != "batch-statistics":
+        return model
+    objective: Any = type(model.objective)(replace(config, norm="batch"))
+    objective.load_state_dict(model.objective.state_dict(), strict=False)
+    objective.to(compute.accelerator.device).eval()
+    norms = [module for module in objective.modules() if isinstance(module, _BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # the mean over all batches
+    spec, rows = objective.downstream().spec, _training_rows(dataset, settings)
+    sampler = EvalSampler(
+        dataset, EvalClips.of(dataset, rows, spec, EvalLayout(count=1)), spec, compute.batch_size
+    )
+    with compute.loader(dataset, sampler) as loader, torch.no_grad():
+        for batch in loader:
+            if len(batch["index"]):
+                objective.represent(batch["views"])
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    broadcast(list(objective.buffers()))
+    said = f"{model.origin}; batch norm's statistics are of {len(rows)} videos of {dataset.name}"
+    return replace(model, objective=objective.eval(), origin=said)
+
+
+def _training_rows(dataset: Dataset, settings: Settings) -> NDArray[np.int64]:
+    """The training videos of the first split that there is; all videos where there is none, or with --folds."""
+    named = [f"split{name.removeprefix('split')}:train" for name in settings.split]
+    for name in () if settings.folds else (*named, "train", "split1:train"):
+        with suppress(InputError):
+            if len(rows := dataset.select(split=name)):
+                return rows
+    return dataset.select()
 
 
 def _downstream(model: Model, settings: Settings) -> Downstream:
@@ -119,16 +186,41 @@ def _downstream(model: Model, settings: Settings) -> Downstream:
     return down
 
 
-def output_folder(settings: Settings, protocol: str, model: Model, dataset: Dataset) -> Path:
-    """The result's folder, made. Raises InputError where it cannot be written to."""
+def default_name(settings: Settings, protocol: str, model: Model, dataset: Dataset) -> str:
     parts = [protocol, model.name, dataset.name, *settings.split]
     parts += [f"folds{settings.folds}"] if settings.folds else []
     parts += [settings.layer] if settings.layer else []
-    folder = settings.output or Path("runs/evaluation") / "-".join(parts).replace("/", "_")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--output {folder}: {error.strerror}; choose a folder that can be written to"
-        ) from error
-    return folder
+    return "-".join(parts).replace("/", "_")
+
+
+def embed(settings: Embed) -> None:
+    if settings.to.suffix not in (".parquet", ".npy"):
+        raise InputError(f"--to {settings.to}: name a .parquet or a .npy file")
+    context = open_context(settings)
+    rows = context.dataset.select(split=settings.part)
+    features = context.extract(rows, context.downstream.test)
+    if not context.main:
+        return
+    features = features.by_video() if settings.per == "video" else features
+    _write_features(context, features, settings.to)
+    tqdm.write(
+        f"{context.model.origin}\n{len(features.x)} features of {features.x.shape[1]} numbers: {settings.to}"
+    )
+
+
+def _write_features(context: Context, features: Features, to: Path) -> None:
+    keys = context.dataset.keys(features.row)
+    if to.suffix == ".npy":
+        with written(to, "--to") as temporary, temporary.open("wb") as handle:
+            np.save(handle, features.x)
+        write_text(to.with_suffix(".txt"), "".join(f"{key}\n" for key in keys), "--to")
+        return
+    D = features.x.shape[1]
+    columns = {
+        "key": pa.array(keys),
+        "label": pa.array(context.dataset.column("label")[features.row]),
+        "start": pa.array(features.start),
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.x.ravel()), D),
+    }
+    with written(to, "--to") as temporary:
+        pq.write_table(pa.table(columns), temporary)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.arrays import check_numbers, read_arrays
+from evaluation.files import check_numbers, read_arrays, write_arrays, write_json, writes
 from evaluation.model import Model, Representation
 from pipelines.backends import BackendSettings
 from pipelines.eval_clips import EvalClips, EvalSampler
@@ -26,7 +26,7 @@ from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.atomic import atomic_write
+from shards.atomic import locked
 from shards.cache import cache_folder
 from shards.documents import Each, parse
 from training.processes import on_main
@@ -66,8 +66,7 @@ def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int
 
 @dataclass(frozen=True)
 class Compute:
-    """How features are computed; nothing of it changes what they are, but batch_size for networks that normalise
-    by the batch."""
+    """How features are computed; nothing of it changes what they are."""
 
     accelerator: Accelerator
     backend: BackendSettings
@@ -113,8 +112,9 @@ def extract(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = (compute.cache or cache_folder() / "features") / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    on_main(lambda: _write_json(folder / "identity.json", identity))
+    with writes(folder, "--cache"):
+        folder.mkdir(parents=True, exist_ok=True)
+    on_main(lambda: _locked(folder, lambda: write_json(folder / "identity.json", identity, "--cache")))
     sampler = EvalSampler(dataset, windows, spec, compute.batch_size)
     count = sampler.count
     chunks = [
@@ -168,13 +168,18 @@ def _compute(
 def _write_chunk(
     file: Path, xs: list[NDArray], index: list[NDArray], failed: dict[int, str], dataset: Dataset
 ) -> None:
-    with atomic_write(file) as temporary, temporary.open("wb") as handle:
-        np.savez(
-            handle,
-            x=np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
-            index=np.concatenate(index) if index else np.zeros(0, np.int64),
-            failed=json.dumps({dataset.keys([row])[0]: reason for row, reason in failed.items()}),
-        )
+    arrays = {
+        "x": np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
+        "index": np.concatenate(index) if index else np.zeros(0, np.int64),
+        "failed": json.dumps({dataset.keys([row])[0]: reason for row, reason in failed.items()}),
+    }
+    _locked(file.parent, lambda: write_arrays(file, "--cache", **arrays))
+
+
+def _locked(folder: Path, write: Callable[[], None]) -> None:
+    """Write while no other evaluation writes to this folder of the cache, which they share."""
+    with writes(folder, "--cache"), locked(folder / ".lock"):
+        write()
 
 
 def _gather(dataset: Dataset, windows: EvalClips, files: list[Path]) -> Features:
@@ -202,8 +207,3 @@ def _source(measure: Callable | None) -> str:
     assert measure is not None
     opencv = "with" if find_spec("cv2") else "without"
     return f"{hashlib.sha256(Path(measure.__code__.co_filename).read_bytes()).hexdigest()} {opencv} OpenCV"
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")

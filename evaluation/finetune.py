@@ -8,20 +8,22 @@ tested.npz once it is done.
 import json
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from evaluation import metrics
-from evaluation.arrays import read_arrays
 from evaluation.context import Context
 from evaluation.data import Labelled, Split
 from evaluation.features import Features
+from evaluation.files import read_arrays, write_arrays, write_json, writes
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
@@ -30,8 +32,7 @@ from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
-from shards.atomic import atomic_write
-from shards.documents import Each, number, parse, read_json, read_json_lines, whole
+from shards.documents import Each, number, parse, read_json, whole
 from training.processes import StopSignals, on_main
 from training.run import Run, clear_leftovers
 from training.settings import Settings
@@ -39,7 +40,7 @@ from training.speed import Speed
 from training.trainer import Trainer
 from training.validation import Evaluator
 
-DONE, CHOICES, SELECTING = "tested.npz", "held-out.jsonl", "held-out"
+DONE, SELECTING = "tested.npz", "held-out"
 TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
 _AGAIN = "remove it, and --resume trains it again"
 
@@ -61,8 +62,8 @@ class Task(ABC):
         """Which samples (N,) choose the number of steps."""
 
     @abstractmethod
-    def sampler(self, kept_N: NDArray[np.bool_], batch_size: int, seed: int) -> Sampler:
-        """Endless batches of these samples for this process. Raises InputError where they are too few."""
+    def sampler(self, kept_N: NDArray[np.bool_]) -> Callable[..., Sampler]:
+        """(batch_size, seed, rank, world) → endless batches of these samples; InputError where they are too few."""
 
     @abstractmethod
     def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
@@ -97,17 +98,8 @@ class Recognition(Task):
             )
         return held
 
-    def sampler(self, kept_N: NDArray[np.bool_], batch_size: int, seed: int) -> Sampler:
-        accelerator = self.context.compute.accelerator
-        return TrainSampler(
-            self.context.dataset,
-            self.train[kept_N],
-            self.spec,
-            batch_size,
-            seed=seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
+    def sampler(self, kept_N: NDArray[np.bool_]) -> Callable[..., Sampler]:
+        return partial(TrainSampler, self.context.dataset, self.train[kept_N], self.spec)
 
     def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
         return self._clips(self.train[kept_N], self.context.downstream.train)
@@ -121,6 +113,7 @@ class HeldOut(Evaluator):
     """Accuracy on held-out training videos every so many steps. enough: `patience` of them in a row brought nothing."""
 
     name = "held_out"
+    shape: ClassVar[dict[str, Any]] = {"last": whole(0), "found": [{"step": whole(0), "top1": number(0, 1)}]}
 
     def __init__(
         self, context: Context, classifier: Classifier, task: Task, kept_N: NDArray, every: int, patience: int
@@ -130,13 +123,12 @@ class HeldOut(Evaluator):
         self.clips, self.every, self.patience = task.clips(~kept_N), every, patience
         self.found: list[dict[str, float]] = []
 
-    def load(self, path: Path, step: int) -> None:
-        """Go on with what was found up to a checkpoint's step."""
-        self.path = path
-        lines = (
-            read_json_lines(path, {"step": whole(0), "top1": number(0, 1)}, _AGAIN) if path.exists() else []
-        )
-        self.found = [line for line in lines if line["step"] <= step]
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"found": self.found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.found = state["found"]
 
     @property
     def best(self) -> dict[str, float]:
@@ -147,19 +139,11 @@ class HeldOut(Evaluator):
         waited = len(self.found) - 1 - self.found.index(self.best) if self.found else 0
         return 0 < self.patience <= waited
 
-    def due(self, step: int) -> bool:
-        return step > 0 and step % self.every == 0 and all(line["step"] != step for line in self.found)
-
     def run(self, step: int) -> dict[str, float]:
         predicted = predict(self.context, self.classifier, self.clips, by_feature=self.task.by_feature)
         self.classifier.train()
         self.found.append({"step": step, "top1": self.task.judge(predicted)})
-        on_main(self._write)
         return {"held_out_top1": self.found[-1]["top1"]}
-
-    def _write(self) -> None:
-        with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.found))
 
 
 class _Trainer(Trainer):
@@ -217,8 +201,8 @@ def _training_spec(settings: Supervised, spec: ViewSpec) -> ViewSpec:
     return spec
 
 
-def claim(folder: Path, context: Context, settings: Supervised, *tunings: FineTuning, **more: Any) -> None:
-    """Take the folder for a new fine-tuning, or for one that was asked for the same. Raises InputError."""
+def check_folder(context: Context, settings: Supervised, *tunings: FineTuning, **more: Any) -> None:
+    """Take the result's folder for a new fine-tuning, or for one that was asked for the same. Raises InputError."""
     asked = {
         "weights": context.model.fingerprint,
         "data": context.dataset.fingerprint,
@@ -227,16 +211,16 @@ def claim(folder: Path, context: Context, settings: Supervised, *tunings: FineTu
         **{name: getattr(settings, name) for name in ("seed", "held_out", "patience")},
         **more,
     }
-    on_main(lambda: _claim(folder, json.loads(json.dumps(asked)), settings.resume))
+    on_main(lambda: _check_folder(context.folder, json.loads(json.dumps(asked)), settings.resume))
 
 
-def _claim(folder: Path, asked: dict[str, Any], resume: bool) -> None:
+def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     path = folder / "config.json"
     if not path.exists():
-        for old in folder.glob("**/*-seed*"):
-            shutil.rmtree(old)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(asked, indent=1) + "\n")
+        with writes(folder):
+            for old in folder.glob("**/*-seed*"):
+                shutil.rmtree(old)
+        write_json(path, asked)
     elif not resume:
         raise InputError(
             f"--output {folder} holds a fine-tuning already: add --resume, or name another folder"
@@ -268,7 +252,9 @@ def train_and_test(
         context, task, replace(tuning, steps=chosen["steps"]), seed, folder, settings, every
     )
     predicted = predict(context, classifier, task.tested, by_feature=task.by_feature)
-    on_main(lambda: _write(done, predicted, chosen))
+    arrays = {name: getattr(predicted, name) for name in ("x", "row", "start")}
+    said = {"failed": json.dumps(predicted.failed), "chosen": json.dumps(chosen)}
+    on_main(lambda: write_arrays(done, **arrays, **said))
     return predicted, chosen
 
 
@@ -312,8 +298,6 @@ def _train(
     held_out = None
     if not kept_N.all():
         held_out = HeldOut(context, classifier, task, kept_N, every, settings.patience)
-        step = int(resumed.name.removeprefix("step-")) if resumed else 0
-        held_out.load(folder / CHOICES, step)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         trainer = _Trainer(
@@ -324,7 +308,7 @@ def _train(
             Speed(compute.backend, compute.threads, 2),
             stop,
             evaluators=[held_out] if held_out else [],
-            sampler=task.sampler(kept_N, size, seed),
+            sampler=task.sampler(kept_N)(size, seed=seed, rank=accelerator.process_index, world=world),
         )
         stack.enter_context(trainer)
         trainer.run()
@@ -332,18 +316,7 @@ def _train(
 
 
 def _prepare(folder: Path) -> None:
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.jsonl").touch()
-    clear_leftovers(folder)
-
-
-def _write(path: Path, found: Features, chosen: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary, temporary.open("wb") as handle:
-        np.savez(
-            handle,
-            x=found.x,
-            row=found.row,
-            start=found.start,
-            failed=json.dumps(found.failed),
-            chosen=json.dumps(chosen),
-        )
+    with writes(folder):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").touch()
+        clear_leftovers(folder)

@@ -6,29 +6,31 @@ of methods that predict, [z_t, ẑ_t] of the last block. A video's failure is pu
 likely a transition. `oops` trains a linear classifier on the frozen network, `oops-finetune` the network itself.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from evaluation import metrics
-from evaluation.context import Context, open_context, output_folder
+from evaluation.context import Context, open_context
 from evaluation.data import HELD_OUT, Split
 from evaluation.features import Features, extract
-from evaluation.finetune import Task, claim, train_and_test, tuning_of
+from evaluation.finetune import Task, check_folder, train_and_test, tuning_of
 from evaluation.metrics import Hits
 from evaluation.model import SURPRISE
 from evaluation.probe import Head, Probe, fit
-from evaluation.results import BASELINES, coverage, describe, save
+from evaluation.results import describe
 from evaluation.settings import Oops, OopsFinetune
 from evaluation.supervised import still_spec
+from evaluation.table import finish
 from objectives.base import FineTuning
 from pipelines.eval_clips import ClipSampler, EvalClips
+from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from training.processes import on_main
 
 CLASSES = ("intentional", "transition", "unintentional")
 CLIP, HOP = 1.0, 0.25  # seconds
@@ -164,7 +166,7 @@ def surprised(context: Context) -> Context:
 
 def oops(settings: Oops) -> None:
     """A linear classifier of clips' features."""
-    context = surprised(open_context(settings))
+    context = surprised(open_context(settings, "oops"))
     fails, spec = Fails.of(context.dataset), context.downstream.spec
     clips = [fails.clips(rows, spec) for rows in (fails.split.train, fails.split.test)]
     models = {"": context, "random": context.random()}
@@ -216,17 +218,10 @@ class Intention(Task):
     def held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
         return self.fails.held_out(self.train, seed, share)
 
-    def sampler(self, kept_N: NDArray[np.bool_], batch_size: int, seed: int) -> ClipSampler:
-        clips, accelerator = self.samples.at(kept_N), self.context.compute.accelerator
-        return ClipSampler(
-            self.context.dataset,
-            clips,
-            self.fails.classes(clips, self.still),
-            self.spec,
-            batch_size,
-            seed=seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+    def sampler(self, kept_N: NDArray[np.bool_]) -> Callable[..., Sampler]:
+        clips = self.samples.at(kept_N)
+        return partial(
+            ClipSampler, self.context.dataset, clips, self.fails.classes(clips, self.still), self.spec
         )
 
     def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
@@ -238,7 +233,7 @@ class Intention(Task):
 
 def oops_finetune(settings: OopsFinetune) -> None:
     """The whole network trained; resumes exactly."""
-    context = surprised(open_context(settings))
+    context = surprised(open_context(settings, "oops-finetune"))
     fails = Fails.of(context.dataset)
     # the clip decides where a window lies: one start for all views, as on the frozen network
     placed = {
@@ -257,12 +252,11 @@ def oops_finetune(settings: OopsFinetune) -> None:
     }
     if not settings.from_scratch and context.random():
         models["scratch"] = context.with_random(), recipe(True)
-    folder = on_main(lambda: output_folder(settings, "oops-finetune", context.model, context.dataset))
-    claim(folder, context, settings, *(tuning for _, tuning in models.values()))
+    check_folder(context, settings, *(tuning for _, tuning in models.values()))
     runs: dict[str, list[Features]] = {}
     for name, (one, tuning) in models.items():
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            place = folder / name / f"split-seed{seed}"
+            place = context.folder / name / f"split-seed{seed}"
             task = Intention(one, fails, tuning)
             found, _ = train_and_test(one, task, tuning, seed, place, settings)
             runs.setdefault(name, []).append(found)
@@ -293,14 +287,6 @@ def _report(
 ) -> None:
     """found: "" → the scores, and by name those of the baselines."""
     videos = len(np.unique(tested.row))
-    folder = output_folder(context.settings, protocol, context.model, context.dataset)
     result = describe(context, protocol, [fails.split], videos, failed)
     result |= {"unannotated": fails.unannotated, **found.pop(""), "baselines": found, **more}
-    save(folder, result)
-    covered = coverage(context, [fails.split], videos, failed)
-    lines = [context.model.origin, f"{covered}; {fails.unannotated} have no failure time"]
-    names = BASELINES | {"size_length": "moment, size and length"}
-    for name, scores in {"": result["scores"], **{n: one["scores"] for n, one in found.items()}}.items():
-        lines += [f"  {names[name]}:"] if name else []
-        lines += [f"  {what:22}{metrics.Score(**one)} %" for what, one in scores.items()]
-    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+    finish(context, result)

@@ -39,6 +39,14 @@ class Head:
     batch_size: int = 1024
 
 
+@dataclass(frozen=True)
+class _Fitting:
+    head: Head
+    classes: int
+    seed: int
+    device: torch.device | str
+
+
 class Probe(Protocol):
     def predict(self, x_ND: NDArray[np.float32]) -> NDArray[np.float64]:
         """Probabilities (N, C)."""
@@ -126,54 +134,43 @@ def fit(
     scaler = StandardScaler().fit(x_ND)
     x_ND = scaler.transform(x_ND).astype(np.float32)
     kept, best = ~held_N, None
-    candidates = _linear if not head.hidden else _hidden
+    fitting = _Fitting(head, classes, seed, device)
     if held_N.any():
-        for probe, chosen in candidates(x_ND[kept], y_N[kept], times[kept], classes, head, seed, device):
+        for probe, chosen in _candidates(x_ND[kept], y_N[kept], times[kept], fitting):
             found = judge(probe, x_ND[held_N])
             if best is None or found > best[0]:
                 best = found, chosen
     middle = {"C": STRENGTHS[2]} if not head.hidden else {"weight_decay": DECAYS[1], "epochs": head.epochs}
     (top1, _), chosen = best or ((float("nan"), 0.0), middle)
-    *_, (probe, _) = candidates(x_ND, y_N, times, classes, head, seed, device, chosen)
+    *_, (probe, _) = _candidates(x_ND, y_N, times, fitting, chosen)
     return lambda x: probe.predict(scaler.transform(x).astype(np.float32)), chosen | {"validation_top1": top1}
 
 
-def _linear(
-    x: NDArray,
-    y: NDArray,
-    times: NDArray,
-    classes: int,
-    head: Head,
-    seed: int,
-    device: Any,
-    chosen: Any = None,
+def _candidates(
+    x: NDArray, y: NDArray, times: NDArray, fitting: "_Fitting", chosen: dict[str, Any] | None = None
 ) -> Iterator[tuple[Probe, dict[str, Any]]]:
-    for strength in [chosen["C"]] if chosen else STRENGTHS:
-        yield Linear(x, y, classes, strength, times), {"C": strength}
+    """Probes trained on samples, and what makes each: of a hidden layer, every fifth epoch of Adam with each weight decay.
 
-
-def _hidden(
-    x: NDArray,
-    y: NDArray,
-    times: NDArray,
-    classes: int,
-    head: Head,
-    seed: int,
-    device: Any,
-    chosen: Any = None,
-) -> Iterator[tuple[Probe, dict[str, Any]]]:
-    """Every fifth epoch of Adam with each weight decay."""
+    chosen: what makes the last of them, where it is known.
+    """
+    head, classes = fitting.head, fitting.classes
+    if not head.hidden:
+        for strength in [chosen["C"]] if chosen else STRENGTHS:
+            yield Linear(x, y, classes, strength, times), {"C": strength}
+        return
     every = np.repeat(np.arange(len(y)), times)
-    samples, target = (torch.from_numpy(one[every]).to(device) for one in (x, y))
+    samples, target = (torch.from_numpy(one[every]).to(fitting.device) for one in (x, y))
     for decay in [chosen["weight_decay"]] if chosen else DECAYS:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            probe = OneHidden(x.shape[1], classes, head, device)
+            torch.manual_seed(fitting.seed)
+            probe = OneHidden(x.shape[1], classes, head, fitting.device)
             optimizer = torch.optim.Adam(probe.layers.parameters(), lr=head.lr, weight_decay=decay)
-            shuffle = torch.Generator().manual_seed(seed)
+            shuffle = torch.Generator().manual_seed(fitting.seed)
             last = chosen["epochs"] if chosen else head.epochs
             for epoch in range(1, last + 1):
-                for part in torch.randperm(len(target), generator=shuffle).to(device).split(head.batch_size):
+                for part in (
+                    torch.randperm(len(target), generator=shuffle).to(target.device).split(head.batch_size)
+                ):
                     optimizer.zero_grad()
                     F.cross_entropy(probe.layers(samples[part]), target[part]).backward()
                     optimizer.step()

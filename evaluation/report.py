@@ -14,13 +14,12 @@ import numpy as np
 
 import objectives
 from evaluation import oops, pictures
-from evaluation.arrays import check_numbers, read_arrays
+from evaluation.files import check_numbers, read_arrays, write_text
 from evaluation.results import BASELINES, load, results_below
 from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import Dataset, InputError
-from shards.atomic import atomic_write
 from shards.documents import read_json, short
 from training.log import STARTS, read_metrics
 
@@ -39,8 +38,6 @@ Plot = dict[str, str]
 
 def report(settings: Report) -> None:
     """Write the page."""
-    if not settings.results:
-        raise InputError("report: name the folders of results that evaluate.py wrote")
     folders = results_below(settings.results)
     results = [load(folder) for folder in folders]
     dataset = Dataset(settings.data) if settings.data else None
@@ -64,14 +61,7 @@ def report(settings: Report) -> None:
         runs=[_pretraining(run) for run in settings.run],
         percent=lambda value: f"{100 * value:.1f}",
     )
-    try:
-        settings.html.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(settings.html) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--html {settings.html}: {error.strerror}; choose a place that can be written to"
-        ) from error
+    write_text(settings.html, page, "--html")
     print(f"{len(results)} results: {settings.html} ({len(page) / 1e6:.1f} MB)")
 
 

@@ -5,7 +5,6 @@ result.json       protocol, checkpoint, data, counts, scores with their interval
 predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C); random, the same of random weights
 """
 
-import json
 import re
 import shlex
 import subprocess
@@ -22,10 +21,10 @@ from numpy.typing import NDArray
 from evaluation import metrics
 from evaluation.context import Context
 from evaluation.data import Labelled, Split
+from evaluation.files import write_arrays
 from evaluation.metrics import Hits
 from objectives import checkpoint
 from shards import InputError
-from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
 from training.speed import machine
 from training.state import ROWS, read_rows
@@ -224,28 +223,17 @@ def _commit() -> str:
         return ""
 
 
-def save(folder: Path, result: dict[str, Any]) -> None:
-    with atomic_write(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def save_predictions(
-    folder: Path, outcomes: list[Outcome], context: Context, labelled: Labelled, random: list[Outcome] | None
+    outcomes: list[Outcome], context: Context, labelled: Labelled, random: list[Outcome] | None
 ) -> None:
     rows = np.concatenate([o.rows for o in outcomes])
     of = {"probabilities": outcomes} | ({"random": random} if random else {})
     found: dict[str, Any] = {
         name: np.concatenate([o.probabilities for o in some], axis=1) for name, some in of.items()
     }
-    with atomic_write(folder / "predictions.npz") as temporary, temporary.open("wb") as handle:
-        np.savez_compressed(
-            handle,
-            key=np.array(context.dataset.keys(rows)),
-            label=labelled.labels[rows],
-            group=labelled.groups[rows],
-            split=np.concatenate([[o.split.name] * len(o.rows) for o in outcomes]),
-            **found,
-        )
+    found |= {"key": np.array(context.dataset.keys(rows)), "label": labelled.labels[rows]}
+    found |= {"split": np.concatenate([[o.split.name] * len(o.rows) for o in outcomes])}
+    write_arrays(context.folder / "predictions.npz", group=labelled.groups[rows], **found)
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -287,12 +275,3 @@ def results_below(folders: Iterable[Path]) -> list[Path]:
             raise InputError(f"{folder}: has no result of evaluate.py")
         found += below
     return found
-
-
-def coverage(context: Context, splits: list[Split], evaluated: int, failed: dict[str, str]) -> str:
-    """A line to print: how many videos were tested of how many, and which could not be read."""
-    of = sum(len(split.test) for split in splits)
-    line = f"{evaluated} of {of} test videos evaluated"
-    if failed:
-        line += f"; {len(failed)} videos cannot be decoded: {', '.join(sorted(failed)[:5])}"
-    return line

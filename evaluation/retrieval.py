@@ -1,4 +1,4 @@
-"""Nearest neighbours: does a test video find one of its class among the training videos?
+"""Nearest neighbours: does a test video find one of its class among the training videos? Also while pretraining.
 
 Letters: Q queries, G gallery, D features.
 
@@ -9,26 +9,35 @@ key (n, 3), start (n, 3) and share (n, 3) of the clips that address each most.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from evaluation import baselines, metrics
-from evaluation.context import Context, open_context, output_folder
-from evaluation.data import Labelled, Split
+from evaluation.context import Context, open_context
+from evaluation.data import Labelled, Split, source_groups
 from evaluation.features import Features
+from evaluation.files import write_arrays
 from evaluation.metrics import Hits
 from evaluation.model import ADDRESSES
-from evaluation.results import BASELINES, coverage, describe, save, truth_labels
+from evaluation.results import describe, truth_labels
 from evaluation.settings import Retrieval
-from pipelines.eval_clips import EvalLayout
+from evaluation.table import finish
+from objectives import Objective
+from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import InputError
-from shards.atomic import atomic_write
+from training.run import Run
+from training.settings import Settings
+from training.speed import Speed
+from training.validation import Evaluator
 
 KS = (1, 5, 10, 20, 50)
+NEIGHBOURS = 20
+MOST = 5_000  # videos of the gallery, and queries
 SLOTS, CLIPS = 6, 3  # shown of a memory: the most used slots, and the clips that address each most
 
 
@@ -78,7 +87,7 @@ def chance(query_labels: NDArray, gallery_labels: NDArray, k: int) -> float:
 def retrieve(settings: Retrieval) -> None:
     if not settings.k or min(settings.k) < 1:
         raise InputError(f"--k {settings.k}: name numbers of neighbours, 1 or more")
-    context = same_sampling(open_context(settings))
+    context = same_sampling(open_context(settings, "retrieval"))
     labelled, splits = context.labelled()
     both, others = context.features(splits), baselines.features(context, splits)
     p = addresses(context, splits[0])
@@ -95,43 +104,20 @@ def retrieve(settings: Retrieval) -> None:
         beside[name] = _scores(theirs) | {"delta": delta.as_dict()}
     failed = both[0].failed | both[1].failed
     evaluated = sum(len(np.unique(both[1].of(split.test).row)) for split in splits)
-    folder = output_folder(settings, "retrieval", context.model, context.dataset)
     result = describe(context, "retrieval", splits, evaluated, failed)
     nearest = _nearest(context, splits[0], both, settings.centre)
     result |= {"recall": _scores(ours), "baselines": beside, "nearest": nearest}
     tested = both[1].of(splits[0].test).by_video()
     if p:
-        save_memory(folder, context, p, labelled.labels)
-    with atomic_write(folder / "features.npz") as temporary, temporary.open("wb") as handle:
-        np.savez(handle, x=tested.x, label=labelled.labels[tested.row])
-    save(folder, result)
-    lines = [context.model.origin, coverage(context, splits, evaluated, failed), *summary(settings, result)]
-    tqdm.write("\n".join([*lines, str(folder / "result.json")]))
+        save_memory(context, p, labelled.labels)
+    write_arrays(context.folder / "features.npz", x=tested.x, label=labelled.labels[tested.row])
+    finish(context, result)
 
 
 def same_sampling(context: Context) -> Context:
     """Gallery and queries are looked at alike: the test layout, with a single crop unless --crops says otherwise."""
     layout = replace(context.downstream.test, crops=context.settings.crops or 1)
     return replace(context, downstream=replace(context.downstream, train=layout, test=layout))
-
-
-def summary(settings: Retrieval, result: dict[str, Any]) -> list[str]:
-    """Lines to print: R@k of videos for the model and each baseline, and the difference of the first k."""
-    rows = {"videos": result["recall"]} | {
-        "  " + title: result["baselines"][name]
-        for name, title in BASELINES.items()
-        if name in result["baselines"]
-    }
-    lines = [
-        f"{name:22}R@{k:<3} {metrics.Score(**found['video'][str(k)])} %"
-        for name, found in rows.items()
-        for k in settings.k
-    ]
-    for name, title in BASELINES.items():
-        if name in result["baselines"]:
-            delta = metrics.Score(**result["baselines"][name]["delta"])
-            lines.append(f"R@{settings.k[0]} against {title}: {delta.verdict}, Δ {delta}")
-    return lines
 
 
 def _chance(
@@ -197,25 +183,24 @@ def addresses(context: Context, split: Split) -> Features | None:
     return looking.extract(split.train, EvalLayout(train.count, train.hop))
 
 
-def save_memory(folder: Path, context: Context, p: Features, labels: np.ndarray) -> None:
+def save_memory(context: Context, p: Features, labels: np.ndarray) -> None:
     """Write memory.npz."""
     usage = p.x.mean(0, dtype=np.float64)
     slots = np.argsort(-usage, kind="stable")[:SLOTS]
     places = np.stack([_best(p, slot) for slot in slots])
     videos = p.by_video()
     memory = context.model.objective.get_parameter("memory.slots")
-    with atomic_write(folder / "memory.npz") as temporary, temporary.open("wb") as handle:
-        np.savez_compressed(
-            handle,
-            usage=usage,
-            norm=memory.detach().norm(dim=1).cpu().numpy(),
-            p=videos.x,
-            label=labels[videos.row],
-            slot=slots,
-            key=np.array(context.dataset.keys(p.row[places].ravel())).reshape(places.shape),
-            start=p.start[places],
-            share=p.x[places, slots[:, None]],
-        )
+    write_arrays(
+        context.folder / "memory.npz",
+        usage=usage,
+        norm=memory.detach().norm(dim=1).cpu().numpy(),
+        p=videos.x,
+        label=labels[videos.row],
+        slot=slots,
+        key=np.array(context.dataset.keys(p.row[places].ravel())).reshape(places.shape),
+        start=p.start[places],
+        share=p.x[places, slots[:, None]],
+    )
 
 
 def _best(p: Features, slot: int) -> np.ndarray:
@@ -224,3 +209,100 @@ def _best(p: Features, slot: int) -> np.ndarray:
     order = np.argsort(-p.x[:, slot], kind="stable")
     first = np.sort(np.unique(p.row[order], return_index=True)[1])[:CLIPS]
     return order[np.pad(first, (0, CLIPS - len(first)), mode="edge")]
+
+
+class Knn(Evaluator):
+    """Every --knn-every steps each video of --knn-split is given the class that most of its nearest 20 have.
+
+    Neighbours are sought among the labelled videos that are trained on, by cosine of the middle clip's feature. Videos
+    of the query's own group (its source video) are left out. At most 5,000 videos of each split take part.
+    Clips come from a loader of their own and nothing is drawn, so the run is the one without it.
+    """
+
+    name = "knn"
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: Run,
+        accelerator: Accelerator,
+        objective: Objective,
+        speed: Speed,
+    ) -> None:
+        super().__init__()
+        self.settings, self.accelerator, self.objective = settings, accelerator, objective
+        self.dataset, self.speed = run.dataset, speed
+        self.every = settings.knn_every
+        self.labels = run.dataset.column("label").astype(np.int64)
+        self.groups = source_groups(run.dataset)
+        trained = settings.trained_split
+        self.gallery, self.query = (self._labelled(one) for one in (trained, settings.knn_split or trained))
+        self.spec = objective.downstream().spec
+        rows = np.union1d(self.gallery, self.query)
+        self.clips = EvalClips.of(run.dataset, rows, self.spec, EvalLayout(count=1))
+
+    def _labelled(self, split: str | None) -> NDArray[np.int64]:
+        rows = self.dataset.select(split=split)
+        rows = rows[self.labels[rows] >= 0]
+        if len(rows) < 3:
+            raise InputError(
+                f"--knn-every: {self.dataset.path} has {len(rows)} labelled videos in {split or 'all'}; "
+                "name another --knn-split, or leave the flag out"
+            )
+        return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(rows)[:MOST])
+
+    def run(self, step: int) -> dict[str, float]:
+        """knn_top1 after `step` steps, and knn_chance."""
+        accelerator = self.accelerator
+        broadcast(list(self.objective.buffers()))  # all look with the model that is saved: the main process's
+        sampler = EvalSampler(self.dataset, self.clips, self.spec, self.settings.batch_size)
+        sampler.batches = range(accelerator.process_index, sampler.count, accelerator.num_processes)
+        found: list[tuple[int, NDArray]] = []
+        self.objective.eval()
+        loader = self.speed.loader(self.dataset, sampler, accelerator.device, most_ahead=1)
+        with loader, torch.no_grad(), accelerator.autocast():
+            for batch in loader:
+                self.notice(self.name)
+                if len(batch["index"]):
+                    x = self.objective.represent(batch["views"]).float().cpu().numpy()
+                    found += zip(batch["row"].tolist(), x, strict=True)
+        self.objective.train()
+        found = sorted(gather_object(found), key=lambda one: one[0])
+        rows, x_MD = np.array([row for row, _ in found]), np.stack([x for _, x in found])
+        gallery, query = np.isin(rows, self.gallery), np.isin(rows, self.query)
+        top1, chance = vote(
+            x_MD[query],
+            self.labels[rows[query]],
+            self.groups[rows[query]],
+            x_MD[gallery],
+            self.labels[rows[gallery]],
+            self.groups[rows[gallery]],
+        )
+        return {"knn_step": step, "knn_top1": top1, "knn_chance": chance}
+
+
+def vote(
+    query_QD: NDArray,
+    query_labels: NDArray,
+    query_groups: NDArray,
+    gallery_GD: NDArray,
+    gallery_labels: NDArray,
+    gallery_groups: NDArray,
+    k: int = NEIGHBOURS,
+) -> tuple[float, float]:
+    """Accuracy of the vote of the k nearest of other groups, and of the class of a random one of other groups.
+
+    Where classes tie, that of the nearest neighbour wins. A query without a neighbour of another group counts as wrong.
+    """
+    most = int(np.bincount(gallery_groups).max())  # a query's own group may be so many of the nearest
+    right, chance = np.zeros(len(query_QD)), np.zeros(len(query_QD))
+    for number, places in enumerate(neighbours(query_QD, gallery_GD, k + most)):
+        others = gallery_labels[places[gallery_groups[places] != query_groups[number]][:k]]
+        if not len(others):
+            continue
+        votes = np.bincount(others)
+        right[number] = others[np.argmax(votes[others] == votes.max())] == query_labels[number]
+        chance[number] = (
+            gallery_labels[gallery_groups != query_groups[number]] == query_labels[number]
+        ).mean()
+    return float(right.mean()), float(chance.mean())

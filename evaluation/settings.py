@@ -221,16 +221,23 @@ class Curve(Supervised):
 
 
 @dataclass(frozen=True)
-class Fuse:
-    """Average the probabilities of two results or more on the same videos: two streams."""
+class Results:
+    """What is made of results."""
 
     results: tuple[Path, ...]
-    """Folders that linear, nonlinear or finetune wrote."""
-    output: Path = Path("runs/evaluation/fused")
-    """The result's folder."""
+    """Folders of results (fuse: of linear, nonlinear or finetune), or folders that hold such folders."""
 
     def check(self) -> None:
-        """Nothing to check before the results are read."""
+        if not self.results:
+            raise InputError("--results: name the folders of results that evaluate.py wrote")
+
+
+@dataclass(frozen=True)
+class Fuse(Results):
+    """Average the probabilities of two results or more on the same videos: two streams."""
+
+    output: Path = Path("runs/evaluation/fused")
+    """The result's folder."""
 
 
 @dataclass(frozen=True)
@@ -250,11 +257,9 @@ class OopsFinetune(Supervised):
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Results):
     """Results as rows of a table, each beside its baselines; recipes/evaluate.sh makes the results of several runs."""
 
-    results: tuple[Path, ...]
-    """Folders of results, or folders that hold such folders."""
     markdown: Path | None = None
     """Write it as Markdown."""
     csv: Path | None = None
@@ -264,17 +269,11 @@ class Table:
     json: Path | None = None
     """Write it as JSON, with the weights' and the data's sha256 and all settings."""
 
-    def check(self) -> None:
-        if not self.results:
-            raise InputError("--results: name the folders of results that evaluate.py wrote")
-
 
 @dataclass(frozen=True)
-class Report:
+class Report(Results):
     """Results as one page: tables beside the papers' numbers, curves, confusion, t-SNE, neighbours' clips."""
 
-    results: tuple[Path, ...]
-    """Folders of results, or folders that hold such folders."""
     html: Path = Path("report.html")
     """The page."""
     title: str = "Downstream evaluation"
@@ -284,6 +283,3 @@ class Report:
     word for where its data lies is not followed."""
     run: tuple[Path, ...] = ()
     """Runs of train.py whose pretraining curves are shown."""
-
-    def check(self) -> None:
-        """Nothing to check before the results are read."""

@@ -2,16 +2,18 @@
 
 import csv
 import io
-import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from evaluation.context import Context
+from evaluation.files import write_json, write_text
 from evaluation.metrics import Score
 from evaluation.results import BASELINES, load, results_below
 from evaluation.settings import Table
 from shards import InputError
-from shards.atomic import atomic_write
 
 MEASURES = {"top1": "top-1", "clips": "clips"}
 HEAD = ("model", "protocol", "data", "%", "class mean", *BASELINES.values(), "chance", "test videos")
@@ -89,6 +91,47 @@ def row(result: dict[str, Any]) -> Row | None:
     )
 
 
+def finish(context: Context, result: dict[str, Any]) -> None:
+    """Write a result and print what it says."""
+    path = context.folder / "result.json"
+    write_json(path, result)
+    evaluated = result["evaluated"]
+    covered = f"{evaluated['videos']} of {evaluated['of']} test videos evaluated"
+    if unreadable := evaluated["unreadable"]:
+        covered += f"; {len(unreadable)} videos cannot be decoded: {', '.join(sorted(unreadable)[:5])}"
+    if "unannotated" in result:
+        covered += f"; {result['unannotated']} have no failure time"
+    print_lines(context.model.origin, covered, *_lines(result), str(path))
+
+
+def print_lines(*lines: str) -> None:
+    tqdm.write("\n".join(lines))
+
+
+def _lines(result: dict[str, Any]) -> Iterator[str]:
+    """The scores of a result, and what the headline's baselines have."""
+    for name, curve in result.get("curves", {}).items():
+        for share, found in curve.items():
+            yield f"{name}, {float(share):5.0%} of the labels: {Score(**found['top1'])} %"
+    one = row(result)
+    if one is None:
+        return
+    recall = {f"R@{k}": score for k, score in result.get("recall", {}).get("video", {}).items()}
+    for name, score in (recall or result["scores"]).items():
+        if isinstance(score, dict) and "value" in score:
+            yield f"{MEASURES.get(name, name):24}{Score(**score)} %"
+    if one.class_mean is not None:
+        yield f"{'  mean over classes':24}{100 * one.class_mean:.1f} %"
+    for name, theirs in one.baselines.items():
+        against = f": {one.verdict(name)}, Δ {one.delta[name]}" if name in one.delta else ""
+        yield f"{f'  {one.measure}, ' + BASELINES[name]:32}{theirs} %{against}"
+    if one.chance is not None:
+        yield f"{'  chance':24}{100 * one.chance:.1f} %"
+    by_split = result.get("scores", {}).get("by_split", {})
+    for name, value in by_split.items() if len(by_split) > 1 else ():
+        yield f"  {name:22}{100 * value:.1f} %"
+
+
 def table(settings: Table) -> None:
     """Print the rows of results, and write them as asked."""
     found = [load(folder) for folder in results_below(settings.results)]
@@ -99,13 +142,13 @@ def table(settings: Table) -> None:
         )
     lines = markdown(rows)
     if settings.markdown:
-        _write(settings.markdown, "--markdown", lines)
+        write_text(settings.markdown, lines, "--markdown")
     if settings.csv:
         out = io.StringIO()
         csv.writer(out).writerows([HEAD, *map(cells, rows)])
-        _write(settings.csv, "--csv", out.getvalue())
+        write_text(settings.csv, out.getvalue(), "--csv")
     if settings.latex:
-        _write(settings.latex, "--latex", latex(rows))
+        write_text(settings.latex, latex(rows), "--latex")
     if settings.json:
         extra = ("checkpoint", "origin", "weights", "windows", "settings", "made", "seen_in_pretraining")
         sources = [{name: one[name] for name in extra if name in one} for one in found if row(one)]
@@ -113,7 +156,7 @@ def table(settings: Table) -> None:
             asdict(one) | {"verdicts": {name: one.verdict(name) for name in one.delta}, "from": source}
             for one, source in zip(rows, sources, strict=True)
         ]
-        _write(settings.json, "--json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(settings.json, content, "--json")
     print(lines, end="")
 
 
@@ -166,12 +209,3 @@ def latex(rows: list[Row]) -> str:
     text = [" & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in line) for line in lines]
     body = " \\\\\n".join(text)
     return f"\\begin{{tabular}}{{{'l' * len(HEAD)}}}\n{body} \\\\\n\\end{{tabular}}\n"
-
-
-def _write(path: Path, flag: str, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{flag} {path}: {error.strerror}; choose a place that can be written to") from error

@@ -5,6 +5,7 @@ the objective, before anything is written.
 """
 
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,13 @@ def huggingface(
     licence: of the weights, as the hub names it. trained, results: Markdown.
     """
     aside = checkpoint.begin(out)
-    checkpoint.save_config(aside, objective, {})
-    checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective, step))
-    (aside / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
-    checkpoint.commit(aside, out)
+    try:
+        checkpoint.save_config(aside, objective, {})
+        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective, step))
+        (aside / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
+        checkpoint.commit(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return f"slipstream.HubModel.from_pretrained({str(out)!r}); upload it with: hf upload NAME {out}"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import slipstream
-from evaluation import embed, settings
+from evaluation import context, settings
 from shards.build import run as build
 from shards.video.encode import Encoding
 from tests.evaluation.conftest import save
@@ -57,7 +57,7 @@ def test_features_of_files_are_those_of_their_shards(
     chosen = settings.Embed(
         checkpoint=str(runs[method]), data=tmp_path / "set", to=tmp_path / "x.npy", per="video", cache=tmp_path / "cache"
     )  # fmt: skip
-    embed.embed(chosen)
+    context.embed(chosen)
     keys = (tmp_path / "x.txt").read_text().split()
     order = np.argsort(keys)
     assert found.dtype == np.float32 and found.shape[0] == 3 and found.std(0).max() > 1e-4

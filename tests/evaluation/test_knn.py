@@ -7,7 +7,7 @@ import pytest
 from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from evaluation.knn import vote
+from evaluation.retrieval import vote
 from tests.training.harness import TOY, losses, train, train_together
 
 

@@ -15,13 +15,17 @@ import torch
 import evaluate
 import objectives
 from evaluation import baselines
+from evaluation.context import open_context
 from evaluation.model import Representation, open_model
+from evaluation.settings import Linear
 from objectives import checkpoint
 from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from pipelines.loader import Loader
 from shards import Dataset, InputError
 from shards.video.mp4 import DecodeError
+from tests.evaluation.conftest import save
+from tests.evaluation.rendered import Video, write_set
 
 ROOT = Path(__file__).parents[2]
 
@@ -237,6 +241,50 @@ def test_a_torchvision_networks_baseline_is_its_network_with_fresh_weights() -> 
     assert one.objective.config.backbone == "r3d_18" and one.fingerprint != other.fingerprint
     with pytest.raises(InputError, match="choose one of"):
         open_model("random:torchvision:nope", small=True)
+
+
+def test_a_torchvision_network_is_evaluated_beside_fresh_weights(ask, tmp_path, monkeypatch) -> None:
+    from torchvision.models import video
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(InputError, match="fetch it from"):
+        ask("retrieval", checkpoint="torchvision:r3d_18")
+    assert not (tmp_path / "cache").exists()  # that is said before any feature is computed
+    torch.manual_seed(3)
+    file = tmp_path / "checkpoints" / video.R3D_18_Weights.DEFAULT.url.rsplit("/", 1)[1]
+    file.parent.mkdir()
+    torch.save(video.r3d_18().state_dict(), file)
+    few = write_set(tmp_path / "few", [Video(n % 2, part) for part in ("train", "test") for n in range(2)])
+    flags = ("--windows", 1, "--random-draws", 1, "--data", few)
+    result = ask("retrieval", *flags, checkpoint="torchvision:r3d_18")
+    assert result["model"] == "torchvision-r3d_18" and "supervised on Kinetics-400" in result["origin"]
+    assert result["evaluated"]["videos"] == 2 and "random" in result["baselines"]
+
+
+def test_a_network_without_running_statistics_gets_those_of_the_training_videos(
+    data, tmp_path, monkeypatch
+) -> None:
+    """The first norm's mean against that of its inputs; and a window's feature does not depend on its neighbours."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = objectives.get("dpc").Config(
+        width=0.05, size=34, blocks=3, frames=2, stride=2, pred_steps=1, norm="batch-statistics"
+    )
+    imported = save("dpc", config, tmp_path / "imported")
+    settings = Linear(str(imported), data=data, device="cpu", batch_size=4)
+    context = open_context(settings)
+    objective, dataset = context.model.objective, context.dataset
+    assert "12 videos" in context.model.origin
+    spec = objective.downstream().spec
+    clips = EvalClips.of(dataset, dataset.select(split="train"), spec, EvalLayout(count=1))
+    views = torch.cat([batch["views"] for batch in Loader(dataset, EvalSampler(dataset, clips, spec, 4))])
+    with torch.inference_mode():
+        stem = objective.encoder.conv1(views.flatten(0, 1))
+        assert torch.allclose(objective.encoder.bn1.running_mean, stem.mean((0, 2, 3, 4)), atol=1e-5)
+        together = objective.represent(views)
+        alone = torch.cat([objective.represent(one[None]) for one in views])
+        apart = torch.cat([objectives.load(imported).represent(one[None]) for one in views])
+    assert torch.allclose(together, alone, atol=1e-5) and not torch.allclose(together, apart, atol=1e-3)
+    assert context.with_random().model.objective.config.norm == "batch"
 
 
 @pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])

@@ -81,3 +81,39 @@ class _Raw(io.FileIO):
     def write(self, data: Any) -> int | None:
         self._disk.count(f"write {self.name}")
         return super().write(data)
+
+
+def every_failure(
+    command: Callable[[], int],
+    begin: Callable[[], None],
+    check: Callable[[int, bool, bool], None],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    again_every: int = 1,
+    stride: int = 1,
+) -> int:
+    """Let the k-th operation fail, for each k (every `stride`-th where each costs seconds); gives how many there are.
+
+    After every `again_every`-th failure the command is repeated, and must come through.
+    """
+    for number, k in enumerate(range(1, 2000, stride)):
+        begin()
+        with monkeypatch.context() as patch:
+            disk = Disk(k, patch)
+            ended = command()
+        said = capfd.readouterr().err
+        if disk.done < k:
+            assert ended == 0 and k > 1
+            return disk.done
+        shown = [line for line in said.split("\n") if line.startswith(("error: ", "Traceback"))]
+        # what only tidies up may fail without a word
+        assert ended in (0, status) and "Traceback" not in said, (k, disk.what, said)
+        assert len(shown) == (ended != 0), (k, disk.what, said)
+        check(k, ended == 0, False)
+        if number % again_every:
+            continue
+        assert command() == 0, (k, disk.what, capfd.readouterr().err)
+        check(k, True, True)
+        capfd.readouterr()
+    raise AssertionError("it never came through")

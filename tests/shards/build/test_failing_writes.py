@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from failing import Disk
+from failing import every_failure
 from independent import ROOT, files, render
 
 from shards.build import run
@@ -40,35 +40,6 @@ def status_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: o
         return module.main() or 0
     except SystemExit as end:
         return int(end.code or 0)
-
-
-def every_failure(
-    command: Callable[[], int],
-    begin: Callable[[], None],
-    check: Callable[[int, bool, bool], None],
-    status: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> int:
-    """Let the k-th operation fail, for each k; gives how many there are."""
-    for k in range(1, 2000):
-        begin()
-        with monkeypatch.context() as patch:
-            disk = Disk(k, patch)
-            ended = command()
-        said = capfd.readouterr().err
-        if disk.done < k:
-            assert ended == 0 and k > 1
-            return k - 1
-        shown = [line for line in said.split("\n") if line.startswith(("error: ", "Traceback"))]
-        # what only tidies up may fail without a word
-        assert ended in (0, status) and "Traceback" not in said, (k, disk.what, said)
-        assert len(shown) == (ended != 0), (k, disk.what, said)
-        check(k, ended == 0, False)
-        assert command() == 0, (k, disk.what, capfd.readouterr().err)
-        check(k, True, True)
-        capfd.readouterr()
-    raise AssertionError("it never came through")
 
 
 def test_make_shards(

@@ -1,16 +1,64 @@
-"""Arrays from disk: the gate for .npz files, as shards.documents is for JSON."""
+"""What evaluation writes, whole or not at all, and the gate for the .npz files that it reads."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards import InputError
+from shards.atomic import WriterLock, atomic_write
 from shards.documents import one_line_of
 from shards.storage import open_regular
+from training.processes import OwnError
 
 _KINDS = {"text": "U", "whole": "iu", "real": "f", "float": "f"}
+
+
+@contextmanager
+def writes(place: Path, flag: str = "--output") -> Iterator[None]:
+    """Around what writes to `place`: a disk that refuses it raises OwnError, one line with the flag and the file."""
+    try:
+        yield
+    except OSError as error:
+        what = [error.filename] if error.filename and str(error.filename) != str(place) else []
+        said = ": ".join(map(str, [place, *what, error.strerror or one_line_of(error)]))
+        raise OwnError(f"{flag} {said}; make room, or choose a place that can be written to") from error
+
+
+def only_writer(folder: Path, flag: str = "--output") -> WriterLock:
+    """Make a result's folder and its lock. Raises InputError that says who holds it, or OwnError."""
+    with writes(folder, flag):
+        folder.mkdir(parents=True, exist_ok=True)
+        return WriterLock(folder, f"{flag} {folder}")
+
+
+@contextmanager
+def written(path: Path, flag: str = "--output") -> Iterator[Path]:
+    """Give a temporary path, which becomes `path` at the end; its folder is made. Raises OwnError where that fails."""
+    with writes(path, flag):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            yield temporary
+
+
+def write_text(path: Path, text: str, flag: str = "--output") -> None:
+    with written(path, flag) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, flag: str = "--output") -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", flag)
+
+
+def write_arrays(path: Path, flag: str = "--output", **arrays: Any) -> None:
+    """An .npz file."""
+    with written(path, flag) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **arrays)
 
 
 def read_arrays(path: Path, shapes: dict[str, str], fix: str) -> dict[str, NDArray]:
