@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 from independent import ENVIRONMENT, ROOT, SHARED, decode, make_shards, render, said
 
 from benchmarks import render as rendered
-from pipelines.backends import BackendSettings
+from pipelines.backends import BACKENDS
 from shards import Dataset, demo
 from shards.demo import motion
 from shards.video.encode import Encoding
 from shards.video.pictures import cropped, fitted, sides_remark, uneven, upright
 from shards.video.transcode import transcode
-from training.run import Run
-from training.speed import Speed, uneven_sides
 
 SIDES = st.integers(16, 4000)
 CHECK = ROOT / "tools" / "check_shards.py"
@@ -265,13 +263,11 @@ def test_flow_has_the_cropped_width_and_twice_the_height(tmp_path: Path) -> None
 
 def test_training_names_them_where_nvdec_decodes(plain: Path) -> None:
     dataset = Dataset(plain)
-    run = Run(Path(), dataset, np.arange(len(dataset)), np.array([], np.int64), {}, None)
-    assert uneven_sides(Speed(BackendSettings("gpu"), 1, 1), run) == sides_remark(
+    rows = np.arange(len(dataset))
+    assert BACKENDS["gpu"].remark(dataset, rows) == sides_remark(
         dataset.column("width"), dataset.column("height")
     )
-    assert not uneven_sides(Speed(BackendSettings("cpu"), 1, 1), run) and not uneven_sides(
-        Speed(BackendSettings("hybrid"), 1, 1), run
-    )
+    assert not BACKENDS["cpu"].remark(dataset, rows) and not BACKENDS["hybrid"].remark(dataset, rows)
 
 
 @pytest.mark.parametrize("flags", [[], ["--for", "dpc"], ["--for", "pace"]])
