@@ -61,6 +61,9 @@ class Arguments:
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
+    frames_fps: float | None = None
+    """Folders of extracted frames (JPEG or PNG, in the order of the numbers in their names) are videos, of this many frames
+    per second. Without it pictures are left out."""
     hold_out: float | None = None
     """Where SRC has no splits: this share of each class becomes split test, the rest train. Chosen by a hash of the
     names; videos with the same value in a list's column `group` stay together."""
@@ -161,7 +164,7 @@ def _name(src: Path) -> str:
 
 
 def _index_in_place(arguments: Arguments) -> None:
-    kept = ("out", "part", "ray", "flow", "copy", "dry_run")
+    kept = ("out", "frames_fps", "part", "ray", "flow", "copy", "dry_run")
     if given := [name for name in kept if getattr(arguments, name)]:
         raise InputError(f"--in-place: nothing is encoded, so leave out --{given[0].replace('_', '-')}")
     if url_of(arguments.src):
@@ -196,6 +199,7 @@ def _run(arguments: Arguments, out: Path) -> None:
             made_for,
             stride,
             keep_stills=arguments.keep_stills,
+            frames_fps=arguments.frames_fps,
         ),
         layout=arguments.layout,
         annotations=arguments.annotations,

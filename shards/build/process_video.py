@@ -15,6 +15,7 @@ from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
+from shards.video.frames import check_rate, write_video
 from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched
 from shards.video.transcode import DISK_TROUBLE, Clip, copy, transcode
 
@@ -28,7 +29,7 @@ class Processing:
     copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
     flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
     keep_stills: take pictures and drawn text as well. made_for: the method that the data set is to suit. stride: that
-    method then takes every `stride`-th frame.
+    method then takes every `stride`-th frame. frames_fps: of folders of extracted frames; None: they are no videos.
     """
 
     encoding: Encoding = field(default_factory=Encoding)
@@ -38,10 +39,13 @@ class Processing:
     made_for: str | None = None
     stride: int | None = None
     keep_stills: bool = False
+    frames_fps: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.keep_damaged <= 1:
             raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
+        if self.frames_fps is not None:
+            check_rate(self.frames_fps)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -51,6 +55,7 @@ class Processing:
         settings["flow"] = self.flow.algorithm if self.flow else None
         settings |= {"flow_limit": self.flow.limit} if self.flow else {}
         settings |= {"for": self.made_for} if self.made_for else {}
+        settings |= {"frames_fps": self.frames_fps} if self.frames_fps else {}
         return settings | ({"stride": self.stride} if self.stride else {})
 
 
@@ -104,7 +109,12 @@ def _process(task: Task) -> Clip | Reject:
 
 @contextmanager
 def _on_disk(task: Task) -> Iterator[Path]:
-    """The video as a file of its own; a tar's member is copied into one."""
+    """The video as a file of its own; a tar's member is copied into one, and so are the pictures of a folder."""
+    if task.processing.frames_fps and task.path.is_dir():
+        with tempfile.NamedTemporaryFile(dir=task.scratch, suffix=".avi") as joined:
+            write_video(task.path, task.processing.frames_fps, Path(joined.name))
+            yield Path(joined.name)
+        return
     if task.member is None:
         yield task.path
         return

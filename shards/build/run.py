@@ -66,7 +66,7 @@ def prepare(
     """
     if processing.flow is not None:
         processing.flow.estimator()
-    found = find(folder, layout, annotations)
+    found = find(folder, layout, annotations, frames=processing.frames_fps is not None)
     if held_out is not None:
         found = hold_out(found, held_out)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):

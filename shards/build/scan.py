@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import InputError
+from shards.video.frames import IMAGE, images
 
 # Left out by name: what lies beside videos. Anything else is tried, with or without an extension.
 TEXT = r"txt|lst|list|csv|tsv|jsonl?|xml|ya?ml|toml|md|rst|html?|pdf|log|py|sh|ini|cfg|srt|vtt|ass"
@@ -50,8 +51,11 @@ class Source:
 
     @property
     def size(self) -> int:
-        """Bytes of the video."""
-        return self.member.size if self.member else self.path.stat().st_size
+        """Bytes of the video, or of the pictures that it is made of."""
+        if self.member:
+            return self.member.size
+        files = images(self.path) if self.path.is_dir() else [self.path]
+        return sum(path.stat().st_size for path in files)
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,10 @@ class Listing:
         return [path for path in there if re.fullmatch(pattern, path.name) and path.is_file()]
 
 
-def list_files(folder: Path, annotations: Path | None = None) -> Listing:
+def list_files(folder: Path, annotations: Path | None = None, *, frames: bool = False) -> Listing:
     """Everything below `folder` that is not hidden; links to folders are followed, each folder is listed once.
+
+    frames: a folder below it that holds JPEGs or PNGs, and neither videos nor folders, is a video of its own.
 
     Raises InputError when the folder or the annotations are missing, or nothing can be a video.
     """
@@ -147,6 +153,9 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if frames and not folders and Path(parent) != folder and _are_frames(files):
+            videos.append(Path(parent))
+            continue
         for name in files:
             path = Path(parent, name)
             if name.startswith("."):
@@ -157,11 +166,18 @@ def list_files(folder: Path, annotations: Path | None = None) -> Listing:
                 (others if NOT_VIDEOS.fullmatch(name) else videos).append(path)
     if not videos:
         found = f"{len(others)} files, none of which can be a video" if others else "no files"
+        if any(IMAGE.fullmatch(one.name) for one in others) and not frames:
+            advice += ", or --frames-fps 25 for folders of extracted frames, one a video"
         if unreadable:
             first = "{}: {}".format(*next(iter(unreadable.items())))
             found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
     return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
+
+
+def _are_frames(files: list[str]) -> bool:
+    shown = [name for name in files if not name.startswith(".")]
+    return any(IMAGE.fullmatch(name) for name in shown) and all(NOT_VIDEOS.fullmatch(name) for name in shown)
 
 
 def has_videos(folder: Path) -> bool:

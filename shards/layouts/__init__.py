@@ -54,17 +54,23 @@ READERS = {
 }
 
 
-def find(folder: Path, layout: Layout | None = None, annotations: Path | None = None) -> Found:
+def find(
+    folder: Path,
+    layout: Layout | None = None,
+    annotations: Path | None = None,
+    *,
+    frames: bool = False,
+) -> Found:
     """The videos of a folder, of WebDataset tars, or those that a text file lists, in the order of their relative paths.
 
     layout: one of READERS; recognised when None. annotations: a file, or a folder of them; when None, they
-    are looked for in `folder`, then beside it. Raises InputError when there is nothing to try.
+    are looked for in `folder`, then beside it. frames: folders of extracted frames are videos too. Raises InputError when there is nothing to try.
     """
     if layout not in (None, *get_args(Layout)):
         raise InputError(f"--layout {layout}: not one of {', '.join(get_args(Layout))}")
     if layout in (None, "webdataset"):
         paths = tars.tars_of(folder)
-        if paths and (layout or not folder.is_dir() or not has_videos(folder)):
+        if paths and (layout or not folder.is_dir() or not (frames or has_videos(folder))):
             return tars.read(folder, paths)
         if layout:
             raise InputError(
@@ -74,7 +80,7 @@ def find(folder: Path, layout: Layout | None = None, annotations: Path | None = 
         if layout not in (None, "list"):
             raise InputError(f"{folder}: a file, not a folder; give a folder for --layout {layout}")
         return lists.read_file(folder)
-    listing = list_files(folder, annotations)
+    listing = list_files(folder, annotations, frames=frames)
     if layout is not None:
         found = READERS[layout](listing, True)
         assert found is not None, layout
