@@ -78,7 +78,8 @@ def made_once(done: Path, make: Callable[[Path], None]) -> Path:
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock, also against other threads; with wait=False gives whether it was free.
 
-    The system takes it back from a process that dies, and NFS tells other machines of it. Raises InputError where the
+    The system takes it back from a process that dies, and NFS tells other machines of it. Where the file system has no
+    locks, a warning is all there is. Raises InputError where the
     lock's file is a symbolic link: it would be made wherever that leads.
     """
     with open(path, "w", opener=not_through_a_link) as handle:
@@ -87,10 +88,15 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             # process's, so that threads do not exclude each other
             request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             fcntl.fcntl(handle, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+            free = True
         except (BlockingIOError, PermissionError):
-            yield False
-        else:
-            yield True
+            free = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: its file system has no locks; let nothing else write there", path)
+            free = True
+        yield free
 
 
 def not_through_a_link(path: str, flags: int) -> int:

@@ -262,9 +262,8 @@ class Watch:
             with suppress(RuntimeError):
                 self._store.set("verdict", json.dumps([lost, said]))
         self._verdict.set()
-        time.sleep(
-            2
-        )  # the others read the verdict; the main thread may say the line itself, with what else it has to do
+        # the others read the verdict; the main thread may say the line itself, with what else it has to do
+        time.sleep(2)
         if self._ending.is_set():
             return
         speaker = next((rank for rank in range(self._world) if rank not in lost), lost[0])

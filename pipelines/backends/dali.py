@@ -64,7 +64,10 @@ class DaliGraph:
         """Begin a batch. inputs: name of a graph's input → an array a sample, of `clips` clips each; what lies on the
         GPU was made on `stream`."""
         params = [self._filled(sample) for sample in samples]
-        pipeline = self._free.pop() if self._free else self._built()
+        try:
+            pipeline = self._free.pop()
+        except IndexError:
+            pipeline = self._built()
         with torch.cuda.stream(stream):
             for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
                 pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))

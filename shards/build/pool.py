@@ -12,6 +12,7 @@ import pickle
 import resource
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -165,7 +166,8 @@ class _Worker:
         if process is None:  # ended by the parent's thread
             raise _Ended
         process.join()
-        code = process.exitcode
+        while (code := process.exitcode) is None:  # another thread's start has just asked the system for it
+            time.sleep(0.01)
         return signal.Signals(-code).name if code and code < 0 else f"exit status {code}"
 
 

@@ -99,10 +99,10 @@ def test_a_host_cache_changes_nothing_but_what_is_read(demo_folder: Path, videos
     cached = batches(dataset, 12, cache="host", cache_gib=videos * VIDEO / GIB, **options)
     for one, other in zip(cached, batches(Dataset(demo_folder), 12, **options), strict=True):
         assert_same(one, other)
-    visits = Counter(row for batch in cached for row in batch["row"][::clips].tolist())
+    served = Counter(row for batch in cached for row in batch["row"][::clips].tolist())
     # the demo set's videos are of one size: the first of equals
-    assert {row: dataset.reads[row] for row in visits} == {
-        row: 1 if row < videos else count for row, count in visits.items()
+    assert {row: dataset.reads[row] for row in served} == {
+        row: 1 if row < videos else count for row, count in served.items()
     }
 
 

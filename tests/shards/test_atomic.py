@@ -1,5 +1,8 @@
 """Locks between threads and processes, and what a process that dies leaves behind."""
 
+import errno
+import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -7,9 +10,10 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
 from independent import ENVIRONMENT
 
-from shards.atomic import locked, made_once
+from shards.atomic import WriterLock, locked, made_once
 
 HOLD = """
 import sys, time
@@ -93,3 +97,18 @@ def test_a_folder_whose_maker_was_killed_is_made_by_the_next(tmp_path: Path) -> 
     assert made_once(done, make) == done
     assert [path.name for path in done.iterdir()] == ["whole"]
     assert sorted(path.name for path in done.parent.iterdir()) == [".demo.lock", "demo"]
+
+
+def test_a_disk_without_locks_is_written_to_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "fcntl", refused)
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    with caplog.at_level(logging.WARNING), locked(tmp_path / "lock") as mine:
+        assert mine and "no locks" in caplog.text
+    caplog.clear()
+    WriterLock(tmp_path, "--out").close()
+    assert "no locks" in caplog.text
