@@ -28,6 +28,7 @@ from shards import InputError
 from shards.documents import one_line_of
 
 T = TypeVar("T")
+PATIENCE_S = 20.0  # seconds from a signal in which data may still come
 DEAD_S = 30.0  # seconds without a sign of life; a process beats every second
 _LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "torch/distributed")
 _PR_SET_PDEATHSIG = 1
@@ -73,13 +74,14 @@ class Stopped(Exception):
 class StopSignals:
     """SIGTERM and SIGINT. Before `begin`, they end the run at once; from then on, all processes after the same step.
 
-    Whichever process gets one, `agreed` gives it to all. A second Ctrl-C does not wait for the step to end.
+    Whichever process gets one, `agreed` gives it to all. A second Ctrl-C does not wait for the step to end. A step that
+    waits for data, from a server that stalls for instance, is given PATIENCE_S seconds to get it.
     Handlers are put back on leaving the context.
     """
 
     def __init__(self) -> None:
         self._noted = 0
-        self._looping = False
+        self._looping = self._waits = False
         self._group: Any = None
         self._asked: tuple[Any, torch.Tensor] | None = None
         self._before: dict[int, Any] = {}
@@ -87,6 +89,7 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._hear) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,6 +103,26 @@ class StopSignals:
         if self._noted and signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise Stopped(signum, "twice; the last checkpoint is whole")
         self._noted = signum
+        if self._waits:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+
+    def _give_up(self, *_: object) -> None:
+        message = f"no data came within {PATIENCE_S:g} s; the last checkpoint is whole"
+        print(f"\n{Stopped(self._noted, message)}", file=sys.stderr, flush=True)
+        os._exit(128 + self._noted)  # threads that read are not waited for
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for data."""
+        self._waits = True
+        if self._noted and self._before:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+        try:
+            yield
+        finally:
+            self._waits = False
+            if self._noted and self._before:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def begin(self) -> None:
         """From now on signals are answered by `agreed`. All processes call it together."""

@@ -177,7 +177,7 @@ class Trainer:
             group["lr"] = lr * factor
         seed_step(settings.seed, self.step, accelerator.process_index)
         for _ in range(settings.accumulate):
-            with self.phases("data", self.step), meter.waiting():
+            with self.phases("data", self.step), meter.waiting(), self.stop.waiting():
                 batch = self.next_batch()
             with accelerator.accumulate(self.model):
                 with self.phases("forward"):
