@@ -49,18 +49,18 @@ def on_main(do: Callable[[], T]) -> T:
     return outcome[0]
 
 
+class OwnError(InputError):
+    """An error of this process alone, which therefore says it itself."""
+
+
 @contextmanager
 def writing(path: Path, advice: str = "make room") -> Iterator[None]:
-    """Around what writes `path`: raises InputError, naming it, where the disk is full or cannot be written to."""
+    """Around what writes `path`: raises OwnError, naming it, where the disk is full or cannot be written to."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         said = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{path}: cannot be written ({said}); {advice}") from error
-
-
-class OwnError(InputError):
-    """An error of this process alone, which therefore says it itself."""
+        raise OwnError(f"{path}: cannot be written ({said}); {advice}") from error
 
 
 class Stopped(Exception):

@@ -24,7 +24,7 @@ from shards import InputError
 from shards.atomic import atomic_write
 from training.log import Log
 from training.meter import Meter, Phases
-from training.processes import OwnError, Stopped, StopSignals, on_main, watched
+from training.processes import OwnError, Stopped, StopSignals, on_main, watched, writing
 from training.run import Run
 from training.settings import Settings, as_flags
 from training.speed import Speed, Waiting, advice
@@ -205,11 +205,8 @@ class Trainer:
             raise OwnError(str(error)) from error
         picture = self.run_.output / "first_batch.png"
         if self.step == 0 and self.accelerator.is_main_process and not picture.exists():
-            try:
-                with atomic_write(picture) as temporary:
-                    save_views(batch, self.spec, temporary)
-            except OSError as error:
-                raise OwnError(f"{picture}: cannot be written ({error.strerror}); make room") from error
+            with writing(picture), atomic_write(picture) as temporary:
+                save_views(batch, self.spec, temporary)
         return batch
 
     def line(self, meter: Meter) -> dict[str, float]:

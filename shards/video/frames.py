@@ -3,6 +3,7 @@
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 
@@ -49,7 +50,7 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
                 what = "no JPEG or PNG" if codec is None else "not of the first picture's kind"
                 raise Rejected("damaged", f"{path.name}: {what}")
             if stream is None:
-                width, height = _size(path)
+                width, height = _size(data, codec, path.name)
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = file.add_mux_stream(codec, rate=rate, width=width, height=height)
                 stream.time_base = 1 / rate
@@ -60,10 +61,10 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
             file.mux(packet)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(data: bytes, codec: str, name: str) -> tuple[int, int]:
+    decoder: Any = av.CodecContext.create(codec, "r")
     try:
-        with av.open(str(path), format="image2", options={"pattern_type": "none"}) as file:
-            frame = next(file.decode(video=0))
-            return frame.width, frame.height
-    except (av.FFmpegError, StopIteration) as error:
-        raise Rejected("damaged", f"{path.name}: no picture decodes") from error
+        frames = decoder.decode(av.Packet(data)) or decoder.decode(None)
+        return frames[0].width, frames[0].height
+    except (av.FFmpegError, IndexError) as error:
+        raise Rejected("damaged", f"{name}: no picture decodes") from error

@@ -46,6 +46,22 @@ class Served(SimpleHTTPRequestHandler):
         pass
 
 
+def stalling(over: threading.Event, begun: threading.Event | None = None) -> Callable[[Served], None]:
+    """An answer of one byte, of a million that never come. begun: set when it was sent. over: ends it."""
+
+    def answer(request: Served) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000000")
+        request.end_headers()
+        request.wfile.write(b"x")
+        request.wfile.flush()
+        if begun:
+            begun.set()
+        over.wait(120)
+
+    return answer
+
+
 class Server:
     """A folder behind http://127.0.0.1:PORT.
 

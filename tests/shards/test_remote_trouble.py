@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import Served, Server
+from loopback import Served, Server, stalling
 
 from shards import DamagedError, Dataset, InputError
 
@@ -125,16 +125,7 @@ def test_a_server_that_stalls_is_given_up(server: Server, monkeypatch: pytest.Mo
     monkeypatch.setattr("shards.remote.SILENCE", 0.4)
     monkeypatch.setattr("shards.remote.PAUSE", 0.0)
     over = threading.Event()
-
-    def stalling(request: Served) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", "1000000")
-        request.end_headers()
-        request.wfile.write(b"x")
-        request.wfile.flush()
-        over.wait(30)
-
-    server.trouble["small-000000.tar"] = stalling
+    server.trouble["small-000000.tar"] = stalling(over)
     remote = Dataset(f"{server.url}/small")
     with pytest.raises(
         InputError, match=r"small-000000.tar: cannot be fetched, 2 times tried \(nothing came for"

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from loopback import Served, Server
+from loopback import Server, stalling
 
 from tests.training import harness
 from tests.training.harness import TOY
@@ -22,18 +22,8 @@ def test_a_signal_ends_a_run_that_waits_for_a_server(
     monkeypatch.setattr(harness, "LIMIT", 60)  # seconds: within a minute
     shutil.copytree(data, tmp_path / "served" / "set")
     server, over, asked = Server(tmp_path / "served"), threading.Event(), threading.Event()
-
-    def stalling(request: Served) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", "1000000")
-        request.end_headers()
-        request.wfile.write(b"x")
-        request.wfile.flush()
-        asked.set()
-        over.wait()
-
     for tar in data.glob("*.tar"):
-        server.trouble[tar.name] = stalling
+        server.trouble[tar.name] = stalling(over, asked)
     try:
         run = tmp_path / "run"
         started = harness.start(*TOY, "--data", f"{server.url}/set", "--output", run, "--steps", 3)
