@@ -41,6 +41,7 @@ from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.atomic import made_once
 from training.log import read_metrics
+from training.speed import decode_processes
 
 ROOT = Path(__file__).parents[2]
 EVEN, UNEVEN = 336, 340  # pixels of width; the second makes NVDEC open a decoder for every video
@@ -70,7 +71,10 @@ class Day:
     @property
     def options(self) -> Options:
         cores = len(os.sched_getaffinity(0))
-        return Options("gpu", cores, 0 if self.dry else 2, self.device, min(8, cores), on_cpu_dali=self.dry)
+        if self.dry:
+            return Options("gpu", cores, 0, self.device, min(8, cores), on_cpu_dali=True)
+        way = "processes" if decode_processes("hybrid", cores) else "threads"
+        return Options("gpu", cores, 2, self.device, decode_with=way)
 
     def data(self, width: int = EVEN) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""
@@ -130,6 +134,7 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
             "tests/gpu/test_meter.py" if day.dry else "tests/gpu"
         )  # without a GPU all of them are skipped
         flags = [chosen, "-q", "-p", "no:warnings", "-p", "no:cacheprovider"]
+        flags += ["-n", str(min(8, day.options.threads))]
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", *flags], **_OF_THIS_CHECKOUT, capture_output=True
         )
@@ -160,17 +165,6 @@ def pipelines(day: Day, _: dict[str, Any]) -> Measurements:
             yield f"{count} pipelines × {threads} threads", partial(_part, graph_alone, day, "dpc", options)
 
 
-def hybrid(day: Day, found: dict[str, Any]) -> Measurements:
-    """What this machine's cores decode, alone and in the loader; cpu_share: for --cpu-share."""
-    for name in day.methods:
-        yield f"{name}, decode and crop", partial(_part, decode_alone, day, name)
-        for backend in ("hybrid", "gpu"):
-            yield f"{name}, loader {backend}", partial(_loader, day, day.source(name), backend)
-        rates = [found[f"{name}, loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
-        if all(rates):
-            yield f"{name}, cpu_share", lambda rates=rates: {"cpu_share": rates[0] / sum(rates)}
-
-
 MODELS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "bf16, channels first": {"channels_last": False},
@@ -180,28 +174,42 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def objective(name: str, day: Day, _: dict[str, Any]) -> Measurements:
-    """At the paper's batch: the loader on each backend, the model under each option, and both together."""
+def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
+    """At the paper's batch: what the cores decode, the loader on each backend, and both with the model.
+
+    cpu_share: for --cpu-share, by the rates of the two loaders.
+    """
     source = day.source(name, objectives.get(name).recipe.batch_size)
+    for way in ("threads", "processes")[: 1 if day.dry else 2]:
+        options = replace(day.options, backend="hybrid", decode_with=way)
+        yield f"decode and crop, {way}", partial(_part, decode_alone, day, name, options)
     for backend in ("gpu", "hybrid"):
         yield f"loader {backend}", partial(_loader, day, source, backend)
-    for key, options in MODELS.items():
-        yield f"model {key}", partial(_model, day, name, source, **options)
+    rates = [found[f"loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
+    if all(rates):
+        yield "cpu_share", lambda: {"cpu_share": rates[0] / sum(rates)}
     for backend in ("gpu", "hybrid"):
         yield f"together {backend}, bf16", partial(_together, day, name, source, backend)
 
 
+def model(name: str, day: Day, _: dict[str, Any]) -> Measurements:
+    """The model alone at the paper's batch, under each option. DALI is not needed."""
+    source = day.source(name, objectives.get(name).recipe.batch_size)
+    for key, options in MODELS.items():
+        yield key, partial(_model, day, name, source, **options)
+
+
 def peers(day: Day, _: dict[str, Any]) -> Measurements:
-    """Other libraries on the same clips: SPDL on the CPU, SPDL and PyNvVideoCodec on NVDEC."""
+    """Other libraries on the same clips: PyNvVideoCodec and SPDL on NVDEC, and SPDL on the CPU."""
     for name in day.methods[:2]:
         source = day.source(name)
-        yield f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.options.threads, day.batches)(0)
-        yield f"{name}, decode and crop", partial(_part, decode_alone, day, name)
-        others = {"SPDL": spdl_nvdec, "PyNvVideoCodec": pynvvideocodec}
+        others = {"PyNvVideoCodec": pynvvideocodec, "SPDL": spdl_nvdec}
         for title, peer in others.items() if not day.dry else ():
             for threads in (7, 14):
                 key = f"{name}, {title} on NVDEC, {threads} threads"
                 yield key, lambda p=peer, s=source, t=threads: p(s, t, day.batches)(0)
+        yield f"{name}, decode and crop", partial(_part, decode_alone, day, name)
+        yield f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.options.threads, day.batches)(0)
 
 
 def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
@@ -247,7 +255,7 @@ def compiled(day: Day, _: dict[str, Any]) -> Measurements:
 
 _OF_THIS_CHECKOUT: dict[str, Any] = {
     "cwd": ROOT,
-    "env": os.environ | {"PYTHONPATH": str(ROOT)},
+    "env": os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     "text": True,
 }
 
@@ -308,15 +316,18 @@ class Stage:
     least: float = 20
 
 
+METHODS = ("dpc", "vdim", "tcp", "pace", "memdpc")
+assert set(METHODS) == set(objectives.available())
 STAGES = [
     Stage("machine", machine, 90),
-    Stage("tests", tests, 150, 60),
     Stage("sizes", sizes, 90),
-    Stage("trimmed", trimmed, 90),
     Stage("pipelines", pipelines, 150),
-    Stage("hybrid", hybrid, 120),
-    *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in objectives.available()),
+    *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[:2]),
+    *(Stage(f"run {name}", partial(run, name, 60), 100, 90) for name in METHODS[:2]),
+    Stage("tests", tests, 200, 60),
+    *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[2:]),
+    Stage("trimmed", trimmed, 90),
     Stage("peers", peers, 90),
-    *(Stage(f"run {name}", partial(run, name, 150), 200, 190) for name in ("dpc", "vdim")),
+    *(Stage(f"model {name}", partial(model, name), 120) for name in METHODS),
     Stage("compiled", compiled, 300, 60),
 ]
