@@ -113,7 +113,7 @@ def machine(day: Day, _: dict[str, Any]) -> Measurements:
                 libraries[name] = "loads"
             except OSError as error:
                 libraries[name] = str(error)
-        query = "--query-gpu=name,driver_version,memory.total,clocks.max.video"
+        query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm"
         smi = ""
         with suppress(OSError):
             asked = ["nvidia-smi", query, "--format=csv,noheader"]
@@ -177,7 +177,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     """At the paper's batch: what the cores decode, the loader on each backend, and both with the model.
 
-    cpu_share: for --cpu-share, by the rates of the two loaders.
+    cpu_share: for --cpu-share, by the rates of the two loaders; then the loader with it.
     """
     source = day.source(name, objectives.get(name).recipe.batch_size)
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
@@ -187,7 +187,9 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
         yield f"loader {backend}", partial(_loader, day, source, backend)
     rates = [found[f"loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
     if all(rates):
-        yield "cpu_share", lambda: {"cpu_share": rates[0] / sum(rates)}
+        share = rates[0] / sum(rates)
+        yield "cpu_share", lambda: {"cpu_share": share}
+        yield "loader gpu with cpu_share", partial(_loader, day, source, "gpu", share)
     for backend in ("gpu", "hybrid"):
         yield f"together {backend}, bf16", partial(_together, day, name, source, backend)
 
@@ -269,8 +271,9 @@ def _part(make: Callable[..., Part], day: Day, name: str, options: Options | Non
         return make(day.source(name), options or day.options, day.batches, stack)(0)
 
 
-def _loader(day: Day, source: Source, backend: str) -> Figures:
-    return loader_alone(source, replace(day.options, backend=backend), day.batches)(0)
+def _loader(day: Day, source: Source, backend: str, cpu_share: float = 0.0) -> Figures:
+    options = replace(day.options, backend=backend, cpu_share=cpu_share)
+    return loader_alone(source, options, day.batches)(0)
 
 
 def _model(

@@ -48,6 +48,7 @@ class Options:
     decode_with: str = "threads"
     on_cpu_dali: bool = False
     cache: Literal["host", "gpu"] | None = None
+    cpu_share: float = 0.0
 
     @property
     def kind(self) -> Kind:
@@ -60,7 +61,10 @@ class Options:
             threads=self.threads,
             nvdec_threads=self.nvdec_threads,
             pipelines=self.pipelines,
-            processes=self.kind.processes(self.threads, 0.0) if self.decode_with == "processes" else 0,
+            processes=self.kind.processes(self.threads, self.cpu_share)
+            if self.decode_with == "processes"
+            else 0,
+            cpu_share=self.cpu_share,
             on_cpu_dali=self.on_cpu_dali,
             cache=self.cache,
         )

@@ -39,7 +39,7 @@ def test_a_run(tmp_path: Path, backend: str) -> None:
     done = subprocess.run(
         [sys.executable, "tools/bench_loader.py", *asked, *quick, "--sweep", "device=cpu,hybrid,gpu"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
         timeout=300,
