@@ -25,8 +25,9 @@ from evaluation.settings import Embed, Settings
 from objectives.base import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError
 from shards.atomic import WriterLock
+from shards.build.first_use import data_folder
 from training.processes import on_main
 from training.speed import cores, decode_processes, share
 
@@ -103,7 +104,7 @@ def open_context(settings: Settings, protocol: str = "") -> Context:
     state = begin_processes()
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
-        dataset = Dataset(settings.data if settings.data is not None else demo.ensure())
+        dataset = Dataset(data_folder(settings.data))
     name = choose_backend(settings.device, dataset, share(cores()))
     compute = Compute(
         Accelerator(mixed_precision=settings.mixed_precision),

@@ -17,7 +17,7 @@ class Settings:
     """A run's or checkpoint's folder; random:NAME (an objective) or random:FOLDER (a checkpoint's network) for fresh
     weights; torchvision:NAME for its supervised ones."""
     data: Path | None = None
-    """A labelled data set made by tools/make_shards.py; the rendered demo set by default."""
+    """A labelled data set made by tools/make_shards.py, or a folder of videos in class folders; the rendered demo set by default."""
     split: tuple[str, ...] = ()
     """Splits to evaluate on: 1, 2, 3 or all of UCF101 and HMDB51; the table's own column by default."""
     folds: int = 0

@@ -23,7 +23,8 @@ from benchmarks.loader.measure import Settings, measure
 from benchmarks.loader.report import draw_chart, table
 from benchmarks.machine import origin
 from objectives.command import parse
-from shards import Dataset, InputError, demo, one_line
+from shards import Dataset, InputError, one_line
+from shards.build.first_use import data_folder
 from shards.documents import write_json
 
 
@@ -59,10 +60,8 @@ def one_each(argv: list[str]) -> list[list[str]]:
 
 
 def open_data(path: Path | None) -> Dataset:
-    if path is None:
-        return Dataset(demo.ensure())
-    rendered = str(path) == "rendered" and not path.exists()
-    return Dataset(render.ensure() if rendered else path)
+    rendered = str(path) == "rendered" and not Path("rendered").exists()
+    return Dataset(render.ensure() if rendered else data_folder(path))
 
 
 if __name__ == "__main__":

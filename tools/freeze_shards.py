@@ -27,7 +27,8 @@ from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from shards import Dataset, InputError, demo, one_line
+from shards import Dataset, InputError, one_line
+from shards.build.first_use import data_folder
 from shards.errors import new_or_empty
 from shards.schema import safe_name
 from shards.table import publish
@@ -42,7 +43,7 @@ class Arguments:
     out: Path
     """Folder to write; new or empty."""
     data: tyro.conf.Positional[Path | None] = None
-    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    """A data set made by tools/make_shards.py, or a folder of videos; the rendered demo set by default."""
     per_shard: int = 500
     """Videos a tar."""
     threads: int = os.cpu_count() or 2
@@ -54,7 +55,7 @@ def main(arguments: Arguments) -> None:
     new_or_empty(out, f"--out {out}")
     if arguments.per_shard < 1 or arguments.threads < 1:
         raise InputError("--per-shard and --threads must be at least 1")
-    dataset = Dataset(arguments.data or demo.ensure())
+    dataset = Dataset(data_folder(arguments.data))
     settings = dataset.info["settings"]
     known = {field.name for field in fields(Encoding)}
     encoding = Encoding(**{name: value for name, value in settings.items() if name in known})

@@ -30,7 +30,8 @@ from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import ViewSpec, eval_view, paced
-from shards import Dataset, InputError, at_least, demo, one_line
+from shards import Dataset, InputError, at_least, one_line
+from shards.build.first_use import data_folder
 from tools.show_batch import animation
 from training.visualize import visible
 
@@ -53,7 +54,7 @@ class Arguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run of pace, one of its checkpoints, or an imported one."""
     data: Path | None = None
-    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    """A data set made by tools/make_shards.py, or a folder of videos; the rendered demo set by default."""
     split: str | None = None
     """Use only the rows of this split; of the demo set "test" by default."""
     videos: int = 4
@@ -86,7 +87,7 @@ def main(arguments: Arguments) -> None:
         )
     spec = column_spec(objective.config)
     for_eyes = replace(spec, size=arguments.size, levels="imagenet")
-    dataset = Dataset(arguments.data or demo.ensure())
+    dataset = Dataset(data_folder(arguments.data))
     batch, shown = (first_batch(arguments, dataset, wanted) for wanted in (spec, for_eyes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     maps_BVhw, shares_BVM = look(objective.to(device), batch["views"].to(device), arguments.stage)

@@ -31,7 +31,8 @@ from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec, paced
-from shards import Dataset, InputError, at_least, demo, one_line
+from shards import Dataset, InputError, at_least, one_line
+from shards.build.first_use import data_folder
 from training.visualize import visible
 
 STYLE = """
@@ -57,7 +58,7 @@ class Settings:
     objective: str = "vdim"
     """The method whose views are shown."""
     data: Path | None = None
-    """A data set made by tools/make_shards.py; the rendered demo set by default."""
+    """A data set made by tools/make_shards.py, or a folder of videos; the rendered demo set by default."""
     split: str | None = None
     """Use only the rows of this split."""
     out: Path | None = None
@@ -90,7 +91,7 @@ class Settings:
 def main(argv: list[str]) -> None:
     settings, config = parse(argv, Settings, __doc__, "show_batch.py")
     spec = objectives.get(settings.objective).view_spec(config)
-    dataset = Dataset(settings.data or demo.ensure())
+    dataset = Dataset(data_folder(settings.data))
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     sampler = TrainSampler(dataset, rows, spec, settings.batch_size, seed=settings.seed)
     backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)

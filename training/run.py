@@ -12,8 +12,9 @@ from accelerate import PartialState
 
 import objectives
 from objectives import checkpoint
-from shards import Dataset, InputError, demo
+from shards import Dataset, InputError
 from shards.atomic import WriterLock
+from shards.build.first_use import data_folder
 from shards.documents import one_line_of
 from training.processes import on_main
 from training.settings import Settings, numbered_runs
@@ -122,11 +123,9 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
 
 
 def open_data(settings: Settings, *, damaged: bool) -> Dataset:
-    """The data set of --data, or the demo set. damaged: see Dataset."""
-    if settings.data is not None:
-        return Dataset(settings.data, cache_gb=settings.cache_gb, damaged=damaged)
+    """The data set of --data, a folder of videos as one, or the demo set. damaged: see Dataset."""
     with PartialState().local_main_process_first():
-        return Dataset(demo.ensure(), damaged=damaged)
+        return Dataset(data_folder(settings.data), cache_gb=settings.cache_gb, damaged=damaged)
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:

@@ -33,7 +33,8 @@ class Settings:
     objective: str = "vdim"
     """The method. `--objective NAME --help` shows its flags."""
     data: Path | None = None
-    """A data set made by tools/make_shards.py, a folder or s3://, gs://, https://; the rendered demo set by default."""
+    """A data set made by tools/make_shards.py, in a folder or behind s3://, gs://, https://; or a folder of videos, of
+    which one is made in the cache folder on first use; the rendered demo set by default."""
     cache_gb: float | None = None
     """Size of the local cache of a remote data set, GB; 0: none, each clip is requested; $SLIPSTREAM_CACHE_GB, else 100, by default."""
     split: str | None = None

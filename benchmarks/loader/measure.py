@@ -43,7 +43,7 @@ class Settings:
     objective: str = "vdim"
     """The method whose views and model are timed; several with commas, or all."""
     data: Path | None = None
-    """A data set made by tools/make_shards.py; `rendered`: 48 videos of 10 s, 336×256, rendered on first use; the
+    """A data set made by tools/make_shards.py, or a folder of videos; `rendered`: 48 videos of 10 s, 336×256, rendered on first use; the
     demo set by default."""
     split: str | None = None
     """Use only the rows of this split."""

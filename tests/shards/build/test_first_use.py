@@ -1,0 +1,91 @@
+"""--data with a folder of videos: a data set is made of it once, and again when a file changes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from independent import render
+
+from shards import Dataset
+from shards.build.first_use import data_folder
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes of one video each, and an empty cache."""
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
+    for number, name in enumerate(("jump", "wave")):
+        render(tmp_path / "my clips" / name / "1.avi", frames=20, seed=number)
+    return tmp_path / "my clips"
+
+
+def test_it_is_made_once_and_again_when_a_file_changes(clips: Path) -> None:
+    first = data_folder(clips)
+    assert Dataset(first).classes == ["jump", "wave"] and len(Dataset(first)) == 2
+    made = (first / "dataset.json").stat()
+    again = data_folder(clips)
+    assert again == first and (again / "dataset.json").stat() == made
+    render(clips / "wave" / "2.avi", frames=20, seed=5)
+    assert data_folder(clips) != first and len(Dataset(data_folder(clips))) == 3
+    os.utime(clips / "wave" / "2.avi", (0, 0))
+    assert len(list((clips.parent / "cache" / "videos").glob("my_clips-*"))) == 2
+    assert data_folder(clips).name not in {first.name, again.name}
+
+
+def test_what_is_stopped_goes_on(clips: Path, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from shards.build.first_use import data_folder as f; f(Path(sys.argv[1]))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    making = subprocess.Popen([sys.executable, "-c", code, clips], env=environment, start_new_session=True)
+    while not list(tmp_path.glob("cache/videos/my_clips-*")):
+        time.sleep(0.01)
+    os.killpg(making.pid, signal.SIGKILL)
+    making.wait()
+    assert len(Dataset(data_folder(clips))) == 2
+
+
+def test_what_is_no_folder_of_videos_is_left_alone(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    made = data_folder(clips)
+    for data in (made, tmp_path / "empty", tmp_path / "nowhere", Path("s3://bucket/k400")):
+        assert data_folder(data) == data
+    (made / "samples.parquet").unlink()  # a data set that is not whole is none to be made anew
+    assert data_folder(made) == made
+
+
+def test_no_video_among_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "1.mp4").write_bytes(b"<html>404</html>")
+    with pytest.raises(SystemExit) as ended:
+        data_folder(tmp_path / "clips")
+    assert ended.value.code == 2 and "1.mp4, unreadable" in capfd.readouterr().err
+
+
+def test_training_takes_a_folder_of_videos(clips: Path, tmp_path: Path) -> None:
+    flags = [
+        "--objective",
+        "tcp",
+        "--small",
+        "--steps",
+        1,
+        "--batch-size",
+        2,
+        "--width",
+        0.05,
+        "--tracker",
+        "none",
+    ]
+    done = subprocess.run(
+        [sys.executable, "train.py", *map(str, flags), "--data", clips, "--output", tmp_path / "run"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "my clips holds videos" in done.stderr and "2 videos, 1 steps" in done.stdout + done.stderr
