@@ -34,8 +34,10 @@ class Settings:
     random_draws: int = 5
     """Networks of random weights that are evaluated as one baseline."""
     layer: str = ""
-    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature: its mean
-    over space and time; with :change (encoder:change) how much it changes in time."""
+    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature."""
+    pool: Literal["mean", "std", "both"] = "mean"
+    """What of the --layer's output: its mean over space, time and views; its standard deviation over time and views, averaged
+    over space, which is how much it changes; or both, side by side."""
     windows: int = 0
     """Windows spread evenly over each video, instead of the method's own layout."""
     crops: Literal[0, 1, 5, 10] = 0

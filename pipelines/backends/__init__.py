@@ -133,7 +133,9 @@ def open_backend(
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
     gpu = settings.gpu if on_gpu else None
     cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
-    backend = make(spec, max_samples, max_clips, settings)  # last, since it starts processes and Cache may raise
+    backend = make(
+        spec, max_samples, max_clips, settings
+    )  # last, since it starts processes and Cache may raise
     if settings.cache == "gpu":
         from pipelines.backends.dali import MemoryBackend
 

@@ -153,20 +153,22 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
     down.finetuning.spec.scope("frame")
 
 
-def test_a_layer_is_its_mean_or_its_change_in_time(run, data) -> None:
+def test_a_layer_is_its_mean_or_its_change_in_time_or_both(run, data) -> None:
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
     clips = EvalClips.of(dataset, [12, 14], down.spec, EvalLayout(count=1))
     (batch,) = Loader(dataset, EvalSampler(dataset, clips, down.spec, 2))
     with torch.inference_mode():
         z = objective.encode(batch["views"])  # (B, V, D, h, w)
-        mean, change = (
-            Representation(objective, name)(batch["views"]) for name in ("encoder", "encoder:change")
+        mean, change, both = (
+            Representation(objective, name)(batch["views"])
+            for name in ("encoder", "encoder:std", "encoder:both")
         )
         assert torch.allclose(mean, z.mean((1, 3, 4)), atol=1e-5)
         assert torch.allclose(change, z.std(1, correction=0).mean((2, 3)), atol=1e-5)
         assert change[0].abs().max() < 1e-4 < change[1].abs().max()  # of 1 frame, and of 50
-        for wrong in ("encoder:nope", ":change", "encoder.nope"):
+        assert torch.equal(both, torch.cat([mean, change], 1))
+        for wrong in (":std", "encoder.nope"):
             with pytest.raises(InputError, match="--layer"):
                 Representation(objective, wrong)
 

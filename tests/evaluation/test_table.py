@@ -60,10 +60,10 @@ def test_csv_and_latex_hold_the_same_cells(tmp_path) -> None:
 
 
 def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
-    rows = [row(result(0.8, 0.5)), row(result(0.8, 0.5, "encoder:change"))]
+    rows = [row(result(0.8, 0.5)), row(result(0.8, 0.5, "encoder:std"))]
     own, named = markdown([one for one in rows if one]).splitlines()[2:]
     assert own.startswith("| mine (dpc) | linear, top-1 | set,")
-    assert named.startswith("| mine (dpc) | linear, top-1 by encoder:change | set,")
+    assert named.startswith("| mine (dpc) | linear, top-1 by encoder:std | set,")
 
 
 def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:
