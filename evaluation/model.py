@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import objectives
 from objectives import Objective, checkpoint
 from objectives.command import config_of
+from pipelines.views import ViewSpec
 from shards import InputError
 
 SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
@@ -132,7 +133,8 @@ def _stages_of(network: nn.Module, name: str) -> nn.Module:
 class Representation:
     """What a model says of a window. layer: a module's name in the objective instead of the objective's own feature;
     p4 and p5 are the fourth and fifth stage of Pace's networks; SURPRISE and ADDRESSES are what some methods say besides.
-    NAME is the mean of the module's output, NAME:std its deviation in time, NAME:both the two side by side (--pool)."""
+    NAME is the mean of the module's output, NAME:std its deviation in time, NAME:both the two side by side (--pool),
+    NAME:places all of its places in time and space, one after the other, each with the map's D numbers."""
 
     def __init__(self, objective: Objective, layer: str = "") -> None:
         self.objective, self.layer = objective, layer
@@ -153,13 +155,15 @@ class Representation:
 
     def __call__(self, views_BVCTHW: Tensor) -> Tensor:
         """Views of B windows → features (B, D); of a layer its output's mean over space, time and views, its
-        deviation over time and views, averaged over space, or both (B, 2D)."""
+        deviation over time and views, averaged over space, both (B, 2D), or all its places (B, places · D)."""
         if self.said:
             said: Tensor = self.said(views_BVCTHW)
             return said
         if not self.layer:
             return self.objective.represent(views_BVCTHW)
         output_BNDthw = self._caught(views_BVCTHW)
+        if self.pooling == "places":
+            return output_BNDthw.movedim(2, -1).flatten(1)
         mean_BD = output_BNDthw.flatten(3).mean((1, 3))
         if not self.pooling:
             return mean_BD
@@ -184,3 +188,11 @@ class Representation:
             raise InputError(f"--layer {self.layer}: gives no feature a window; name another module")
         spatial = output.reshape(*output.shape[:2], *(1,) * (5 - output.ndim), *output.shape[2:])
         return spatial.unflatten(0, (B, -1))
+
+
+def channels(objective: Objective, layer: str, spec: ViewSpec) -> int:
+    """D, the numbers that a layer's output has at each of its places."""
+    shape = (1, spec.views, spec.channels, spec.frames, spec.size, spec.size)
+    blank = torch.zeros(shape, device=next(objective.parameters()).device)
+    with torch.inference_mode():
+        return Representation(objective.eval(), layer.partition(":")[0])(blank).shape[1]

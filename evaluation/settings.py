@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from pipelines.backends import Device
 from shards import InputError, at_least
 
@@ -87,6 +89,16 @@ class Nonlinear(Settings):
 
     hidden: int = 0
     """Width of the hidden layer; 0 is the method's own."""
+
+
+@dataclass(frozen=True)
+class Attentive(Settings):
+    """A classifier that attends to the places of a frozen feature map: a learned query, one head, a linear layer. Hand-made
+    features have no map: theirs is the linear classifier."""
+
+    layer: str = "encoder"
+    """A module of the network whose output is a map, such as encoder or encoder.layer3."""
+    pool: tyro.conf.Suppress[Literal["places"]] = "places"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

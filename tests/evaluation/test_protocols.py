@@ -16,7 +16,7 @@ import evaluate
 import objectives
 from evaluation import baselines
 from evaluation.context import open_context
-from evaluation.model import Representation, open_model
+from evaluation.model import Representation, channels, open_model
 from evaluation.settings import Linear
 from objectives import checkpoint
 from pipelines import colour
@@ -85,6 +85,14 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
     assert again["scores"] == first["scores"]
     with pytest.raises(InputError, match="decoded"):
         ask("nonlinear", "--windows", 2)
+
+
+def test_attentive(ask) -> None:
+    result = ask("attentive", "--seeds", 1, "--random-draws", 2)
+    assert result["settings"]["layer"] == "encoder:places" and result["evaluated"]["videos"] == 9
+    assert result["scores"]["top1"]["value"] > 0.6  # colours
+    assert {"weight_decay", "epochs"} <= result["baselines"]["random"]["chosen"][0][0].keys()
+    assert "C" in result["baselines"]["handmade"]["chosen"][0][0]  # of a feature without a map
 
 
 def test_retrieval_and_fractions(ask) -> None:
@@ -168,6 +176,9 @@ def test_a_layer_is_its_mean_or_its_change_in_time_or_both(run, data) -> None:
         assert torch.allclose(change, z.std(1, correction=0).mean((2, 3)), atol=1e-5)
         assert change[0].abs().max() < 1e-4 < change[1].abs().max()  # of 1 frame, and of 50
         assert torch.equal(both, torch.cat([mean, change], 1))
+        places = Representation(objective, "encoder:places")(batch["views"])
+        assert channels(objective, "encoder:places", down.spec) == (D := z.shape[2])
+        assert torch.equal(places.view(2, -1, D), z.movedim(2, -1).reshape(2, -1, D))
         for wrong in (":std", "encoder.nope"):
             with pytest.raises(InputError, match="--layer"):
                 Representation(objective, wrong)
