@@ -287,17 +287,30 @@ def test_a_network_without_running_statistics_gets_those_of_the_training_videos(
     assert context.with_random().model.objective.config.norm == "batch"
 
 
+def trained_on(run: Path, to: Path, keys: list[str] | None = None, **settings: object) -> Path:
+    """A copy of a run that says what it was trained on."""
+    copied = shutil.copytree(run, to) / "checkpoints/step-00000001"
+    config = json.loads((copied / "config.json").read_text())
+    config["settings"] |= settings
+    (copied / "config.json").write_text(json.dumps(config))
+    if keys:
+        (copied / "rows.txt").write_text("\n".join(keys) + "\n")
+    checkpoint.list_files(copied)
+    return to
+
+
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])
 def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
-    ask, run, data, tmp_path, capsys, split, seen
+    ask, run, data, tmp_path, capsys, split, seen, several
 ) -> None:
+    """several: with another data set, whose keys are the same, before it."""
     dataset = Dataset(data)
-    copied = shutil.copytree(run, tmp_path / "run") / "checkpoints/step-00000001"
-    config = json.loads((copied / "config.json").read_text())
-    config["settings"]["data"] = f"{dataset.name} {dataset.fingerprint[:12]}"
-    (copied / "config.json").write_text(json.dumps(config))
-    (copied / "rows.txt").write_text("\n".join(dataset.keys(dataset.select(split=split))) + "\n")
-    checkpoint.list_files(copied)
+    identity, keys = f"{dataset.name} {dataset.fingerprint[:12]}", dataset.keys(dataset.select(split=split))
+    if several:
+        others = [f"k_400/{key}" for key in dataset.keys(range(len(dataset)))]
+        identity, keys = f"k 400 {'0' * 12} / {identity}", others + [f"{dataset.name}/{key}" for key in keys]
+    trained_on(run, tmp_path / "run", keys, data=identity)
     result = ask("retrieval", "--no-baselines", checkpoint=tmp_path / "run")
     assert result["seen_in_pretraining"] == seen
     assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)
