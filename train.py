@@ -37,7 +37,7 @@ from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.log import check_trackers, record_start
 from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
-from training.run import Run, init_from, init_remark, open_run
+from training.run import Run, data_remarks, init_from, init_remark, open_run
 from training.settings import Settings, as_flags, with_own_flags
 from training.speed import settle
 from training.trainer import Trainer, headline
@@ -117,6 +117,10 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
+    noted = (
+        "stride" in run.dataset.members[0].info["settings"]
+    )  # else any --stride is as good, and nothing is said
+    lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
     if spec.padding == "error":
         every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
         short = len(every) - len(run.rows)

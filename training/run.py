@@ -16,7 +16,7 @@ from shards import Dataset, InputError
 from shards.atomic import WriterLock
 from shards.build.first_use import data_folder
 from shards.documents import one_line_of
-from shards.several import joined
+from shards.several import APART, joined
 from training.processes import on_main
 from training.settings import Settings, numbered_runs
 from training.state import read_rows
@@ -196,6 +196,35 @@ def rate_and_side(dataset: Dataset) -> dict[str, float]:
         "fps": round(float(np.median(dataset.column("fps"))), 3),
         "short_side": float(np.median(sides)),
     }
+
+
+def data_remarks(
+    objective: objectives.Objective, size: int, dataset: Dataset, trained: dict[str, Any]
+) -> list[str]:
+    """A line each where a data set's frame rate, or the size of its pictures, is not what an objective is used to.
+
+    size: pixels of a view's side. trained: the settings in the config.json of the run that made the objective. Where they
+    have no rate, the method's own counts, at the config's stride; where they have no size, a view's. Rates as close as 25
+    and 30 (see APART) are taken for the same, and so are all sizes above a view's.
+    """
+    suits, now, lines = objective.shards, rate_and_side(dataset), []
+    stride = getattr(objective.config, suits.stride) if suits.stride else None
+    fps = trained.get("fps") or (suits.rate * stride if suits.rate and stride else None)
+    if fps and max(fps / now["fps"], now["fps"] / fps) >= APART:
+        fitting = (
+            f", or train with --{suits.stride} {max(1, round(stride * now['fps'] / fps))}" if stride else ""
+        )
+        lines.append(
+            f"{dataset.source} has {now['fps']:g} frames a second and not about {fps:g}, so that a clip lasts "
+            f"{fps / now['fps']:.2g} times as long: make shards with --fps {fps:g}{fitting}"
+        )
+    side = trained.get("short_side") or size
+    if (before := min(side, size)) != (here := min(now["short_side"], size)):
+        lines.append(
+            f"{dataset.source} has pictures of {now['short_side']:g} pixels on the short side and not {side:g}, so that "
+            f"views of {size}² are {'more blurred' if here < before else 'sharper'}: make shards with --short-side"
+        )
+    return lines
 
 
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:

@@ -316,6 +316,27 @@ def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
     assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)
 
 
+def test_data_of_another_rate_or_size_than_the_checkpoints_is_named(run, data, tmp_path, capsys) -> None:
+    """The data set has 10 frames a second of 48×36; views are 34²."""
+    for number, (trained, says) in enumerate(
+        [
+            ({"fps": 10.0, "short_side": 36.0}, []),
+            ({"fps": 30.0, "short_side": 160.0}, ["not about 30, so that a clip lasts 3 times as long"]),
+            ({"fps": 10.0, "short_side": 20.0}, ["views of 34² are sharper"]),
+            (
+                {},
+                ["not about 20, so that a clip lasts 2 times as long"],
+            ),  # DPC's 10 a second, at a stride of 2
+        ]
+    ):
+        folder = trained_on(run, tmp_path / str(number), **trained)
+        open_context(Linear(str(folder), data=data, device="cpu"))
+        warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert len(warned) == len(says) and all(map(str.__contains__, warned, says)), warned
+    open_context(Linear("random:dpc", data=data, device="cpu", small=True))
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_features_made_by_hand_of_worked_clips() -> None:
     """A still clip has no difference and no flow; one that moves to the right has flow to the right."""
     cv2 = pytest.importorskip("cv2", reason="OpenCV, an extra, is not installed")
