@@ -6,7 +6,7 @@
     evaluate.py retrieval --checkpoint runs/pace --layer p4
     evaluate.py linear    --checkpoint random:dpc                            the baseline alone
 
-Protocols: linear, nonlinear, finetune, retrieval, fraction, oops, oops-finetune, embed; over results: fuse, curve,
+Protocols: linear, nonlinear, attentive, finetune, retrieval, fraction, oops, oops-finetune, embed; over results: fuse, curve,
 table, report. `evaluate.py PROTOCOL --help` shows the flags.
 Each looks at videos as the method's paper does, evaluates every test video, short ones padded, and reports random
 weights and a classifier of the videos' size and length beside. Features are computed once and kept; several
@@ -28,6 +28,7 @@ from training.processes import StopSignals, ended
 PROTOCOLS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "linear": (settings.Linear, recognition.linear),
     "nonlinear": (settings.Nonlinear, recognition.nonlinear),
+    "attentive": (settings.Attentive, recognition.attentive),
     "retrieval": (settings.Retrieval, retrieval.retrieve),
     "fraction": (settings.Fraction, recognition.fraction),
     "finetune": (settings.Finetune, recognition.finetune),

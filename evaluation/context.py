@@ -105,6 +105,8 @@ def begin_processes() -> PartialState:
 def open_context(settings: Settings, protocol: str = "") -> Context:
     """protocol: names the result's folder, "" for none. Raises InputError, also where another process writes there."""
     state = begin_processes()
+    if settings.pool != "mean":
+        settings = replace(settings, layer=f"{settings.layer}:{settings.pool}")
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     with state.local_main_process_first():
         dataset = Dataset(data_folder(settings.data))

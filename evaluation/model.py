@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import objectives
 from objectives import Objective, checkpoint
 from objectives.command import config_of
+from pipelines.views import ViewSpec
 from shards import InputError
 
 SURPRISE = "surprise"  # [z_t, ẑ_t] instead of the feature, for methods that predict (oops)
@@ -132,7 +133,8 @@ def _stages_of(network: nn.Module, name: str) -> nn.Module:
 class Representation:
     """What a model says of a window. layer: a module's name in the objective instead of the objective's own feature;
     p4 and p5 are the fourth and fifth stage of Pace's networks; SURPRISE and ADDRESSES are what some methods say besides.
-    NAME:change is how much the module's output changes in time, where NAME is its mean."""
+    NAME is the mean of the module's output, NAME:std its deviation in time, NAME:both the two side by side (--pool),
+    NAME:places all of its places in time and space, one after the other, each with the map's D numbers."""
 
     def __init__(self, objective: Objective, layer: str = "") -> None:
         self.objective, self.layer = objective, layer
@@ -141,8 +143,10 @@ class Representation:
         self.said = (
             getattr(objective, name) if name in (SURPRISE, ADDRESSES) and hasattr(objective, name) else None
         )
-        if self.pooling not in ("", "change") or (self.pooling and not name):
-            raise InputError(f"--layer {layer}: write NAME, or NAME:change")
+        if self.pooling and not name:
+            raise InputError(
+                f"--pool {self.pooling}: of a --layer's output; name one, such as --layer encoder"
+            )
         if name and not self.said and self.path not in dict(objective.named_modules()):
             near = ", ".join(name for name, _ in objective.encoder.named_children())
             raise InputError(
@@ -150,20 +154,24 @@ class Representation:
             )
 
     def __call__(self, views_BVCTHW: Tensor) -> Tensor:
-        """Views of B windows → features (B, D); of a layer its output's mean over space, time and views, or its
-        deviation over time and views, averaged over space."""
+        """Views of B windows → features (B, D); of a layer its output's mean over space, time and views, its
+        deviation over time and views, averaged over space, both (B, 2D), or all its places (B, places · D)."""
         if self.said:
             said: Tensor = self.said(views_BVCTHW)
             return said
         if not self.layer:
             return self.objective.represent(views_BVCTHW)
         output_BNDthw = self._caught(views_BVCTHW)
+        if self.pooling == "places":
+            return output_BNDthw.movedim(2, -1).flatten(1)
+        mean_BD = output_BNDthw.flatten(3).mean((1, 3))
         if not self.pooling:
-            return output_BNDthw.flatten(3).mean((1, 3))
+            return mean_BD
         moments_BSDhw = output_BNDthw.transpose(2, 3).flatten(1, 2)
         if moments_BSDhw.shape[1] < 2:
             raise InputError(f"--layer {self.layer}: has a single moment in a window, so nothing changes")
-        return moments_BSDhw.std(1, correction=0).flatten(2).mean(2)
+        std_BD = moments_BSDhw.std(1, correction=0).flatten(2).mean(2)
+        return std_BD if self.pooling == "std" else torch.cat([mean_BD, std_BD], 1)
 
     def _caught(self, views_BVCTHW: Tensor) -> Tensor:
         """The layer's output (B, N, D, t, h, w): N of a window, such as its views."""
@@ -180,3 +188,11 @@ class Representation:
             raise InputError(f"--layer {self.layer}: gives no feature a window; name another module")
         spatial = output.reshape(*output.shape[:2], *(1,) * (5 - output.ndim), *output.shape[2:])
         return spatial.unflatten(0, (B, -1))
+
+
+def channels(objective: Objective, layer: str, spec: ViewSpec) -> int:
+    """D, the numbers that a layer's output has at each of its places."""
+    shape = (1, spec.views, spec.channels, spec.frames, spec.size, spec.size)
+    blank = torch.zeros(shape, device=next(objective.parameters()).device)
+    with torch.inference_mode():
+        return Representation(objective.eval(), layer.partition(":")[0])(blank).shape[1]

@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: logistic regression, or a network with one hidden layer.
+"""Classifiers on frozen features: logistic regression, a network with one hidden layer, or attention over a feature map.
 
 Letters: N samples (clips, or videos), D features, C classes, M videos.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from evaluation import metrics
@@ -30,9 +30,11 @@ DECAYS = (0.0, 1e-3, 1e-1)
 
 @dataclass(frozen=True)
 class Head:
-    """hidden: width of the layer between, 0 for none. The rest is of the non-linear probe; dropout: before the last layer."""
+    """hidden: width of the layer between, 0 for none. token: numbers a place of a feature map, which are attended to; 0 for none.
+    The rest is of the probes that Adam trains; dropout: before the last layer."""
 
     hidden: int = 0
+    token: int = 0
     dropout: float = 0.0
     lr: float = 1e-3
     epochs: int = 100
@@ -68,12 +70,36 @@ class Linear:
         return p_NC
 
 
-class OneHidden:
-    """One hidden layer with ReLU and dropout; the weights are drawn as torch does, and trained by Adam."""
+class Attentive(nn.Module):
+    """A learned query attends to the places of a feature map, with one head; a linear layer classifies what it gathers.
+
+    After the attentive probe of V-JEPA (Bardes et al. 2024, section 4), without its MLP.
+    """
+
+    def __init__(self, token: int, classes: int) -> None:
+        super().__init__()
+        self.token = token
+        self.query = nn.Parameter(torch.randn(1, 1, token) / token**0.5)
+        self.attention = nn.MultiheadAttention(token, 1, batch_first=True)
+        self.last = nn.Sequential(nn.LayerNorm(token), nn.Linear(token, classes))
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        places = x_ND.unflatten(1, (-1, self.token))
+        gathered, _ = self.attention(self.query.expand(len(x_ND), -1, -1), places, places, need_weights=False)
+        scores: Tensor = self.last(gathered[:, 0])
+        return scores
+
+
+class ByAdam:
+    """A small network, by its head; the weights are drawn as torch does, and trained by Adam."""
 
     def __init__(self, D: int, classes: int, head: Head, device: torch.device | str) -> None:
-        layers = [nn.Linear(D, head.hidden), nn.ReLU(), nn.Dropout(head.dropout), nn.Linear(head.hidden, classes)]  # fmt: skip
-        self.layers, self.device = nn.Sequential(*layers).to(device), device
+        if head.token:
+            layers: nn.Module = Attentive(head.token, classes)
+        else:
+            hidden = nn.Linear(D, head.hidden), nn.ReLU(), nn.Dropout(head.dropout)
+            layers = nn.Sequential(*hidden, nn.Linear(head.hidden, classes))
+        self.layers, self.device = layers.to(device), device
 
     @torch.no_grad()
     def predict(self, x_ND: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -140,7 +166,8 @@ def fit(
             found = judge(probe, x_ND[held_N])
             if best is None or found > best[0]:
                 best = found, chosen
-    middle = {"C": STRENGTHS[2]} if not head.hidden else {"weight_decay": DECAYS[1], "epochs": head.epochs}
+    by_adam = head.hidden or head.token
+    middle = {"C": STRENGTHS[2]} if not by_adam else {"weight_decay": DECAYS[1], "epochs": head.epochs}
     (top1, _), chosen = best or ((float("nan"), 0.0), middle)
     *_, (probe, _) = _candidates(x_ND, y_N, times, fitting, chosen)
     return lambda x: probe.predict(scaler.transform(x).astype(np.float32)), chosen | {"validation_top1": top1}
@@ -149,12 +176,12 @@ def fit(
 def _candidates(
     x: NDArray, y: NDArray, times: NDArray, fitting: "_Fitting", chosen: dict[str, Any] | None = None
 ) -> Iterator[tuple[Probe, dict[str, Any]]]:
-    """Probes trained on samples, and what makes each: of a hidden layer, every fifth epoch of Adam with each weight decay.
+    """Probes trained on samples, and what makes each: of those by Adam, every fifth epoch of Adam with each weight decay.
 
     chosen: what makes the last of them, where it is known.
     """
     head, classes = fitting.head, fitting.classes
-    if not head.hidden:
+    if not head.hidden and not head.token:
         for strength in [chosen["C"]] if chosen else STRENGTHS:
             yield Linear(x, y, classes, strength, times), {"C": strength}
         return
@@ -163,7 +190,7 @@ def _candidates(
     for decay in [chosen["weight_decay"]] if chosen else DECAYS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fitting.seed)
-            probe = OneHidden(x.shape[1], classes, head, fitting.device)
+            probe = ByAdam(x.shape[1], classes, head, fitting.device)
             optimizer = torch.optim.Adam(probe.layers.parameters(), lr=head.lr, weight_decay=decay)
             shuffle = torch.Generator().manual_seed(fitting.seed)
             last = chosen["epochs"] if chosen else head.epochs

@@ -1,4 +1,4 @@
-"""Action recognition: linear, nonlinear, fraction and finetune."""
+"""Action recognition: linear, nonlinear, attentive, fraction and finetune."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,6 +10,7 @@ from evaluation import baselines
 from evaluation.context import Context, open_context, union
 from evaluation.data import Labelled, Split, with_fraction
 from evaluation.finetune import Recognition, check_folder, train_and_test, tuning_of
+from evaluation.model import channels
 from evaluation.probe import Head, run_probes
 from evaluation.results import (
     BASELINES,
@@ -21,7 +22,7 @@ from evaluation.results import (
     scores,
     truth_labels,
 )
-from evaluation.settings import Finetune, Fraction, Linear, Nonlinear, Supervised
+from evaluation.settings import Attentive, Finetune, Fraction, Linear, Nonlinear, Supervised
 from evaluation.table import finish
 from objectives.base import FineTuning
 
@@ -36,7 +37,11 @@ def nonlinear(settings: Nonlinear) -> None:
     _probe(settings, "nonlinear")
 
 
-def _probe(settings: Linear | Nonlinear, protocol: str) -> None:
+def attentive(settings: Attentive) -> None:
+    _probe(settings, "attentive")
+
+
+def _probe(settings: Linear | Nonlinear | Attentive, protocol: str) -> None:
     context = open_context(settings, protocol)
     labelled, splits = context.labelled()
     train, failed = _prober(context, labelled, splits, protocol)
@@ -83,7 +88,8 @@ def fraction(settings: Fraction) -> None:
     for share, found in by_share.items():
         for name, outcomes in found.items():
             curve = curves.setdefault(BASELINES.get(name, "model"), {})
-            curve[f"{share:g}"] = scores(outcomes, truth, labelled.groups)
+            ours = found[""] if name else None
+            curve[f"{share:g}"] = scores(outcomes, truth, labelled.groups, ours)
     evaluated = sum(len(outcome.rows) for outcome in found[""])
     finish(context, describe(context, "fraction", splits, evaluated, failed) | {"curves": curves})
 
@@ -94,6 +100,8 @@ def _prober(
     """Share of the labels → outcomes of probes; and the videos that cannot be decoded. All processes call it together."""
     both, others = context.features(splits), baselines.features(context, splits)
     head = Head()
+    if protocol == "attentive":
+        head = Head(token=channels(context.model.objective, context.settings.layer, context.downstream.spec))
     if protocol == "nonlinear":
         hidden = getattr(context.settings, "hidden", 0) or context.downstream.hidden
         head = Head(hidden=hidden, dropout=context.downstream.dropout)
@@ -104,7 +112,13 @@ def _prober(
             name: _joined(
                 [
                     run_probes(
-                        context, labelled, splits, one, head, BASELINES.get(name, "the model") + part, share
+                        context,
+                        labelled,
+                        splits,
+                        one,
+                        Head() if head.token and name not in ("", "random") else head,
+                        BASELINES.get(name, "the model") + part,
+                        share,
                     )
                     for one in draws
                 ]

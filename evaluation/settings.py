@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from pipelines.backends import Device
 from shards import InputError, at_least
 
@@ -34,8 +36,10 @@ class Settings:
     random_draws: int = 5
     """Networks of random weights that are evaluated as one baseline."""
     layer: str = ""
-    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature: its mean
-    over space and time; with :change (encoder:change) how much it changes in time."""
+    """A module of the network, such as encoder.layer4 (for Pace p4, p5), instead of the method's own feature."""
+    pool: Literal["mean", "std", "both"] = "mean"
+    """What of the --layer's output: its mean over space, time and views; its standard deviation over time and views, averaged
+    over space, which is how much it changes; or both, side by side."""
     windows: int = 0
     """Windows spread evenly over each video, instead of the method's own layout."""
     crops: Literal[0, 1, 5, 10] = 0
@@ -85,6 +89,16 @@ class Nonlinear(Settings):
 
     hidden: int = 0
     """Width of the hidden layer; 0 is the method's own."""
+
+
+@dataclass(frozen=True)
+class Attentive(Settings):
+    """A classifier that attends to the places of a frozen feature map: a learned query, one head, a linear layer. Hand-made
+    features have no map: theirs is the linear classifier."""
+
+    layer: str = "encoder"
+    """A module of the network whose output is a map, such as encoder or encoder.layer3."""
+    pool: tyro.conf.Suppress[Literal["places"]] = "places"  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

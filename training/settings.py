@@ -119,8 +119,6 @@ class Settings:
     decode_with: Literal["auto", "processes", "threads"] = "auto"
     """Where the CPU decodes: in processes, one for each of --threads, which do not wait for Python's lock, or in threads,
     which need no start and no memory of their own. auto takes processes where there are four cores or more."""
-    nvdec_threads: int = 8
-    """Threads that feed NVDEC, with --device gpu; an H100 has seven decoders."""
 
     def __post_init__(self) -> None:
         at_least(
@@ -134,7 +132,7 @@ class Settings:
             "checkpoint_every",
             "keep",
         )
-        at_least(self, 1, "log_every", "clips_per_decode", "nvdec_threads", "hang_s")
+        at_least(self, 1, "log_every", "clips_per_decode", "hang_s")
         at_least(self, 0, "clip_norm", "knn_every", "profile")
         if self.threads is not None:
             at_least(self, 1, "threads")

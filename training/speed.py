@@ -103,7 +103,6 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         name,
         processes=decode_processes(name, threads, settings.decode_with, cpu_share),
         threads=threads,
-        nvdec_threads=settings.nvdec_threads,
         cpu_share=cpu_share,
         cache=settings.cache,
         cache_gib=settings.cache_gib,

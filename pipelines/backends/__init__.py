@@ -124,15 +124,18 @@ def open_backend(
 ) -> Backend:
     """Make the backend for a loader of these rows; to be closed. Raises InputError for settings that do not go together."""
     _check(settings)
-    backend = BACKENDS[settings.name].make(spec, max_samples, max_clips, settings)
+    make, on_gpu = BACKENDS[settings.name].make, BACKENDS[settings.name].on_gpu
     if settings.cache is None:
-        return backend
+        return make(spec, max_samples, max_clips, settings)
     from pipelines.backends.cached import Cache, CachedBackend
     from pipelines.backends.cpu import CpuDecodeBackend
 
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
-    gpu = settings.gpu if BACKENDS[settings.name].on_gpu else None
+    gpu = settings.gpu if on_gpu else None
     cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
+    backend = make(
+        spec, max_samples, max_clips, settings
+    )  # last, since it starts processes and Cache may raise
     if settings.cache == "gpu":
         from pipelines.backends.dali import MemoryBackend
 

@@ -53,6 +53,26 @@ def test_what_can_be_told_apart_is_and_permuted_labels_are_chance(head: Head) ->
     assert found.low < 1 / 3 < found.high
 
 
+def test_attention_finds_what_lies_anywhere_on_the_map() -> None:
+    """One place of 12, another in every sample, has the class; the mean of the places hardly shows it."""
+    many, rng = Many(600), np.random.default_rng(0)
+    places = rng.normal(size=(len(many.labels), 12, 8)).astype(np.float32)
+    marked = np.concatenate([4 * np.eye(3)[many.labels], np.full((len(many.labels), 1), 4)], 1)
+    places[np.arange(len(places)), rng.integers(0, 12, len(places)), :4] = (
+        marked  # and a mark that it is this place
+    )
+    rows = np.arange(len(places))
+
+    def top1(x: np.ndarray, head: Head) -> float:
+        both = Features(x.reshape(len(x), -1), rows, np.zeros_like(rows), {})
+        train, test = both.of(many.split.train), both.of(many.split.test)
+        trained = train_and_test(train, test, many, head, seed=0)
+        return float(metrics.hits(trained.probabilities, many.labels[trained.rows]).mean())
+
+    attentive = top1(places, Head(token=8, lr=1e-2, epochs=60, batch_size=64))
+    assert attentive > 0.9 and top1(places, Head()) < 0.75 and top1(places.mean(1), Head()) < 0.9
+
+
 def test_the_test_part_chooses_nothing() -> None:
     """Other test videos, other test labels: the same epoch, decay and classifier."""
     many = Many()

@@ -16,8 +16,9 @@ import evaluate
 import objectives
 from evaluation import baselines
 from evaluation.context import open_context
-from evaluation.model import Representation, open_model
+from evaluation.model import Representation, channels, open_model
 from evaluation.settings import Linear
+from evaluation.table import rows_of
 from objectives import checkpoint
 from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
@@ -87,6 +88,14 @@ def test_features_are_computed_once(ask, monkeypatch) -> None:
         ask("nonlinear", "--windows", 2)
 
 
+def test_attentive(ask) -> None:
+    result = ask("attentive", "--seeds", 1, "--random-draws", 2)
+    assert result["settings"]["layer"] == "encoder:places" and result["evaluated"]["videos"] == 9
+    assert result["scores"]["top1"]["value"] > 0.6  # colours
+    assert {"weight_decay", "epochs"} <= result["baselines"]["random"]["chosen"][0][0].keys()
+    assert "C" in result["baselines"]["handmade"]["chosen"][0][0]  # of a feature without a map
+
+
 def test_retrieval_and_fractions(ask) -> None:
     result = ask("retrieval", "--k", 1, 4, "--random-draws", 2)
     assert result["recall"]["video"]["1"]["value"] == result["recall"]["clip"]["4"]["value"] == 1.0
@@ -108,6 +117,11 @@ def test_retrieval_and_fractions(ask) -> None:
         "1",
     }
     assert curves["model"]["1"]["top1"]["value"] == 1.0
+    few = rows_of(parts)
+    assert [one.measure for one in few] == ["top-1 with 0.25 of the labels", "top-1 with 1 of the labels"]
+    for one in few:  # the paired difference is that of the two scores
+        assert one.delta["random"].value == pytest.approx(one.score.value - one.baselines["random"].value)
+        assert set(one.baselines) == {"random", "handmade", "size_length"} == set(one.delta)
 
 
 def test_embedded_windows_are_what_the_network_says_of_them(ask, run, data, tmp_path) -> None:
@@ -153,20 +167,25 @@ def test_every_method_has_a_feature_for_videos_of_any_length(name, data) -> None
     down.finetuning.spec.scope("frame")
 
 
-def test_a_layer_is_its_mean_or_its_change_in_time(run, data) -> None:
+def test_a_layer_is_its_mean_or_its_change_in_time_or_both(run, data) -> None:
     objective, dataset = objectives.load(run), Dataset(data)
     down = objective.downstream()
     clips = EvalClips.of(dataset, [12, 14], down.spec, EvalLayout(count=1))
     (batch,) = Loader(dataset, EvalSampler(dataset, clips, down.spec, 2))
     with torch.inference_mode():
         z = objective.encode(batch["views"])  # (B, V, D, h, w)
-        mean, change = (
-            Representation(objective, name)(batch["views"]) for name in ("encoder", "encoder:change")
+        mean, change, both = (
+            Representation(objective, name)(batch["views"])
+            for name in ("encoder", "encoder:std", "encoder:both")
         )
         assert torch.allclose(mean, z.mean((1, 3, 4)), atol=1e-5)
         assert torch.allclose(change, z.std(1, correction=0).mean((2, 3)), atol=1e-5)
         assert change[0].abs().max() < 1e-4 < change[1].abs().max()  # of 1 frame, and of 50
-        for wrong in ("encoder:nope", ":change", "encoder.nope"):
+        assert torch.equal(both, torch.cat([mean, change], 1))
+        places = Representation(objective, "encoder:places")(batch["views"])
+        assert channels(objective, "encoder:places", down.spec) == (D := z.shape[2])
+        assert torch.equal(places.view(2, -1, D), z.movedim(2, -1).reshape(2, -1, D))
+        for wrong in (":std", "encoder.nope"):
             with pytest.raises(InputError, match="--layer"):
                 Representation(objective, wrong)
 

@@ -60,10 +60,10 @@ def test_csv_and_latex_hold_the_same_cells(tmp_path) -> None:
 
 
 def test_the_table_names_the_feature_that_is_not_the_methods_own() -> None:
-    rows = [row(result(0.8, 0.5)), row(result(0.8, 0.5, "encoder:change"))]
+    rows = [row(result(0.8, 0.5)), row(result(0.8, 0.5, "encoder:std"))]
     own, named = markdown([one for one in rows if one]).splitlines()[2:]
     assert own.startswith("| mine (dpc) | linear, top-1 | set,")
-    assert named.startswith("| mine (dpc) | linear, top-1 by encoder:change | set,")
+    assert named.startswith("| mine (dpc) | linear, top-1 by encoder:std | set,")
 
 
 def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path) -> None:
@@ -100,9 +100,9 @@ def test_the_recipe_says_how_it_is_used(tmp_path) -> None:
 def test_what_is_no_result_is_refused(tmp_path, capsys) -> None:
     assert evaluate.ended(evaluate.main, ["table", "--results", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
-    curve = result(0.8, 0.5) | {"checkpoint": "mine", "curves": {"model": {"1": {"top1": score(0.8)}}}}
+    curve = result(0.8, 0.5) | {"checkpoint": "mine", "points": [{"step": 1, "downstream": score(0.8)}]}
     curve["data"] |= {"fingerprint": "0" * 64, "classes": ["a", "b"]}
     del curve["scores"]
     (tmp_path / "result.json").write_text(json.dumps(curve))
-    with pytest.raises(evaluate.InputError, match="curves only"):
+    with pytest.raises(evaluate.InputError, match="curves over training only"):
         evaluate.main(["table", "--results", str(tmp_path)])
