@@ -3,6 +3,7 @@
 
     accelerate launch train.py --objective vdim                       the demo set, rendered on first use
     accelerate launch train.py --objective vdim --data data/k400 --split train
+    accelerate launch train.py --objective memdpc --data data/k400 data/oops --split train
     accelerate launch train.py --resume runs/vdim                     go on where the run stopped, with its own flags
     ACCELERATE_USE_CPU=true torchrun --nproc-per-node 2 train.py      two processes on a CPU
 
@@ -28,7 +29,7 @@ import pipelines
 from evaluation.retrieval import Knn
 from objectives import checkpoint
 from objectives.base import Objective
-from objectives.command import parse, small_changes
+from objectives.command import data_once, parse, small_changes
 from objectives.origin import metadata
 from pipelines.backends import BACKENDS
 from shards import InputError
@@ -36,7 +37,7 @@ from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.log import check_trackers, record_start
 from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
-from training.run import Run, init_from, init_remark, open_run
+from training.run import Run, data_remarks, init_from, init_remark, open_run
 from training.settings import Settings, as_flags, with_own_flags
 from training.speed import settle
 from training.trainer import Trainer, headline
@@ -46,7 +47,7 @@ from training.validation import Validation
 def main(argv: list[str]) -> None:
     end_with_launcher()
     with StopSignals() as stop:
-        settings, config = parse(with_own_flags(argv), Settings, __doc__ or "", "train.py")
+        settings, config = parse(with_own_flags(data_once(argv)), Settings, __doc__ or "", "train.py")
         accelerator = start(settings)
         run = open_run(settings, config, accelerator.mixed_precision)
         speed = settle(settings, objectives.get(settings.objective).view_spec(config), run.dataset)
@@ -105,7 +106,7 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     spec, objective = trainer.spec, trainer.state.objective
     lines = [f"resumed from {run.resumed}, step {trainer.step}"] if run.resumed else []
     lines += [
-        f"{settings.objective} on {run.dataset.path}: {len(run.rows)} videos, {settings.steps} steps of "
+        f"{settings.objective} on {run.dataset.source}: {videos(run)}, {settings.steps} steps of "
         f"{run.identity['global_batch'] * settings.accumulate} clips ({spec.views} views of {spec.frames} frames, "
         f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
@@ -116,6 +117,10 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
+    noted = (
+        "stride" in run.dataset.members[0].info["settings"]
+    )  # else any --stride is as good, and nothing is said
+    lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
     if spec.padding == "error":
         every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
         short = len(every) - len(run.rows)
@@ -123,13 +128,21 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
             lines += [
                 f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
             ]
-    if bad := len(run.dataset.quarantined()):
-        lines += [f"{bad} videos are in quarantine: {run.dataset.path / QUARANTINE}"]
+    for one in run.dataset.members:
+        if bad := len(one.quarantined()):
+            lines += [f"{bad} videos are in quarantine: {one.path / QUARANTINE}"]
     if remark := BACKENDS[trainer.speed.backend.name].remark(run.dataset, run.rows):
         lines += [remark]
     if remark := trainer.loader.backend.describe():
         lines += [remark]
     return "\n".join([*lines, trainer.speed.origin])
+
+
+def videos(run: Run) -> str:
+    """How many videos are trained on, and of several data sets how many of each."""
+    counts = run.dataset.counts(run.rows)
+    each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
+    return f"{len(run.rows)} videos{each}"
 
 
 def batch_remark(settings: Settings, run: Run, method: type[Objective], config: Any) -> str:
@@ -165,7 +178,7 @@ def export(run: Run, trainer: Trainer) -> None:
 
 def conclude(settings: Settings, run: Run, last: dict[str, float] | None) -> str:
     lines = [headline(last)] if last else []
-    data = f" --data {settings.data}" if settings.data else ""
+    data = f" --data {settings.data[0]}" if settings.data else ""
     return "\n".join(
         [
             *lines,

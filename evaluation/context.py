@@ -1,5 +1,6 @@
 """What every protocol has before it starts: model, data, splits, features, and where the result goes; embed, which ends there."""
 
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from evaluation.features import Compute, Features, extract
 from evaluation.files import only_writer, write_text, written
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Embed, Settings
+from objectives import checkpoint
 from objectives.base import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
@@ -29,6 +31,7 @@ from shards import Dataset, InputError
 from shards.atomic import WriterLock
 from shards.build.first_use import data_folder
 from training.processes import on_main
+from training.run import data_remarks
 from training.speed import cores, decode_processes, share
 
 
@@ -116,6 +119,10 @@ def open_context(settings: Settings, protocol: str = "") -> Context:
         settings.cache,
     )
     downstream = _downstream(model, settings)
+    if model.folder and state.is_main_process:
+        trained = checkpoint.read_config(model.folder)["settings"]
+        for line in data_remarks(model.objective, downstream.spec.size, dataset, trained):
+            print(f"warning: {line}", file=sys.stderr)
     model = with_statistics(model, dataset, settings, compute)
     if not protocol:
         return Context(settings, model, dataset, compute, downstream)

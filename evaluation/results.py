@@ -26,6 +26,7 @@ from evaluation.metrics import Hits
 from objectives import checkpoint
 from shards import InputError
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
+from shards.several import prefixes
 from training.speed import machine
 from training.state import ROWS, read_rows
 
@@ -193,10 +194,12 @@ def seen_in_pretraining(context: Context, splits: list[Split]) -> int:
     folder, dataset = context.model.folder, context.dataset
     if folder is None or not (folder / ROWS).is_file():
         return 0
-    name, _, digest = str(checkpoint.read_config(folder)["settings"].get("data", "")).rpartition(" ")
-    if name != dataset.name and not (digest and dataset.fingerprint.startswith(digest)):
-        return 0
-    keys = set(read_rows(folder))
+    sets = str(checkpoint.read_config(folder)["settings"].get("data", "")).split(" / ")
+    pretrained = [one.rpartition(" ")[::2] for one in sets]  # name and fingerprint of each
+    keys: set[str] = set()
+    for prefix, (name, digest) in zip(prefixes([name for name, _ in pretrained]), pretrained, strict=True):
+        if name == dataset.name or (digest and dataset.fingerprint.startswith(digest)):
+            keys |= {key.removeprefix(prefix) for key in read_rows(folder) if key.startswith(prefix)}
     tested = dataset.keys(np.unique(np.concatenate([split.test for split in splits])))
     found = sum(key in keys for key in tested)
     if found and context.main:

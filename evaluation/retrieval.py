@@ -246,7 +246,7 @@ class Knn(Evaluator):
         rows = rows[self.labels[rows] >= 0]
         if len(rows) < 3:
             raise InputError(
-                f"--knn-every: {self.dataset.path} has {len(rows)} labelled videos in {split or 'all'}; "
+                f"--knn-every: {self.dataset.source} has {len(rows)} labelled videos in {split or 'all'}; "
                 "name another --knn-split, or leave the flag out"
             )
         return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(rows)[:MOST])

@@ -33,7 +33,7 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--objective", default="vdim")
-    early.add_argument("--data")
+    early.add_argument("--data", nargs="*")
     early.add_argument("--small", action=argparse.BooleanOptionalAction)
     known = early.parse_known_args(argv)[0]
     cls = get(known.objective)
@@ -44,7 +44,7 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
     config = cls.small() if small else cls.Config()
     if known.data:
-        config = _strided(cls, config, Path(known.data), argv)
+        config = _strided(cls, config, Path(known.data[0]), argv)  # others have about the same frame rate
     if asks_help:
         description = (
             f"{description or ''}\n\n--small changes these defaults of {cls.name}: {small_changes(cls)}."
@@ -69,6 +69,14 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         sys.stderr.write(complaint.getvalue())
         raise
     return parsed.tool, parsed.method
+
+
+def data_once(argv: list[str]) -> list[str]:
+    """`--data A --data B` as `--data A B`, which is what it means; the last of two flags would win otherwise."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data", nargs="*", action="extend")
+    named, rest = parser.parse_known_args(argv)
+    return argv if named.data is None else [*rest, "--data", *named.data]
 
 
 def small_changes(cls: type[Objective]) -> str:

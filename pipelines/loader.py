@@ -248,7 +248,7 @@ class Loader:
                     self._note_bad(batch.epoch, sample.row, str(error))
             sample = self.sampler.replacement(batch, place, attempt)
         raise InputError(
-            f"{self.dataset.path}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
+            f"{self.dataset.source}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
             "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
 
@@ -267,7 +267,7 @@ class Loader:
                 raise
             keys = ", ".join(self.dataset.keys([sample.row for sample, _ in there]))
             raise RuntimeError(
-                f"{self.dataset.path}: a batch cannot be made, and FFmpeg finds nothing wrong with its videos ({keys}): "
+                f"{self.dataset.source}: a batch cannot be made, and FFmpeg finds nothing wrong with its videos ({keys}): "
                 f"{error}; --device hybrid or cpu decodes with FFmpeg"
             ) from error
         for position, reason in reasons.items():
@@ -317,12 +317,12 @@ def _check_flow(dataset: Dataset, rows: np.ndarray) -> None:
         lacking = np.isnan(dataset.column("flow.mp4_offset")[rows].astype(np.float64))
     except InputError as error:
         raise InputError(
-            f"{dataset.path}: the method looks at flow, and the data set has none; {_MAKE_FLOW}"
+            f"{dataset.source}: the method looks at flow, and the data set has none; {_MAKE_FLOW}"
         ) from error
     if lacking.any():
         first = dataset.keys(rows[[int(lacking.argmax())]])[0]
         raise InputError(
-            f"{dataset.path}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
+            f"{dataset.source}: {lacking.sum()} of {len(lacking)} videos have no flow ({first} is the first); "
             + _MAKE_FLOW
         )
 

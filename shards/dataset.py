@@ -93,6 +93,15 @@ class Dataset:
         return [str(key) for key in self._table.take("key", np.asarray(rows, dtype=np.int64))]
 
     @property
+    def members(self) -> "list[Dataset]":
+        """The data sets that this one consists of: itself, unless it is shards.several.Several."""
+        return [self]
+
+    def counts(self, rows: np.ndarray) -> list[int]:
+        """How many of these rows are of each of `members`."""
+        return [len(rows)]
+
+    @property
     def shards(self) -> list[str]:
         """The names of the tars that rows lie in, ascending."""
         return self._table.codes("shard").texts

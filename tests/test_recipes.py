@@ -68,7 +68,7 @@ def test_train_takes_the_flags_of_a_recipe(recipe: Path, launched) -> None:
     settings, config = parse(launch.training_script_args, Settings, None, "train.py")
     assert settings.objective == recipe.parent.name
     assert settings.seed == 7  # the user's own flags follow
-    assert settings.data == (Path("data/some set") if recipe in NEEDS_DATA else None)
+    assert settings.data == ((Path("data/some set"),) if recipe in NEEDS_DATA else None)
     assert launch.num_processes >= 1
     method = objectives.get(settings.objective)
     assert method.view_spec(config).views >= 1

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.base import Recipe
-from objectives.command import parse
+from objectives.command import data_once, parse
 from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
@@ -33,6 +33,7 @@ from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec, paced
 from shards import Dataset, InputError, at_least, one_line
 from shards.build.first_use import data_folder
+from shards.several import joined
 from training.visualize import visible
 
 STYLE = """
@@ -57,8 +58,8 @@ class Settings:
 
     objective: str = "vdim"
     """The method whose views are shown."""
-    data: Path | None = None
-    """A data set made by tools/make_shards.py, or a folder of videos; the rendered demo set by default."""
+    data: tuple[Path, ...] | None = None
+    """A data set made by tools/make_shards.py, or a folder of videos; the rendered demo set by default. Several as one."""
     split: str | None = None
     """Use only the rows of this split."""
     out: Path | None = None
@@ -89,9 +90,9 @@ class Settings:
 
 
 def main(argv: list[str]) -> None:
-    settings, config = parse(argv, Settings, __doc__, "show_batch.py")
+    settings, config = parse(data_once(argv), Settings, __doc__, "show_batch.py")
     spec = objectives.get(settings.objective).view_spec(config)
-    dataset = Dataset(data_folder(settings.data))
+    dataset = joined([Dataset(data_folder(one)) for one in settings.data or (None,)])
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
     sampler = TrainSampler(dataset, rows, spec, settings.batch_size, seed=settings.seed)
     backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)

@@ -60,7 +60,7 @@ def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> No
         "command": shlex.join([sys.argv[0], *argv]),
         "from_step": step,
         "steps": settings.steps,
-        "data": str(run.dataset.path),
+        "data": ", ".join(str(one.path) for one in run.dataset.members),
         "fingerprint": run.dataset.fingerprint,
         "split": settings.trained_split,
         "videos": len(run.rows),

@@ -16,6 +16,7 @@ from shards import Dataset, InputError
 from shards.atomic import WriterLock
 from shards.build.first_use import data_folder
 from shards.documents import one_line_of
+from shards.several import APART, joined
 from training.processes import on_main
 from training.settings import Settings, numbered_runs
 from training.state import read_rows
@@ -65,15 +66,17 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
     resumed = on_main(lambda: checkpoint.newest(output)) if settings.resume else None
     # with tars that were damaged since, a run continues with what is left of them
     dataset = open_data(settings, damaged=resumed is not None)
-    identity = {
-        "data": f"{dataset.name} {dataset.fingerprint[:12]}",
-        "global_batch": settings.batch_size * PartialState().num_processes,
-        "split": settings.trained_split,
-        "mixed_precision": mixed_precision,
-        "fps": round(float(np.median(dataset.column("fps"))), 3),
-        "short_side": float(np.median(np.minimum(dataset.column("width"), dataset.column("height")))),
-        "window": dataset.window,  # of a remote set: the order depends on it
-    } | {name: getattr(settings, name) for name in _FIXED}
+    identity = (
+        {
+            "data": " / ".join(f"{one.name} {one.fingerprint[:12]}" for one in dataset.members),
+            "global_batch": settings.batch_size * PartialState().num_processes,
+            "split": settings.trained_split,
+            "mixed_precision": mixed_precision,
+            "window": dataset.window,  # of a remote set: the order depends on it
+        }
+        | rate_and_side(dataset)
+        | {name: getattr(settings, name) for name in _FIXED}
+    )
     spec = objectives.get(settings.objective).view_spec(config)
     shortest = max(settings.min_frames, spec.span if spec.padding == "error" else 1)
     if resumed:
@@ -82,6 +85,12 @@ def open_run(settings: Settings, config: Any, mixed_precision: str) -> Run:
         rows = on_main(lambda: frozen_rows(resumed, dataset))
     else:
         rows = on_main(lambda: dataset.select(split=settings.trained_split, min_frames=shortest))
+        for one, count in zip(dataset.members, dataset.counts(rows), strict=True):
+            if len(dataset.members) > 1 and not count:
+                raise InputError(
+                    f"--data: none of {one.source} would be trained on: it has no rows of --split "
+                    f"{settings.trained_split}, or only short videos; leave it out, or change --split or --min-frames"
+                )
     on_main(lambda: clear_leftovers(output))
     val_rows = np.array([], dtype=np.int64)
     if settings.val_split is not None:
@@ -123,9 +132,10 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
 
 
 def open_data(settings: Settings, *, damaged: bool) -> Dataset:
-    """The data set of --data, a folder of videos as one, or the demo set. damaged: see Dataset."""
+    """The data sets of --data as one, a folder of videos as one too, or the demo set. damaged: see Dataset."""
     with PartialState().local_main_process_first():
-        return Dataset(data_folder(settings.data), cache_gb=settings.cache_gb, damaged=damaged)
+        folders = [data_folder(one) for one in settings.data or (None,)]
+        return joined([Dataset(one, cache_gb=settings.cache_gb, damaged=damaged) for one in folders])
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:
@@ -179,13 +189,51 @@ def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> s
     return f"--init-from {directory} looked at other clips: {one_line_of(said)}"
 
 
+def rate_and_side(dataset: Dataset) -> dict[str, float]:
+    """Medians of a data set's videos: fps, frames a second, and short_side, pixels; a run's config.json has those of its own."""
+    sides = np.minimum(dataset.column("width"), dataset.column("height"))
+    return {
+        "fps": round(float(np.median(dataset.column("fps"))), 3),
+        "short_side": float(np.median(sides)),
+    }
+
+
+def data_remarks(
+    objective: objectives.Objective, size: int, dataset: Dataset, trained: dict[str, Any]
+) -> list[str]:
+    """A line each where a data set's frame rate, or the size of its pictures, is not what an objective is used to.
+
+    size: pixels of a view's side. trained: the settings in the config.json of the run that made the objective. Where they
+    have no rate, the method's own counts, at the config's stride; where they have no size, a view's. Rates as close as 25
+    and 30 (see APART) are taken for the same, and so are all sizes above a view's.
+    """
+    suits, now, lines = objective.shards, rate_and_side(dataset), []
+    stride = getattr(objective.config, suits.stride) if suits.stride else None
+    fps = trained.get("fps") or (suits.rate * stride if suits.rate and stride else None)
+    if fps and max(fps / now["fps"], now["fps"] / fps) >= APART:
+        fitting = (
+            f", or train with --{suits.stride} {max(1, round(stride * now['fps'] / fps))}" if stride else ""
+        )
+        lines.append(
+            f"{dataset.source} has {now['fps']:g} frames a second and not about {fps:g}, so that a clip lasts "
+            f"{fps / now['fps']:.2g} times as long: make shards with --fps {fps:g}{fitting}"
+        )
+    side = trained.get("short_side") or size
+    if (before := min(side, size)) != (here := min(now["short_side"], size)):
+        lines.append(
+            f"{dataset.source} has pictures of {now['short_side']:g} pixels on the short side and not {side:g}, so that "
+            f"views of {size}² are {'more blurred' if here < before else 'sharper'}: make shards with --short-side"
+        )
+    return lines
+
+
 def frozen_rows(resumed: Path, dataset: Dataset) -> np.ndarray:
     """The rows of a run's videos in the run's order, those that were quarantined since included."""
     number = {key: row for row, key in enumerate(dataset.column("key").tolist())}
     keys = read_rows(resumed)
     if missing := [key for key in keys if key not in number]:
         raise InputError(
-            f"{dataset.path} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set"
+            f"{dataset.source} lacks {len(missing)} videos of the run, {missing[0]} first: give the run's data set"
         )
     return np.array([number[key] for key in keys], dtype=np.int64)
 

@@ -32,9 +32,9 @@ class Settings:
 
     objective: str = "vdim"
     """The method. `--objective NAME --help` shows its flags."""
-    data: Path | None = None
+    data: tuple[Path, ...] | None = None
     """A data set made by tools/make_shards.py, in a folder or behind s3://, gs://, https://; or a folder of videos, of
-    which one is made in the cache folder on first use; the rendered demo set by default."""
+    which one is made in the cache folder on first use; the rendered demo set by default. Several are trained on as one."""
     cache_gb: float | None = None
     """Size of the local cache of a remote data set, GB; 0: none, each clip is requested; $SLIPSTREAM_CACHE_GB, else 100, by default."""
     split: str | None = None
@@ -138,6 +138,8 @@ class Settings:
             at_least(self, 1, "threads")
         if self.prefetch is not None:
             at_least(self, 0, "prefetch")
+        if self.data == ():
+            raise InputError("--data: names no data set")
         if self.val_split is not None and self.trained_split in (None, self.val_split):
             raise InputError(
                 f"--val-split {self.val_split}: name another --split, or the run trains on what it validates on"
@@ -239,7 +241,8 @@ def as_argv(flags: dict[str, Any]) -> list[str]:
 def as_flags(settings: Settings) -> dict[str, Any]:
     """The settings that a run notes in its config.json: what `with_own_flags` reads there, as JSON has it."""
     flags = {name: value for name, value in asdict(settings).items() if name not in _NOT_KEPT}
-    for name in ("data", "init_from"):
-        if flags[name] is not None and flags[name].exists():
-            flags[name] = flags[name].resolve()  # the run may be resumed from another folder
+    # the run may be resumed from another folder
+    flags["data"] = settings.data and [one.resolve() if one.exists() else one for one in settings.data]
+    if settings.init_from is not None and settings.init_from.exists():
+        flags["init_from"] = settings.init_from.resolve()
     return dict(json.loads(json.dumps(flags, default=str)))

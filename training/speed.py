@@ -153,7 +153,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
         found.append(f"--cache {where} --cache-gib {max(1, np.ceil(gib)):g}, since the decoded videos fit")
     if find_tuned(settings.objective, spec) is None:
         found.append(
-            f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.source}"
+            f"tools/bench_loader.py --autotune --objective {settings.objective} --data {run.dataset.members[0].source}"
         )
     side = float(np.median(np.minimum(run.dataset.column("width"), run.dataset.column("height"))[run.rows]))
     enough = objectives.get(settings.objective).shards.short_side

@@ -28,7 +28,9 @@ class Video:
     damaged: bool = False
 
 
-def write_set(folder: Path, videos: list[Video], *, splits: dict[str, list[str]] | None = None) -> Path:
+def write_set(
+    folder: Path, videos: list[Video], *, splits: dict[str, list[str]] | None = None, fps: float = FPS
+) -> Path:
     """Keys v000, v001, … splits: further split columns, such as split1, a value for each video."""
     folder.mkdir(parents=True)
     samples = []
@@ -39,7 +41,7 @@ def write_set(folder: Path, videos: list[Video], *, splits: dict[str, list[str]]
             "split": video.split,
             "source": f"{NAMES[video.label]}/{number}.avi",
             "num_frames": video.frames,
-            "fps": float(FPS),
+            "fps": float(fps),
             "width": 48,
             "height": 36,
             **({"failure_time": video.failure_time} if video.failure_time is not None else {}),

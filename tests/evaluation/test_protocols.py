@@ -306,20 +306,54 @@ def test_a_network_without_running_statistics_gets_those_of_the_training_videos(
     assert context.with_random().model.objective.config.norm == "batch"
 
 
+def trained_on(run: Path, to: Path, keys: list[str] | None = None, **settings: object) -> Path:
+    """A copy of a run that says what it was trained on."""
+    copied = shutil.copytree(run, to) / "checkpoints/step-00000001"
+    config = json.loads((copied / "config.json").read_text())
+    config["settings"] |= settings
+    (copied / "config.json").write_text(json.dumps(config))
+    if keys:
+        (copied / "rows.txt").write_text("\n".join(keys) + "\n")
+    checkpoint.list_files(copied)
+    return to
+
+
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("split, seen", [("train", 0), ("test", 9)])
 def test_test_videos_that_were_seen_in_pretraining_are_warned_of(
-    ask, run, data, tmp_path, capsys, split, seen
+    ask, run, data, tmp_path, capsys, split, seen, several
 ) -> None:
+    """several: with another data set, whose keys are the same, before it."""
     dataset = Dataset(data)
-    copied = shutil.copytree(run, tmp_path / "run") / "checkpoints/step-00000001"
-    config = json.loads((copied / "config.json").read_text())
-    config["settings"]["data"] = f"{dataset.name} {dataset.fingerprint[:12]}"
-    (copied / "config.json").write_text(json.dumps(config))
-    (copied / "rows.txt").write_text("\n".join(dataset.keys(dataset.select(split=split))) + "\n")
-    checkpoint.list_files(copied)
+    identity, keys = f"{dataset.name} {dataset.fingerprint[:12]}", dataset.keys(dataset.select(split=split))
+    if several:
+        others = [f"k_400/{key}" for key in dataset.keys(range(len(dataset)))]
+        identity, keys = f"k 400 {'0' * 12} / {identity}", others + [f"{dataset.name}/{key}" for key in keys]
+    trained_on(run, tmp_path / "run", keys, data=identity)
     result = ask("retrieval", "--no-baselines", checkpoint=tmp_path / "run")
     assert result["seen_in_pretraining"] == seen
     assert (f"{seen} of 9 test videos were seen in pretraining" in capsys.readouterr().err) == (seen > 0)
+
+
+def test_data_of_another_rate_or_size_than_the_checkpoints_is_named(run, data, tmp_path, capsys) -> None:
+    """The data set has 10 frames a second of 48×36; views are 34²."""
+    for number, (trained, says) in enumerate(
+        [
+            ({"fps": 10.0, "short_side": 36.0}, []),
+            ({"fps": 30.0, "short_side": 160.0}, ["not about 30, so that a clip lasts 3 times as long"]),
+            ({"fps": 10.0, "short_side": 20.0}, ["views of 34² are sharper"]),
+            (
+                {},
+                ["not about 20, so that a clip lasts 2 times as long"],
+            ),  # DPC's 10 a second, at a stride of 2
+        ]
+    ):
+        folder = trained_on(run, tmp_path / str(number), **trained)
+        open_context(Linear(str(folder), data=data, device="cpu"))
+        warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+        assert len(warned) == len(says) and all(map(str.__contains__, warned, says)), warned
+    open_context(Linear("random:dpc", data=data, device="cpu", small=True))
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_features_made_by_hand_of_worked_clips() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from pipelines.decode import decode_views
 from pipelines.sampler import ShuffledOrder
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
-from tests.pipelines.reference import assert_same_params, loader, made, params_for, render, write_dataset
+from shards.several import Several
+from tests.pipelines.reference import (
+    assert_same_params,
+    flow_video,
+    loader,
+    made,
+    params_for,
+    render,
+    write_dataset,
+)
 
 SPEC = ViewSpec(
     offsets=((0, 2, 4), (8, 9, 10)),
@@ -66,6 +76,37 @@ def test_a_batch_is_what_order_parameters_and_decoder_say(dataset: Dataset) -> N
         assert torch.equal(batch["views"], render(backend, batch_params, pixels))
         for given, expected in zip(batch["params"], batch_params, strict=True):
             assert_same_params(given, expected)
+
+
+def test_a_batch_of_several_data_sets_has_the_videos_of_each(demo_folder: Path, vp9_folder: Path) -> None:
+    """H.264 of six classes, and VP9 of another one: bytes, keys and labels are those of the data set of each row."""
+    members = [Dataset(demo_folder), Dataset(vp9_folder)]
+    several = Several(members)
+    found = batches(several, 6, batch_size=4)
+    rows = [row for batch in found for row in batch["row"].tolist()]
+    assert len(set(rows)) == 24 and {row >= 18 for row in rows} == {True, False}
+    for number, batch in enumerate(found):
+        whole = params_for(SPEC, several, batch["row"].tolist(), seed=1, epoch=0)
+        batch_params = [whole.sample(i) for i in range(4)]
+        places = [(members[row >= 18], row - 18 * (row >= 18)) for row in batch["row"].tolist()]
+        pixels = [
+            decode_views(one.read(row), d, 32) for (one, row), d in zip(places, batch_params, strict=True)
+        ]
+        assert torch.equal(batch["views"], render(made("cpu", SPEC, 4), batch_params, pixels)), number
+        assert batch["key"] == [f"{one.name}/{one.keys([row])[0]}" for one, row in places]
+        names = [several.classes[label] for label in batch["label"].tolist()]
+        assert names == [one.classes[one.column("label")[row]] for one, row in places]
+
+
+def test_several_data_sets_of_which_one_has_flow(dataset: Dataset, numbered: bytes, tmp_path: Path) -> None:
+    flow = flow_video(tmp_path / "flow.mp4", np.full((20, 2, 64, 64), 128, np.uint8))
+    facts = {"num_frames": 20, "fps": 25.0, "width": 64, "height": 64}
+    flows = Dataset(write_dataset(tmp_path / "flow", [numbered] * 4, [facts] * 4, flows=[flow] * 4))
+    several, spec = Several([dataset, flows]), replace(SPEC, modality="flow", jitter=None, rotation=0)
+    with pytest.raises(InputError, match=f"18 of 22 videos have no flow .{dataset.name}/.* is the first"):
+        loader(several, spec)
+    with loader(several, spec, rows=range(18, 22)) as made:
+        assert {key.partition("/")[0] for key in next(made)["key"]} == {"flow"}
 
 
 def test_types(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""--init-from: the whole network of the same method, the encoder of another."""
+"""--init-from: the whole network of the same method, the encoder of another; and what data do not suit an objective."""
 
 import logging
 from pathlib import Path
@@ -8,9 +8,10 @@ import torch
 
 import objectives
 from objectives import Objective
-from shards import InputError
+from shards import Dataset, InputError
 from tests.evaluation.conftest import save
-from training.run import init_from
+from tests.evaluation.rendered import Video, write_set
+from training.run import data_remarks, init_from
 
 SMALL = {"width": 0.05, "size": 34}
 
@@ -67,3 +68,34 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
         init_from(objective, earlier)
     assert "\n" not in str(caught.value) and str(earlier) in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "trained", "says"),
+    [
+        (
+            3,
+            36,
+            {},
+            "10 frames a second and not about 30, so that a clip lasts 3 times",
+        ),  # DPC's rate is 10 a second
+        (1, 36, {}, ""),
+        (1, 36, {"fps": 12.5, "short_side": 36.0}, ""),  # as near as 25 and 30
+        (1, 36, {"fps": 30.0}, "--fps 30, or train with --stride 1"),
+        (3, 36, {"fps": 30.0}, "--fps 30, or train with --stride 1"),
+        (1, 64, {}, "36 pixels on the short side and not 64, so that views of 64² are more blurred"),
+        (1, 64, {"short_side": 36.0}, ""),
+        (1, 32, {"short_side": 256.0}, ""),  # all are scaled down
+        (1, 34, {"short_side": 24.0}, "and not 24, so that views of 34² are sharper"),
+    ],
+)
+def test_data_that_an_objective_is_not_used_to_is_named(
+    tmp_path: Path, stride: int, size: int, trained: dict[str, float], says: str
+) -> None:
+    """The data set has 10 frames a second of 48×36."""
+    dataset = Dataset(write_set(tmp_path / "set", [Video(0, "train")]))
+    dpc = objectives.get("dpc")
+    found = data_remarks(dpc(dpc.Config(width=0.05, stride=stride)), size, dataset, trained)
+    assert len(found) == bool(says) and all(says in line and str(dataset.path) in line for line in found), (
+        found
+    )

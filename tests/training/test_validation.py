@@ -146,6 +146,21 @@ def test_init_from_clips_of_another_rate_or_size_is_named(whole: Path, data: Pat
     assert f"size 34 → 48, ms from frame to frame {round(2000 / fps)} → {round(3000 / fps)}" in said, said
 
 
+def test_a_stride_on_shards_made_for_another_is_named(data: Path, tmp_path: Path) -> None:
+    """Demo videos have 30 frames a second, so that DPC's 10 are a stride of 3; on other shards any stride is as good."""
+    made_for = Path(shutil.copytree(data, tmp_path / "made"))
+    description = json.loads((made_for / "dataset.json").read_text())
+    description["settings"] |= {"for": "dpc", "stride": 3, "fps": 30}
+    (made_for / "dataset.json").write_text(json.dumps(description))
+    said = "made has 30 frames a second and not about 60, so that a clip lasts 2 times as long"
+    for folder, stride, named in ((made_for, 6, True), (data, 6, False)):
+        out = tmp_path / f"{folder.name}-{stride}"
+        flags = (*FLAGS, "--data", folder, "--steps", 1, "--batch-size", 4, "--stride", stride)
+        done = train(*flags, "--padding", "repeat_last", "--output", out)
+        assert done.status == 0 and ("frames a second and not" in done.said) == named, done.said
+        assert (said in done.said) == named
+
+
 def test_a_batch_that_is_not_the_recipes_is_named_with_the_learning_rate(data: Path, tmp_path: Path) -> None:
     dpc = objectives.get("dpc")
     flags = (*FLAGS, "--data", data, "--steps", 1, "--batch-size", 4)
