@@ -3,7 +3,7 @@
 
     benchmarks/record_run.py runs/vdim --command "accelerate launch train.py" --out benchmarks/results/2026-11-21-vdim-demo
 
-writes benchmarks/results/2026-11-21-vdim-demo.json and .png. Run it on the machine that trained.
+writes benchmarks/results/2026-11-21-vdim-demo.json and .png. The machine is the one that run.json names.
 """
 
 import sys
@@ -14,10 +14,9 @@ import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from benchmarks.machine import describe
 from objectives import checkpoint
 from shards import InputError, one_line
-from shards.documents import write_json
+from shards.documents import read_json, write_json
 from training.log import read_metrics
 
 
@@ -38,7 +37,11 @@ def main(arguments: Arguments) -> None:
             f"{arguments.run / 'metrics.jsonl'}: no line yet; let the run pass --log-every steps"
         )
     lines = [{key: float(f"{value:.4g}") for key, value in line.items()} for line in lines]
-    result = {"command": arguments.command, "machine": describe(), **config, "metrics": lines}
+    started = read_json(arguments.run / "run.json", {"starts": [dict]}, "name a run of train.py")["starts"][
+        -1
+    ]
+    machine = {name: started[name] for name in ("hardware", "versions", "commit") if name in started}
+    result = {"command": arguments.command, "machine": machine, **config, "metrics": lines}
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_name(f"{out.name}.json"), result)

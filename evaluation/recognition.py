@@ -88,7 +88,8 @@ def fraction(settings: Fraction) -> None:
     for share, found in by_share.items():
         for name, outcomes in found.items():
             curve = curves.setdefault(BASELINES.get(name, "model"), {})
-            curve[f"{share:g}"] = scores(outcomes, truth, labelled.groups)
+            ours = found[""] if name else None
+            curve[f"{share:g}"] = scores(outcomes, truth, labelled.groups, ours)
     evaluated = sum(len(outcome.rows) for outcome in found[""])
     finish(context, describe(context, "fraction", splits, evaluated, failed) | {"curves": curves})
 

@@ -53,7 +53,7 @@ _SHARE = Is(
     "a share above 0",
     lambda value: isinstance(value, str) and re.fullmatch(r"0?\.\d+|1|\d+e-\d+", value) is not None,
 )
-_CURVE = AllOf(_SOME, Each(_SHARE, {"top1": _SCORE}))
+_CURVE = AllOf(_SOME, Each(_SHARE, {"top1": _SCORE, "delta?": _SCORE, "class_mean?": number(0, 1)}))
 _NUMBER = Is("a number", lambda value: type(value) in (int, float))  # NaN where it was not logged
 _RESULT = {
     "protocol": TEXT,

@@ -91,6 +91,39 @@ def row(result: dict[str, Any]) -> Row | None:
     )
 
 
+def rows_of(result: dict[str, Any]) -> list[Row]:
+    """The rows of a result: its headline, or one for each share of the labels."""
+    if headline := row(result):
+        return [headline]
+    curves = result.get("curves", {})
+    shares = curves.get("model", {})
+    beside = {
+        share: {
+            name: curves[title][share] for name, title in BASELINES.items() if share in curves.get(title, {})
+        }
+        for share in shares
+    }
+    return [
+        Row(
+            result["model"],
+            result["objective"],
+            result["protocol"],
+            f"top-1 with {float(share):.3g} of the labels",
+            result["settings"].get("layer", ""),
+            result["data"]["name"],
+            list(result["splits"]),
+            Score(**found["top1"]),
+            found.get("class_mean"),
+            {name: Score(**one["top1"]) for name, one in beside[share].items()},
+            {name: Score(**one["delta"]) for name, one in beside[share].items() if one.get("delta")},
+            None,
+            result["evaluated"]["videos"],
+            result["evaluated"]["of"],
+        )
+        for share, found in shares.items()
+    ]
+
+
 def finish(context: Context, result: dict[str, Any]) -> None:
     """Write a result and print what it says."""
     path = context.folder / "result.json"
@@ -134,11 +167,11 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
 def table(settings: Table) -> None:
     """Print the rows of results, and write them as asked."""
     found = [load(folder) for folder in results_below(settings.results)]
-    rows = [one for one in map(row, found) if one]
+    sourced = [(one, result) for result in found for one in rows_of(result)]
+    rows = [one for one, _ in sourced]
     if not rows:
-        raise InputError(
-            f"{' '.join(map(str, settings.results))}: holds curves only, which are no rows of a table"
-        )
+        named = " ".join(map(str, settings.results))
+        raise InputError(f"{named}: holds curves over training only, which are no rows of a table")
     lines = markdown(rows)
     if settings.markdown:
         write_text(settings.markdown, lines, "--markdown")
@@ -150,10 +183,11 @@ def table(settings: Table) -> None:
         write_text(settings.latex, latex(rows), "--latex")
     if settings.json:
         extra = ("checkpoint", "origin", "weights", "windows", "settings", "made", "seen_in_pretraining")
-        sources = [{name: one[name] for name in extra if name in one} for one in found if row(one)]
         content = [
-            asdict(one) | {"verdicts": {name: one.verdict(name) for name in one.delta}, "from": source}
-            for one, source in zip(rows, sources, strict=True)
+            asdict(one)
+            | {"verdicts": {name: one.verdict(name) for name in one.delta}}
+            | {"from": {name: result[name] for name in extra if name in result}}
+            for one, result in sourced
         ]
         write_json(settings.json, content, "--json")
     print(lines, end="")

@@ -18,13 +18,15 @@ def test_a_run_becomes_a_file_and_a_picture(tmp_path: Path) -> None:
     run.mkdir()
     config = {"objective": "vdim", "config": {"width": 0.125}, "settings": {"data": "demo 0123"}}
     (run / "config.json").write_text(json.dumps(config))
+    start = {"hardware": {"machine": "16 cores, a GPU"}, "versions": {"torch": "2.11.0"}, "data": "elsewhere"}
+    (run / "run.json").write_text(json.dumps({"starts": [{}, start]}))
     lines = [{"step": step, "loss": 3.14159265 / step, "top1": 0.25, "chance": 0.125} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record_run.main(record_run.Arguments(run, "train.py --steps 2", tmp_path / "kept" / "vdim.v1"))
     kept = json.loads((tmp_path / "kept" / "vdim.v1.json").read_text())
     assert kept["config"] == config["config"] and kept["command"] == "train.py --steps 2"
     assert [line["loss"] for line in kept["metrics"]] == [3.142, 1.571]
-    assert kept["machine"]["cores"] == os.cpu_count() and "torch" in kept["machine"]["versions"]
+    assert kept["machine"] == {name: start[name] for name in ("hardware", "versions")}
     assert Image.open(tmp_path / "kept" / "vdim.v1.png").size == (900, 300)
 
 

@@ -18,6 +18,7 @@ from evaluation import baselines
 from evaluation.context import open_context
 from evaluation.model import Representation, channels, open_model
 from evaluation.settings import Linear
+from evaluation.table import rows_of
 from objectives import checkpoint
 from pipelines import colour
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
@@ -116,6 +117,11 @@ def test_retrieval_and_fractions(ask) -> None:
         "1",
     }
     assert curves["model"]["1"]["top1"]["value"] == 1.0
+    few = rows_of(parts)
+    assert [one.measure for one in few] == ["top-1 with 0.25 of the labels", "top-1 with 1 of the labels"]
+    for one in few:  # the paired difference is that of the two scores
+        assert one.delta["random"].value == pytest.approx(one.score.value - one.baselines["random"].value)
+        assert set(one.baselines) == {"random", "handmade", "size_length"} == set(one.delta)
 
 
 def test_embedded_windows_are_what_the_network_says_of_them(ask, run, data, tmp_path) -> None:

@@ -100,9 +100,9 @@ def test_the_recipe_says_how_it_is_used(tmp_path) -> None:
 def test_what_is_no_result_is_refused(tmp_path, capsys) -> None:
     assert evaluate.ended(evaluate.main, ["table", "--results", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
-    curve = result(0.8, 0.5) | {"checkpoint": "mine", "curves": {"model": {"1": {"top1": score(0.8)}}}}
+    curve = result(0.8, 0.5) | {"checkpoint": "mine", "points": [{"step": 1, "downstream": score(0.8)}]}
     curve["data"] |= {"fingerprint": "0" * 64, "classes": ["a", "b"]}
     del curve["scores"]
     (tmp_path / "result.json").write_text(json.dumps(curve))
-    with pytest.raises(evaluate.InputError, match="curves only"):
+    with pytest.raises(evaluate.InputError, match="curves over training only"):
         evaluate.main(["table", "--results", str(tmp_path)])
