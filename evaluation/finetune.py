@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import log_loss
 
 from evaluation import metrics
 from evaluation.context import Context
@@ -27,7 +28,7 @@ from evaluation.files import read_arrays, write_arrays, write_json, writes
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
-from objectives.base import FineTuning
+from objectives.base import FineTuning, Plateau
 from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
@@ -38,7 +39,7 @@ from training.run import Run, clear_leftovers
 from training.settings import Settings
 from training.speed import Speed
 from training.trainer import Trainer
-from training.validation import Evaluator
+from training.validation import Decay, Evaluator
 
 DONE, SELECTING = "tested.npz", "held-out"
 TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
@@ -48,10 +49,11 @@ _AGAIN = "remove it, and --resume trains it again"
 class Task(ABC):
     """What a network is trained to tell apart.
 
-    classes: how many. train: (N,) rows of the training samples. tested: test clips, without augmentation.
+    context: of the network. classes: how many. train: (N,) rows of the training samples. tested: test clips, without augmentation.
     by_feature: a video is classified by its clips' mean feature, not by their mean probability.
     """
 
+    context: Context
     classes: int
     train: NDArray[np.int64]
     tested: EvalClips
@@ -70,8 +72,8 @@ class Task(ABC):
         """The clips of these samples as they are tested."""
 
     @abstractmethod
-    def judge(self, found: Features) -> float:
-        """Accuracy of predictions of `clips`."""
+    def judge(self, found: Features) -> tuple[float, float]:
+        """Accuracy of predictions of `clips`, and their mean cross entropy."""
 
 
 class Recognition(Task):
@@ -104,23 +106,30 @@ class Recognition(Task):
     def clips(self, kept_N: NDArray[np.bool_]) -> EvalClips:
         return self._clips(self.train[kept_N], self.context.downstream.train)
 
-    def judge(self, found: Features) -> float:
-        videos = found.by_video()
-        return float(metrics.hits(videos.x, self.labelled.labels[videos.row]).mean())
+    def judge(self, found: Features) -> tuple[float, float]:
+        videos, labels = found.by_video(), self.labelled.labels
+        top1 = float(metrics.hits(videos.x, labels[videos.row]).mean())
+        return top1, log_loss(labels[found.row], found.x, labels=range(self.classes))
 
 
 class HeldOut(Evaluator):
-    """Accuracy on held-out training videos every so many steps. enough: `patience` of them in a row brought nothing."""
+    """Accuracy and loss on held-out training videos every so many steps.
+
+    enough: `patience` of them in a row brought no better accuracy. falls: steps at which the learning rate is multiplied
+    by the recipe's decay_by, after `plateau` of them in a row without a lower loss.
+    """
 
     name = "held_out"
-    shape: ClassVar[dict[str, Any]] = {"last": whole(0), "found": [{"step": whole(0), "top1": number(0, 1)}]}
+    _found: ClassVar = {"step": whole(0), "top1": number(0, 1), "loss": number(0)}
+    shape: ClassVar[dict[str, Any]] = {"last": whole(0), "found": [_found]}
 
     def __init__(
-        self, context: Context, classifier: Classifier, task: Task, kept_N: NDArray, every: int, patience: int
+        self, classifier: Classifier, task: Task, clips: EvalClips, every: int, settings: Supervised
     ) -> None:
         super().__init__()
-        self.context, self.classifier, self.task = context, classifier, task
-        self.clips, self.every, self.patience = task.clips(~kept_N), every, patience
+        self.classifier, self.task, self.clips = classifier, task, clips
+        self.every, self.patience = every, settings.patience
+        self.rule = Plateau(settings.plateau) if settings.plateau else None
         self.found: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,11 +148,25 @@ class HeldOut(Evaluator):
         waited = len(self.found) - 1 - self.found.index(self.best) if self.found else 0
         return 0 < self.patience <= waited
 
+    @property
+    def falls(self) -> tuple[int, ...]:
+        decay, falls = Decay(self.rule), []
+        for line in self.found:
+            before = decay.falls
+            decay.judge(line["loss"])
+            falls += [int(line["step"])] * (decay.falls - before)
+        return tuple(falls)
+
+    @property
+    def factor(self) -> float:  # type: ignore[override]
+        return float(self.classifier.config.tuning.decay_by ** len(self.falls))
+
     def run(self, step: int) -> dict[str, float]:
-        predicted = predict(self.context, self.classifier, self.clips, by_feature=self.task.by_feature)
+        predicted = predict(self.task.context, self.classifier, self.clips, by_feature=self.task.by_feature)
         self.classifier.train()
-        self.found.append({"step": step, "top1": self.task.judge(predicted)})
-        return {"held_out_top1": self.found[-1]["top1"]}
+        top1, loss = self.task.judge(predicted)
+        self.found.append({"step": step, "top1": top1, "loss": loss})
+        return {"held_out_top1": top1, "held_out_loss": loss}
 
 
 class _Trainer(Trainer):
@@ -170,6 +193,8 @@ def tuning_of(settings: Supervised, context: Context, *, scratch: bool = False) 
         decay_at=tuple(round(at * scale) for at in paper.decay_at),
         decay_every=max(1, round(paper.decay_every * scale)) if paper.decay_every else 0,
     )
+    if settings.plateau:
+        moved = replace(moved, decay_at=(), decay_every=0)
     return replace(moved, **{field: value for field, value in given.items() if value is not None})
 
 
@@ -208,7 +233,7 @@ def check_folder(context: Context, settings: Supervised, *tunings: FineTuning, *
         "data": context.dataset.fingerprint,
         "tuning": [asdict(one) for one in tunings],
         "layer": context.settings.layer,
-        **{name: getattr(settings, name) for name in ("seed", "held_out", "patience")},
+        **{name: getattr(settings, name) for name in ("seed", "held_out", "patience", "plateau")},
         **more,
     }
     on_main(lambda: _check_folder(context.folder, json.loads(json.dumps(asked)), settings.resume))
@@ -246,11 +271,13 @@ def train_and_test(
     every = np.ones(len(task.train), dtype=bool)
     if settings.held_out:
         held = task.held_out(settings.held_out, seed)
-        _, best = _train(context, task, tuning, seed, folder / SELECTING, settings, ~held)
-        chosen = {"steps": int(best["step"]), "held_out_top1": best["top1"]}
-    classifier, _ = _train(
-        context, task, replace(tuning, steps=chosen["steps"]), seed, folder, settings, every
-    )
+        _, held_out = _train(context, task, tuning, seed, folder / SELECTING, settings, ~held)
+        assert held_out
+        steps = int(held_out.best["step"])
+        falls = tuple(at for at in held_out.falls if at < steps)
+        chosen = {"steps": steps, "held_out_top1": held_out.best["top1"], "rate_falls": falls}
+        tuning = replace(tuning, steps=steps, decay_at=tuning.decay_at + falls)
+    classifier, _ = _train(context, task, tuning, seed, folder, settings, every)
     predicted = predict(context, classifier, task.tested, by_feature=task.by_feature)
     arrays = {name: getattr(predicted, name) for name in ("x", "row", "start")}
     said = {"failed": json.dumps(predicted.failed), "chosen": json.dumps(chosen)}
@@ -266,8 +293,8 @@ def _train(
     folder: Path,
     settings: Supervised,
     kept_N: NDArray[np.bool_],
-) -> tuple[Classifier, dict[str, float]]:
-    """The classifier trained on these samples, and the best that the others were told, where there are others."""
+) -> tuple[Classifier, HeldOut | None]:
+    """The classifier trained on these samples, and what was found on the others, where there are others."""
     accelerator, compute = context.compute.accelerator, context.compute
     count, world = int(kept_N.sum()), accelerator.num_processes
     size = min(tuning.batch_size, count // world)
@@ -297,7 +324,7 @@ def _train(
     classifier = Classifier(context.model.objective, context.settings.layer, task.classes, tuning)
     held_out = None
     if not kept_N.all():
-        held_out = HeldOut(context, classifier, task, kept_N, every, settings.patience)
+        held_out = HeldOut(classifier, task, task.clips(~kept_N), every, settings)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         trainer = _Trainer(
@@ -312,7 +339,7 @@ def _train(
         )
         stack.enter_context(trainer)
         trainer.run()
-    return classifier, held_out.best if held_out else {}
+    return classifier, held_out
 
 
 def _prepare(folder: Path) -> None:

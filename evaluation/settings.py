@@ -170,6 +170,9 @@ class Supervised(Settings):
     """Steps between validations (with --held-out) and between checkpoints; 0 makes 20 of them."""
     patience: int = 0
     """With --held-out: stop after so many validations without a better one; 0 trains to the end."""
+    plateau: int = 0
+    """With --held-out: the learning rate falls once, after so many validations without a lower loss, instead of at the
+    paper's milestones (MemDPC section 5.3); training on everything lowers it at the same step. 0 is off."""
     resume: bool = False
     """Go on where the fine-tuning in --output stopped."""
     seeds: int = 1
@@ -179,14 +182,15 @@ class Supervised(Settings):
 
     def check(self) -> None:
         super().check()
-        at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience", "segments")
+        at_least(self, 0, "steps", "train_batch_size", "validate_every", "patience", "plateau", "segments")
         at_least(self, 1, "downsample")
         if not 0 <= self.held_out < 1:
             raise InputError(
                 f"--held-out {self.held_out}: give a share of the training videos, 0.2 for instance"
             )
-        if self.patience and not self.held_out:
-            raise InputError("--patience: waits for validations; give --held-out 0.2 too")
+        for name in ("patience", "plateau"):
+            if getattr(self, name) and not self.held_out:
+                raise InputError(f"--{name}: waits for validations; give --held-out 0.2 too")
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ class Fuse(Results):
 
 @dataclass(frozen=True)
 class Oops(Settings):
-    """Unintentional action: each second of a video is before, at or after its failure; and where is the failure?
+    """Unintentional action: is a time step of a video before, at or after its failure; and where is the failure?
 
     The data set has failure times (tools/make_shards.py --layout oops) and the splits train and val.
     """

@@ -132,8 +132,7 @@ def finish(context: Context, result: dict[str, Any]) -> None:
     covered = f"{evaluated['videos']} of {evaluated['of']} test videos evaluated"
     if unreadable := evaluated["unreadable"]:
         covered += f"; {len(unreadable)} videos cannot be decoded: {', '.join(sorted(unreadable)[:5])}"
-    if "unannotated" in result:
-        covered += f"; {result['unannotated']} have no failure time"
+    covered += "".join(f"; {count} {why}" for why, count in result.get("left_out", {}).items() if count)
     print_lines(context.model.origin, covered, *_lines(result), str(path))
 
 

@@ -102,7 +102,7 @@ def read_hmdb51(listing: Listing, forced: bool) -> Found | None:
 
 
 def read_oops(listing: Listing, forced: bool) -> Found | None:
-    """Column failure_time: seconds, the median of what the annotators gave; null where none of them saw one."""
+    """Column failure_time: seconds, the median of what the annotators gave; null where most of them saw none."""
     files = listing.annotation_files(r"transition_times\.json")
     times = _failure_times(files[0]) if files else {}
     there = {stem(path) for path in listing.videos}
@@ -121,11 +121,12 @@ def read_oops(listing: Listing, forced: bool) -> Found | None:
 
 
 def _failure_times(path: Path) -> dict[str, float | None]:
-    """Name → median of the annotators' seconds; entries are lists, or objects with a list `t`; -1: not seen."""
+    """Name → the annotators' seconds in order, the middle one (the later of two), as in the data set's code; None where
+    it is -1, which says that there is no failure. Entries are lists, or objects with a list `t`."""
     try:
         entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         given = {name: one["t"] if isinstance(one, dict) else one for name, one in entries.items()}
-        seen = {name: [float(time) for time in one if time >= 0] for name, one in given.items()}
+        middle = {name: statistics.median_high(map(float, one)) for name, one in given.items() if len(one)}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not name → list of seconds ({error!r}); fetch it again") from error
-    return {name: statistics.median(one) if one else None for name, one in seen.items()}
+    return {name: middle[name] if middle.get(name, -1) >= 0 else None for name in given}

@@ -10,17 +10,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import evaluate
 import objectives
 from evaluation.context import open_context
-from evaluation.finetune import tuning_of
+from evaluation.finetune import HeldOut, tuning_of
 from evaluation.settings import Finetune
 from evaluation.supervised import Classifier, still_spec
 from objectives import checkpoint
 from objectives.base import FineTuning
-from pipelines.views import eval_view
+from pipelines.views import ViewSpec, eval_view
 from shards import Dataset, InputError
 from tests.evaluation.rendered import Video, write_set
 from training.processes import Stopped
@@ -52,7 +54,7 @@ def stopping_at(step: int, whole: Callable) -> Callable:
     return train_step
 
 
-@pytest.mark.parametrize("flags", [(), ("--held-out", 0.25, "--patience", 2)])
+@pytest.mark.parametrize("flags", [(), ("--held-out", 0.25, "--patience", 2, "--plateau", 1)])
 def test_it_resumes_exactly(ask, tmp_path, monkeypatch, flags) -> None:
     whole = ask("whole", *flags)
     assert whole["evaluated"]["videos"] == whole["evaluated"]["of"] == 9
@@ -104,6 +106,49 @@ def test_it_trains_on_every_training_video_and_holds_out_only_to_choose(ask, dat
     assert [line["step"] for line in lines if "held_out_top1" in line] == [2, 4, 6]
 
 
+def test_the_rate_falls_on_a_plateau_and_at_the_same_step_of_the_training_on_everything(
+    ask, tmp_path, capsys
+) -> None:
+    """Against the held-out losses of the log; on a network that a high rate spoils at once."""
+    flags = ("--no-baselines", "--validate-every", 1, "--plateau", 2, "--lr", 0.5, "--decay-factor", 0.25)
+    result = ask("out", *flags, "--held-out", 0.25)
+    lines = [json.loads(line) for line in (tmp_path / "out/split-seed0/held-out/metrics.jsonl").open()]
+    losses = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and len(losses) == 6
+    waited = [n - int(np.argmin(losses[: n + 1])) for n in range(6)]  # validations since the lowest loss
+    fall = waited.index(2) + 1  # the first step after which two of them brought none
+    rates = [0.5 * 0.25 ** (step >= fall) for step in range(6)]
+    assert [line["lr"] for line in lines] == pytest.approx(rates)
+    (chosen,) = result["scores"]["chosen"][0]
+    assert chosen["rate_falls"] == ([fall] if fall < chosen["steps"] else [])
+    again = [json.loads(line)["lr"] for line in (tmp_path / "out/split-seed0/metrics.jsonl").open()]
+    assert again == pytest.approx(rates[: chosen["steps"]])
+    assert evaluate.ended(lambda argv: ask("no", *argv), ["--plateau", "2"]) == 2
+    assert "--plateau: waits for validations; give --held-out" in capsys.readouterr().err
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=20), st.integers(1, 4), st.integers(1, 3))
+def test_training_again_has_the_rates_of_the_plateau(losses: list[int], plateau: int, every: int) -> None:
+    """The rate of each step while it is chosen, and of the recipe with the falls as milestones; put back in between alike."""
+    tuning = replace(
+        FineTuning(ViewSpec(offsets=((0,),), size=2)), decay_at=(), decay_by=0.5, steps=20 * every
+    )
+    task = SimpleNamespace(context=None)
+
+    def held_out() -> HeldOut:
+        return HeldOut(schedule(tuning), task, None, every, SimpleNamespace(patience=0, plateau=plateau))  # type: ignore[arg-type]
+
+    looks, factors = held_out(), []
+    for number, loss in enumerate(losses, 1):
+        factors += [looks.factor] * every
+        looks.found.append({"step": number * every, "top1": 0.0, "loss": float(loss)})
+        state, looks = json.loads(json.dumps(looks.state_dict())), held_out()
+        looks.load_state_dict(state)
+    again = schedule(replace(tuning, decay_at=looks.falls))
+    assert [Classifier.learning_rate(again, step) for step in range(len(factors))] == factors
+
+
 def test_the_head_alone_is_trained_and_the_pull_keeps_weights_near_the_pretrained_ones(
     ask, tmp_path, run
 ) -> None:
@@ -128,14 +173,16 @@ def test_flags_change_the_recipe_and_from_scratch_has_its_own(run, data, monkeyp
     given = dict(
         lr=0.5, weight_decay=0.0, milestones=(5, 7), decay_factor=0.5, decay_every=9, optimizer="sgd"
     )
-    settings = Finetune(str(run), data=data, device="cpu", steps=10, **given)
-    context = open_context(settings)
-    made = tuning_of(settings, context)
+    asked = Finetune(str(run), data=data, device="cpu", steps=10, **given)
+    context = open_context(asked)
+    made = tuning_of(asked, context)
     assert (made.lr, made.weight_decay, made.decay_at, made.decay_by, made.decay_every, made.optimizer) == tuple(given.values())  # fmt: skip
     classifier = Classifier(context.model.objective, "", 3, made)
     assert [classifier.learning_rate(step) for step in (0, 5, 7, 8, 9)] == [1, 0.5, 0.25, 0.25, 0.125]
     paper = context.downstream.finetuning
     assert tuning_of(Finetune(str(run), data=data), context) == replace(paper, spec=made.spec)
+    waiting = tuning_of(Finetune(str(run), data=data, held_out=0.2, plateau=2), context)
+    assert (waiting.decay_at, waiting.decay_every) == ((), 0)
     own = replace(paper, pull=1.0, scratch=replace(paper, lr=7.0))
     context = replace(context, downstream=replace(context.downstream, finetuning=own))
     plain = Finetune(str(run), data=data)

@@ -219,6 +219,7 @@ def test_oops_has_the_median_failure_time(place: Maker, tmp_path: Path) -> None:
         "oops_video/train/Fails (2018) 1.mp4",
         "oops_video/val/Best - \u00e9t\u00e9 2.mp4",
         "oops_video/val/new3.mp4",
+        "oops_video/val/new4.mp4",
     )
     entries = {
         "Fails (2018) 1": {
@@ -228,6 +229,7 @@ def test_oops_has_the_median_failure_time(place: Maker, tmp_path: Path) -> None:
             "rel_t": [0.2, -1, 0.4, 0.3],
         },
         "Best - \u00e9t\u00e9 2": [-1, -1],
+        "new3": {"t": [-1, 2.0, -1]},
         "removed 4": [1.0],
     }
     _write(folder / "annotations" / "transition_times.json", json.dumps(entries))
@@ -235,8 +237,9 @@ def test_oops_has_the_median_failure_time(place: Maker, tmp_path: Path) -> None:
     rows = _rows(dataset, "failure_time", "split", "label")
     assert rows["oops_video/train/Fails (2018) 1.mp4"] == (3.0, "train", -1)
     assert np.isnan(rows["oops_video/val/Best - \u00e9t\u00e9 2.mp4"][0])
+    assert np.isnan(rows["oops_video/val/new3.mp4"][0])  # most saw no failure
     assert _rejected(dataset) == {"removed 4": "missing"}
-    assert (tmp_path / "out" / "unlisted.txt").read_text() == "oops_video/val/new3.mp4\n"
+    assert (tmp_path / "out" / "unlisted.txt").read_text() == "oops_video/val/new4.mp4\n"
 
 
 def test_a_list_selects_and_labels_names_with_blanks_included(place: Maker, tmp_path: Path) -> None:
