@@ -62,7 +62,9 @@ class Linear:
         self.model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # at 300 steps accuracy no longer moves
-            warnings.filterwarnings("ignore", "The number of unique classes")  # few labels are meant to be few
+            warnings.filterwarnings(
+                "ignore", "The number of unique classes"
+            )  # few labels are meant to be few
             self.model.fit(x_ND, y_N, times_N)
 
     def predict(self, x_ND: NDArray[np.float32]) -> NDArray[np.float64]:
