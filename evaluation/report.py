@@ -110,7 +110,7 @@ def _recall(result: dict[str, Any]) -> list[tuple[str, dict[str, float], float]]
         return []
     given = result["baselines"]
     of = {result["model"]: result["recall"]["video"]}
-    of |= {label: given[name]["video"] for name, label in BASELINES.items() if name in given}
+    of |= {label: given[name]["video"] for name, label in BASELINES.items() if given.get(name)}
     return [
         (k, {name: by_k[k]["value"] for name, by_k in of.items() if k in by_k}, given["chance"].get(k))
         for k in result["recall"]["video"]

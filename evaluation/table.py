@@ -58,7 +58,7 @@ class Row:
 def row(result: dict[str, Any]) -> Row | None:
     """The headline of a result; None for one that is a curve."""
     given = result.get("baselines", {})
-    there = [name for name in BASELINES if name in given]
+    there = [name for name in BASELINES if given.get(name)]
     class_mean = result.get("class_mean")
     if "recall" in result:
         k = next(iter(result["recall"]["video"]))

@@ -116,11 +116,15 @@ def train(*argv: object, file_limit: int | None = None) -> Ended:
 
 
 def start_together(
-    world: int, *argv: object, last: tuple[object, ...] = (), file_limit: int | None = None
+    world: int,
+    *argv: object,
+    others: tuple[object, ...] = (),
+    last: tuple[object, ...] = (),
+    file_limit: int | None = None,
 ) -> list[Started]:
     """The processes that torchrun would start, without torchrun: nobody ends the others when one dies.
 
-    last: further flags for the last process alone.
+    last: further flags for the last process alone. others: for all but the last.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -128,7 +132,7 @@ def start_together(
     shared = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-    own = [argv] * (world - 1) + [(*argv, *last)]
+    own = [(*argv, *others)] * (world - 1) + [(*argv, *last)]
     return [
         Started(tuple(map(str, a)), shared | rank, file_limit) for a, rank in zip(own, ranks, strict=True)
     ]
