@@ -9,6 +9,7 @@ from shards import demo
 from shards.atomic import lock_of, locked
 from shards.build.scan import has_videos
 from shards.cache import cache_folder
+from shards.errors import InputError
 from shards.remote import url_of
 from shards.schema import DESCRIPTION, TABLE, safe_name
 
@@ -21,10 +22,17 @@ def data_folder(data: Path | None) -> Path:
 
     A folder's data set lies in the cache folder, under a name that changes with any file in the folder: what is added there
     is not missed. Another process that asks meanwhile waits; one that is stopped goes on next time. Where no data set can
-    be made, make_shards has said why, and SystemExit has its status.
+    be made, make_shards has said why, and SystemExit has its status. Raises InputError where the cache folder cannot be
+    written to.
     """
-    if data is None:
-        return demo.ensure()
+    try:
+        return demo.ensure() if data is None else _data_set_of(data)
+    except OSError as error:
+        advice = "set SLIPSTREAM_CACHE to a folder that can be written to, or make the data set with tools/make_shards.py"
+        raise InputError(f"{error.filename or cache_folder()}: {error.strerror}; {advice}") from error
+
+
+def _data_set_of(data: Path) -> Path:
     if url_of(data) or not data.is_dir() or (data / TABLE).exists() or (data / DESCRIPTION).exists():
         return data
     if not has_videos(data):

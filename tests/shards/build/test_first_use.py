@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from independent import render
 
-from shards import Dataset
+from shards import Dataset, InputError
 from shards.build.first_use import data_folder
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +67,16 @@ def test_no_video_among_the_files(
     with pytest.raises(SystemExit) as ended:
         data_folder(tmp_path / "clips")
     assert ended.value.code == 2 and "1.mp4, unreadable" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_cache_that_cannot_be_written_to(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match="file.*SLIPSTREAM_CACHE"):
+        data_folder(clips if given else None)
 
 
 def test_training_takes_a_folder_of_videos(clips: Path, tmp_path: Path) -> None:
