@@ -75,7 +75,7 @@ def test_a_cache_that_cannot_be_written_to(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(InputError, match="file.*SLIPSTREAM_CACHE"):
+    with pytest.raises(InputError, match=r"file.*SLIPSTREAM_CACHE"):
         data_folder(clips if given else None)
 
 
