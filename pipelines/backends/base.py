@@ -44,7 +44,7 @@ class BackendSettings:
     """Which backend makes the views, and with what.
 
     name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
-    DALI's pipelines. nvdec_threads: that feed NVDEC; 4 to 28 gave the same rate (docs/notes/gpu.md).
+    DALI's pipelines. nvdec_threads: that feed NVDEC; 8 to 28 gave about the same rate (docs/notes/gpu.md).
     pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
     cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
     in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
