@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from models.dpc import ResNet2d3d
-from models.r3d import C3D, R3D, R2Plus1D
-from models.s3dg import S3DG
-from models.stages import Stages
+from models.networks import C3D, R3D, S3DG, R2Plus1D, Stages
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models import backbones
 from models.dpc import DEPTHS, ResNet2d3d
-from models.stages import Stages
+from models.networks import Stages
 from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError, above, at_least
@@ -110,7 +110,7 @@ class BlocksConfig:
 class BlockObjective(Objective):
     """An objective that encodes blocks, z_t = f(x_t), and predicts the last `pred_steps` of them.
 
-    encoder: models.dpc.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
+    encoder: models.dpc.ResNet2d3d or models.networks.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
     """
 
     # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second

@@ -27,7 +27,7 @@ import tyro
 from torch import Tensor, nn
 
 from models import backbones
-from models.stages import Stages
+from models.networks import Stages
 from objectives import losses
 from objectives.base import (
     Downstream,
@@ -174,7 +174,7 @@ class PaceConfig:
 
 
 class Pace(Objective):
-    """encoder: models.stages.Stages; head: the paces' logits, None with λ_cls 0; projection: the contrast's layer."""
+    """encoder: models.networks.Stages; head: the paces' logits, None with λ_cls 0; projection: the contrast's layer."""
 
     name = "pace"
     Config = PaceConfig

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import backbones
-from models.stages import Stages
+from models.networks import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
 from objectives.base import (
@@ -161,7 +161,7 @@ class TCPConfig:
 
 
 class TCP(Objective):
-    """Temporal Contrastive Pretraining. encoder: models.tcp or models.stages; context: one of models; predict: all W_k."""
+    """Temporal Contrastive Pretraining. encoder: models.tcp or models.networks; context: one of models; predict: all W_k."""
 
     name = "tcp"
     Config = TCPConfig

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from models.stages import to_channels_last
+from models.networks import to_channels_last
 from objectives import Objective, checkpoint
 from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import objectives
 from benchmarks.loader.rounds import Figures, GpuMonitor, Part, rate, synchronise
 from benchmarks.loader.source import Source
-from models.stages import to_channels_last
+from models.networks import to_channels_last
 from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
 from pipelines.backends.base import Backend, Rendered, Video
 from pipelines.backends.cpu import CpuDecodeBackend

@@ -7,9 +7,7 @@ from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple,
 
 from models import backbones
 from models.dpc import ResNet2d3d
-from models.r3d import R3D, FactoredConv
-from models.s3dg import MaxPool, SelfGating
-from models.stages import Stages
+from models.networks import R3D, FactoredConv, MaxPool, SelfGating, Stages
 
 # With a 4-way linear head, from METHODS; torchvision's are its documented counts, which have a 400-way head; DPC's
 # encoders are counted without one.

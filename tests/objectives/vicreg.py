@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models import backbones
-from models.stages import Stages
+from models.networks import Stages
 from objectives import losses
 from objectives.base import Objective, Output
 from pipelines.views import Jitter, ViewSpec
