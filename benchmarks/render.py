@@ -21,9 +21,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards.atomic import made_once
 from shards.build.pool import Reject, in_order
-from shards.cache import cache_folder
 from shards.demo.motion import EASY_CLASSES as CLASSES
 from shards.demo.motion import FPS, draw_clip
+from shards.storage import cache_folder
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Codec, Encoding, house_frame, write_mp4

@@ -27,8 +27,8 @@ from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 from shards.atomic import locked
-from shards.cache import cache_folder
 from shards.documents import Each, parse
+from shards.storage import cache_folder
 from training.processes import on_main
 
 CHUNK = 8  # batches a file

@@ -22,7 +22,7 @@ from pipelines.loader import to_device
 from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
 from shards.atomic import atomic_write
-from training.log import Log
+from training.log import Log, save_views
 from training.meter import Meter, Phases
 from training.processes import OwnError, Stopped, StopSignals, on_main, watched, writing
 from training.run import Run
@@ -30,7 +30,6 @@ from training.settings import Settings, as_flags
 from training.speed import Speed, Waiting, advice
 from training.state import State, seed_step, update_average
 from training.validation import Evaluator
-from training.visualize import save_views
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
-from pipelines.backends.cached import Resident
-from pipelines.backends.cpu import CpuDecodeBackend
+from pipelines.backends.cpu import CpuDecodeBackend, Resident
 from pipelines.decode import check_frames
 from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams

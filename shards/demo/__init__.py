@@ -17,8 +17,8 @@ from av.video.reformatter import VideoReformatter
 
 from shards.atomic import made_once
 from shards.build.pool import Reject, in_order
-from shards.cache import cache_folder
 from shards.demo.motion import CLASSES, EASY_CLASSES, FPS, HEIGHT, WIDTH, draw_clip
+from shards.storage import cache_folder
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4

@@ -24,8 +24,8 @@ from pipelines.trim import trim
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset, InputError
 from shards.check.repair import repair
-from shards.quarantine import entries
 from shards.schema import PARTS, QUARANTINE, TABLE
+from shards.table import quarantine_entries
 from shards.video.excerpt import Excerpt, indexed, noted
 from shards.video.mp4 import read_index
 from tests.pipelines.reference import flow_video, loader, params_for, write_dataset
@@ -151,7 +151,7 @@ def test_a_changed_byte_is_found_where_it_is_needed(tmp_path: Path, backend: str
     with loader(Dataset(dataset.path), SPEC, batch_size=5, prefetch=0, backend=backend) as batches:
         batch = next(batches)
     assert sorted(set(batch["key"])) == ["v000", "v001", "v004"]
-    noted_there = dict(entries(dataset.path / QUARANTINE))
+    noted_there = dict(quarantine_entries(dataset.path / QUARANTINE))
     assert noted_there.keys() == {"v002", "v003"}
     gop = int(np.searchsorted(index.gops, wanted, side="right")) - 1
     assert (
