@@ -29,19 +29,19 @@ import pipelines
 from evaluation.retrieval import Knn
 from objectives import checkpoint
 from objectives.base import Objective
+from objectives.checkpoint import metadata
 from objectives.command import data_once, parse, small_changes
-from objectives.origin import metadata
 from pipelines.backends import BACKENDS
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.log import check_trackers, record_start
+from training.metrics import Validation
 from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
 from training.run import Run, data_remarks, init_from, init_remark, open_run
 from training.settings import Settings, as_flags, with_own_flags
 from training.speed import settle
 from training.trainer import Trainer, headline
-from training.validation import Validation
 
 
 def main(argv: list[str]) -> None:

@@ -34,12 +34,12 @@ from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
 from shards.documents import Each, number, parse, read_json, whole
+from training.metrics import Decay, Evaluator
 from training.processes import StopSignals, on_main
 from training.run import Run, clear_leftovers
 from training.settings import Settings
 from training.speed import Speed
 from training.trainer import Trainer
-from training.validation import Decay, Evaluator
 
 DONE, SELECTING = "tested.npz", "held-out"
 TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}

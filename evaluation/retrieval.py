@@ -30,10 +30,10 @@ from evaluation.table import finish
 from objectives import Objective
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import InputError
+from training.metrics import Evaluator
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed
-from training.validation import Evaluator
 
 KS = (1, 5, 10, 20, 50)
 NEIGHBOURS = 20

@@ -18,8 +18,10 @@ from models import backbones
 from models.tcp import StackedResNet18
 from objectives import checkpoint
 from objectives.base import Objective
-from objectives.imports import families, write_file
-from objectives.origin import clip_layout, metadata, normalisation
+from objectives.checkpoint import metadata
+from objectives.families import FAMILIES
+from objectives.imports import write_file
+from pipelines.views import clip_layout, normalisation
 from shards import InputError
 from shards.atomic import atomic_write
 
@@ -129,8 +131,8 @@ def huggingface(
 
 
 def authors(objective: Objective, out: Path, step: int | None) -> str:
-    """A file with the names of a paper's authors, for their code to load (see objectives.imports)."""
-    known = [kind for kind in families().values() if kind.objective == objective.name]
+    """A file with the names of a paper's authors, for their code to load (see objectives.families)."""
+    known = [kind for kind in FAMILIES.values() if kind.objective == objective.name]
     reasons = {kind.name: kind.no_export(objective.config) for kind in known}
     fitting = [kind for kind in known if not reasons[kind.name]]
     if not fitting:

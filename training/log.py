@@ -29,7 +29,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torchvision.utils import flow_to_image, save_image
 
-from objectives.origin import commit
+from objectives.checkpoint import git_commit
 from pipelines import colour
 from pipelines.views import ViewSpec
 from shards import InputError
@@ -69,7 +69,7 @@ def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> No
         "fingerprint": run.dataset.fingerprint,
         "split": settings.trained_split,
         "videos": len(run.rows),
-        "commit": commit(),
+        "commit": git_commit(),
         "versions": {"python": platform.python_version()} | packages,
         "hardware": {
             "host": socket.gethostname(),

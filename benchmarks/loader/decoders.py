@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.loader.parts import CACHED, WARM, Options
-from benchmarks.loader.rounds import Figures, Part, rate
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source, rate
 from benchmarks.loader.spdl_peer import check_spdl
 from pipelines.sampler import Sample
 from pipelines.trim import runs, trim

@@ -33,10 +33,9 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source
 from benchmarks.loader.spdl_peer import spdl
-from benchmarks.machine import describe
+from benchmarks.report import describe
 from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.atomic import made_once

@@ -26,8 +26,7 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part, dali_pool_gib, in_turns, medians, ratio
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source, dali_pool_gib, in_turns, medians, ratio
 from benchmarks.loader.spdl_peer import spdl
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
 from objectives.base import Recipe

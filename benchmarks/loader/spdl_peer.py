@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.loader.rounds import Part
-from benchmarks.loader.source import Source, UncheckedReads
+from benchmarks.loader.rounds import Part, Source, UncheckedReads
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from shards import InputError

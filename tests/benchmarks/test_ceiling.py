@@ -5,7 +5,7 @@ import pytest
 
 import objectives
 from benchmarks.loader.decoders import Packets, decoded_per_used, libavcodec
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Source
 from pipelines.trim import trim
 from shards import Dataset
 from shards.video.mp4 import read_index

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.loader.transforms import color_jitter, jittered
+from benchmarks.loader.dataloader_peer import color_jitter, jittered
 from pipelines import colour
 from pipelines.views import Jitter, ViewSpec
 

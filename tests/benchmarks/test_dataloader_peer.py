@@ -7,9 +7,15 @@ import pytest
 import torch
 
 import objectives
-from benchmarks.loader.dataloader_peer import DataLoaderPeer, best_peer, check_torchcodec, worker_counts
-from benchmarks.loader.source import Source
-from benchmarks.loader.transforms import levels, mean_difference
+from benchmarks.loader.dataloader_peer import (
+    DataLoaderPeer,
+    best_peer,
+    check_torchcodec,
+    levels,
+    mean_difference,
+    worker_counts,
+)
+from benchmarks.loader.rounds import Source
 from pipelines.loader import Loader
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError

@@ -7,7 +7,7 @@ import pytest
 
 import objectives
 from benchmarks.loader.parts import pixels
-from benchmarks.loader.source import Source, UncheckedReads
+from benchmarks.loader.rounds import Source, UncheckedReads
 from benchmarks.loader.spdl_peer import check_spdl, crops, spdl, stretches
 from shards import Dataset, InputError
 

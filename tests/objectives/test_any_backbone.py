@@ -15,7 +15,7 @@ from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse
 from objectives.dpc import DPC, DPCConfig
-from objectives.imports import family
+from objectives.families import family
 from objectives.memdpc import MemDPC, MemDPCConfig
 from objectives.pace import PaceConfig
 from objectives.tcp import TCP, TCPConfig

@@ -1,12 +1,9 @@
-"""Checkpoints of other people's code: which there are, how their tensors are named, and how their files are read.
+"""Checkpoints of other people's code: how their files are read and written; objectives/families.py lists which there are.
 
-A family is an entry of FAMILIES in a module of this package; nothing else has to be registered. A file becomes an
-objective and back strictly, no tensor left over on either side. Files are pickled (.pth.tar), but nothing in them is run.
+A file becomes an objective and back strictly, no tensor left over on either side. Files are pickled (.pth.tar), but nothing in them is run.
 """
 
-import importlib
 import pickle
-import pkgutil
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -90,27 +87,6 @@ class Family:
             for tensor in [value.contiguous()]  # one for all its names, as in the authors' files
             for name in self.names(ours, objective.config)
         }
-
-
-def families() -> dict[str, Family]:
-    """Every family by name."""
-    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
-    return {f.name: f for module in modules for f in getattr(module, "FAMILIES", ())}
-
-
-def family(name: str) -> Family:
-    """The family called `name`; raises InputError that lists the names there are."""
-    found = families()
-    if name not in found:
-        raise InputError(
-            f"{name}: there is no such family of checkpoints; choose one of {', '.join(sorted(found))}"
-        )
-    return found[name]
-
-
-def listed() -> str:
-    """Every family and its source, a line each, for a command's help."""
-    return "\n".join(f"    {name:12} {kind.source}" for name, kind in sorted(families().items()))
 
 
 class _Ignored:
