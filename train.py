@@ -170,7 +170,7 @@ def export(run: Run, trainer: Trainer) -> None:
     state, path = trainer.state, run.output / "encoder.safetensors"
     objective = state.average or state.objective
     with (
-        writing(path, "the checkpoints are whole: make room, and --resume writes it"),
+        writing(path, advice="the checkpoints are whole: make room, and --resume writes it"),
         atomic_write(path) as temporary,
     ):
         checkpoint.save_weights(temporary, objective.encoder, metadata(state.objective, trainer.step))

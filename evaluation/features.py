@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.files import check_numbers, read_arrays, write_arrays, write_json, writes
+from evaluation.files import check_numbers, read_arrays, write_arrays, write_json
 from evaluation.model import Model, Representation
 from pipelines.backends import BackendSettings
 from pipelines.eval_clips import EvalClips, EvalSampler
@@ -29,7 +29,7 @@ from shards import Dataset, InputError
 from shards.atomic import locked
 from shards.documents import Each, parse
 from shards.storage import cache_folder
-from training.processes import on_main
+from training.processes import on_main, writing
 
 CHUNK = 8  # batches a file
 PART = {"x": "float N D", "index": "whole N", "failed": "text"}
@@ -112,7 +112,7 @@ def extract(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = (compute.cache or cache_folder() / "features") / digest
-    with writes(folder, "--cache"):
+    with writing(folder, "--cache"):
         folder.mkdir(parents=True, exist_ok=True)
     on_main(lambda: _locked(folder, lambda: write_json(folder / "identity.json", identity, "--cache")))
     sampler = EvalSampler(dataset, windows, spec, compute.batch_size)
@@ -178,7 +178,7 @@ def _write_chunk(
 
 def _locked(folder: Path, write: Callable[[], None]) -> None:
     """Write while no other evaluation writes to this folder of the cache, which they share."""
-    with writes(folder, "--cache"), locked(folder / ".lock"):
+    with writing(folder, "--cache"), locked(folder / ".lock"):
         write()
 
 

@@ -14,25 +14,14 @@ from shards import InputError
 from shards.atomic import WriterLock, atomic_write
 from shards.documents import one_line_of
 from shards.storage import open_regular
-from training.processes import OwnError
+from training.processes import writing
 
 _KINDS = {"text": "U", "whole": "iu", "real": "f", "float": "f"}
 
 
-@contextmanager
-def writes(place: Path, flag: str = "--output") -> Iterator[None]:
-    """Around what writes to `place`: a disk that refuses it raises OwnError, one line with the flag and the file."""
-    try:
-        yield
-    except OSError as error:
-        what = [error.filename] if error.filename and str(error.filename) != str(place) else []
-        said = ": ".join(map(str, [place, *what, error.strerror or one_line_of(error)]))
-        raise OwnError(f"{flag} {said}; make room, or choose a place that can be written to") from error
-
-
 def only_writer(folder: Path, flag: str = "--output") -> WriterLock:
     """Make a result's folder and its lock. Raises InputError that says who holds it, or OwnError."""
-    with writes(folder, flag):
+    with writing(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
         return WriterLock(folder, f"{flag} {folder}")
 
@@ -40,7 +29,7 @@ def only_writer(folder: Path, flag: str = "--output") -> WriterLock:
 @contextmanager
 def written(path: Path, flag: str = "--output") -> Iterator[Path]:
     """Give a temporary path, which becomes `path` at the end; its folder is made. Raises OwnError where that fails."""
-    with writes(path, flag):
+    with writing(path, flag):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             yield temporary
