@@ -24,7 +24,7 @@ from objectives import checkpoint
 from objectives.blocks import with_running_statistics
 from objectives.checkpoint import metadata
 from objectives.families import FAMILIES, family
-from objectives.imports import read_file
+from objectives.formats import read_file
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from shards import Dataset, InputError, one_line

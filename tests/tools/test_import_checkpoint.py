@@ -21,7 +21,7 @@ import objectives
 from models.dpc import ResNet2d3d
 from objectives.dpc import DPC, DPCConfig
 from objectives.families import family
-from objectives.imports import write_file
+from objectives.formats import write_file
 from objectives.memdpc import MemDPC, MemDPCConfig
 from pipelines.sampling import sample_params
 from shards import InputError
