@@ -19,7 +19,7 @@ from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
 from shards.storage import EndsEarly, LocalShards
 from shards.table import HEAD, Table, quarantine, quarantined
-from shards.video.excerpt import Excerpt, Parts
+from shards.tar import Excerpt, Parts
 from shards.video.mp4 import DecodeError, PacketIndex
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"

@@ -24,7 +24,7 @@ from pipelines.transforms import dali
 from pipelines.transforms.numpy import noise_bank
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.video.excerpt import indexed
+from shards.tar import indexed
 from shards.video.mp4 import DecodeError
 
 _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
