@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from evaluation.data import Labelled, Split
 from evaluation.features import Compute, Features, extract
 from evaluation.files import only_writer, write_text, written
+from evaluation.metrics import Labelled, Split
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Embed, Settings
 from objectives import checkpoint

@@ -22,9 +22,9 @@ from sklearn.metrics import log_loss
 
 from evaluation import metrics
 from evaluation.context import Context
-from evaluation.data import Labelled, Split
 from evaluation.features import Features
 from evaluation.files import read_arrays, write_arrays, write_json
+from evaluation.metrics import Labelled, Split
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.context import Context
-from evaluation.data import Labelled, Split, with_fraction
 from evaluation.features import Features, video_means
+from evaluation.metrics import Labelled, Split, with_fraction
 from evaluation.results import Outcome, Trained
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn's logistic regression, from strong to weak

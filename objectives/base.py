@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import backbones
+import models
 from objectives.videos import embed_videos
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view, single_start
@@ -297,7 +297,7 @@ def check_backbone(
     if name in own:
         return
     try:
-        backbones.check(name, frames, size, width, channels)
+        models.check(name, frames, size, width, channels)
     except ValueError as error:
-        also = f"; or {', '.join(own)}" if own and name not in backbones.BACKBONES else ""
+        also = f"; or {', '.join(own)}" if own and name not in models.BACKBONES else ""
         raise InputError(f"{flag} {name}: {error}{also}") from None

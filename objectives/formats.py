@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import backbones
+import models
 from models.tcp import StackedResNet18
 from objectives import checkpoint
 from objectives.base import Objective
@@ -39,8 +39,8 @@ def torchvision(objective: Objective, out: Path, step: int | None) -> str:
     ours = objective.encoder.state_dict()
     for name in TORCHVISION:
         with torch.device("meta"):
-            known = backbones.BACKBONES[name]
-            same = backbones.build(name, known.frames, known.size).state_dict()
+            known = models.BACKBONES[name]
+            same = models.build(name, known.frames, known.size).state_dict()
             whole = getattr(importlib.import_module("torchvision.models.video"), name)().state_dict()
         if _shapes(ours) != _shapes(same):
             continue

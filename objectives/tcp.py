@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import backbones
+import models
 from models.networks import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
@@ -178,7 +178,7 @@ class TCP(Objective):
         if config.backbone == "resnet18":
             self.encoder = StackedResNet18(config.frames * channels, config.width, checkpointed=recomputed)
         else:
-            self.encoder = backbones.build(
+            self.encoder = models.build(
                 config.backbone, config.frames, config.size, config.width, channels, checkpointed=recomputed
             )
         dim = self.encoder.dim

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import objectives
-from models.backbones import BACKBONES
+from models import BACKBONES
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse
