@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
 from evaluation import metrics
-from evaluation.context import Context
+from evaluation.context import Context, write_arrays, write_json
 from evaluation.features import Features
-from evaluation.files import read_arrays, write_arrays, write_json
 from evaluation.metrics import Labelled, Split
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
@@ -33,7 +32,7 @@ from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
-from shards.documents import Each, number, parse, read_json, whole
+from shards.documents import Each, number, parse, read_arrays, read_json, whole
 from training.metrics import Decay, Evaluator
 from training.processes import StopSignals, on_main, writing
 from training.run import Run, clear_leftovers

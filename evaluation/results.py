@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import metrics
-from evaluation.context import Context
-from evaluation.files import write_arrays
+from evaluation.context import Context, write_arrays
 from evaluation.metrics import Hits, Labelled, Split
 from objectives import checkpoint
 from shards import InputError

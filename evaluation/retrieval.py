@@ -18,9 +18,8 @@ from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
 from evaluation import metrics
-from evaluation.context import Context, open_context
+from evaluation.context import Context, open_context, write_arrays
 from evaluation.features import Features
-from evaluation.files import write_arrays
 from evaluation.metrics import Hits, Labelled, Split, source_groups
 from evaluation.model import ADDRESSES
 from evaluation.recognition import baseline_features

@@ -21,7 +21,7 @@ import torch
 
 import objectives
 from benchmarks import render
-from benchmarks.loader.decoders import dali_nvdec, pynvvideocodec, spdl_nvdec
+from benchmarks.loader.decoders import dali_nvdec, pynvvideocodec, spdl, spdl_nvdec
 from benchmarks.loader.parts import (
     Options,
     decode_alone,
@@ -34,7 +34,6 @@ from benchmarks.loader.parts import (
     trim_alone,
 )
 from benchmarks.loader.rounds import Figures, Part, Source
-from benchmarks.loader.spdl_peer import spdl
 from benchmarks.report import describe
 from pipelines.backends import available, choose_backend
 from shards import Dataset

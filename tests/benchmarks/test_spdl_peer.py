@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import objectives
+from benchmarks.loader.decoders import check_spdl, crops, spdl, stretches
 from benchmarks.loader.parts import pixels
 from benchmarks.loader.rounds import Source, UncheckedReads
-from benchmarks.loader.spdl_peer import check_spdl, crops, spdl, stretches
 from shards import Dataset, InputError
 
 try:
