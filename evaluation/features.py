@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from evaluation.model import Model, Representation
 from pipelines.backends import BackendSettings
-from pipelines.eval_clips import EvalClips, EvalSampler
+from pipelines.eval_clips import EvalClips, EvalSampler, video_means
 from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
@@ -55,14 +55,6 @@ class Features:
         """One feature a video, the mean of its windows'; rows ascend, starts are 0."""
         rows, x = video_means(self.row, self.x)
         return replace(self, x=x.astype(self.x.dtype), row=rows, start=np.zeros_like(rows))
-
-
-def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Values of windows → the rows (M,), ascending, and each one's mean (M, D)."""
-    rows, place = np.unique(row_N, return_inverse=True)
-    sums = np.zeros((len(rows), x_ND.shape[1]))
-    np.add.at(sums, place, x_ND)
-    return rows, sums / np.bincount(place)[:, None]
 
 
 @dataclass(frozen=True)
