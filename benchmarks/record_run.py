@@ -45,7 +45,8 @@ def main(arguments: Arguments) -> None:
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out.with_name(f"{out.name}.json"), result)
-    title = f"{config['objective']} on {config['settings']['data'].split()[0]}"
+    names = [one.rpartition(" ")[0] for one in config["settings"]["data"].split(" / ")]
+    title = f"{config['objective']} on {' and '.join(names)}"
     draw(lines, title, out.with_name(f"{out.name}.png"))
 
 

@@ -31,7 +31,7 @@ from shards import Dataset, InputError
 from shards.atomic import WriterLock, atomic_write
 from shards.build.first_use import data_folder
 from training.processes import on_main, writing
-from training.run import data_remarks
+from training.run import data_remarks, in_turn
 from training.speed import cores, decode_processes, share
 
 
@@ -108,8 +108,7 @@ def open_context(settings: Settings, protocol: str = "") -> Context:
     if settings.pool != "mean":
         settings = replace(settings, layer=f"{settings.layer}:{settings.pool}")
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
-    with state.local_main_process_first():
-        dataset = Dataset(data_folder(settings.data))
+    dataset = in_turn(lambda: Dataset(data_folder(settings.data)))
     name = choose_backend(settings.device, dataset, share(cores()))
     compute = Compute(
         Accelerator(mixed_precision=settings.mixed_precision),

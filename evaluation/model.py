@@ -143,6 +143,10 @@ class Representation:
         self.said = (
             getattr(objective, name) if name in (SURPRISE, ADDRESSES) and hasattr(objective, name) else None
         )
+        if self.pooling not in ("", "std", "both", "places") or (self.pooling and self.said):
+            raise InputError(
+                f"--layer {name}: has no {self.pooling}; --pool takes the mean, std or both of a module's output"
+            )
         if self.pooling and not name:
             raise InputError(
                 f"--pool {self.pooling}: of a --layer's output; name one, such as --layer encoder"

@@ -20,6 +20,7 @@ from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import Dataset, InputError
+from shards.build.first_use import data_folder
 from shards.documents import check_numbers, read_arrays, read_json, short
 from training.log import STARTS, read_metrics
 
@@ -40,7 +41,7 @@ def report(settings: Report) -> None:
     """Write the page."""
     folders = results_below(settings.results)
     results = [load(folder) for folder in folders]
-    dataset = Dataset(settings.data) if settings.data else None
+    dataset = Dataset(data_folder(settings.data)) if settings.data else None
     there = {(result["objective"], result["protocol"]) for result in results}
     published = [(name, one) for name, method in objectives.available().items() for one in method.published]
     sections = [_section(folder, one, dataset) for folder, one in zip(folders, results, strict=True)]

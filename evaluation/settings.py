@@ -273,6 +273,14 @@ class OopsFinetune(Supervised):
     The data set is that of oops. Transitions are oversampled.
     """
 
+    def check(self) -> None:
+        super().check()
+        for name in ("segments", "downsample"):
+            if getattr(self, name) != getattr(Supervised, name):
+                raise InputError(
+                    f"--{name}: of oops-finetune the windows are those of oops, which decide the time steps; leave it out"
+                )
+
 
 @dataclass(frozen=True)
 class Table(Results):

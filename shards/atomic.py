@@ -128,15 +128,13 @@ class WriterLock:
         path = folder / ".lock"
         self._file = open(path, "a+", errors="replace", opener=not_through_a_link)  # noqa: SIM115 (closed by close)
         try:
-            if parts is None:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for part in parts or ():
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+            for length, part in [(0, 0)] if parts is None else [(1, part) for part in parts]:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, part)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 log.warning("%s: its file system has no locks; let nothing else write to it", path)
             else:
-                holder = self._holder()
+                holder = self._holder(part, length)
                 self.close()
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
@@ -152,9 +150,9 @@ class WriterLock:
     def close(self) -> None:
         self._file.close()
 
-    def _holder(self) -> str:
-        """The last line of the process that has a part of the lock, as far as the system knows which that is."""
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    def _holder(self, part: int, length: int) -> str:
+        """The last line of the process that has this part of the lock, as far as the system knows which that is."""
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, part, length, 0)
         pid = struct.unpack(_FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))[-1]
         self._file.seek(0)
         lines = self._file.read().splitlines()

@@ -286,7 +286,8 @@ class Dataset:
 
     def _description(self) -> dict[str, Any]:
         if not self.path.is_dir():
-            raise InputError(f"{self.path}: no such folder; {MAKE}")
+            what = "a file, not a folder" if self.path.exists() else "no such folder"
+            raise InputError(f"{self.path}: {what}; {MAKE}")
         for name in (TABLE, DESCRIPTION):
             if not (self.path / name).is_file():
                 raise InputError(f"{self.path}: no {name}, so not a finished data set; {MAKE}")

@@ -1,14 +1,20 @@
 """A run before its first step: its folder, its data, and what must not change when it is resumed."""
 
+import itertools
 import json
 import logging
 import shutil
+import socket
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import _get_default_store
 
 import objectives
 from objectives import checkpoint
@@ -22,6 +28,7 @@ from training.settings import Settings, numbered_runs
 from training.state import read_rows
 
 log = logging.getLogger(__name__)
+_TURNS = itertools.count()
 _FIXED = (
     *(
         "seed",
@@ -133,9 +140,44 @@ def choose_and_lock(settings: Settings) -> tuple[Path, WriterLock | None]:
 
 def open_data(settings: Settings, *, damaged: bool) -> Dataset:
     """The data sets of --data as one, a folder of videos as one too, or the demo set. damaged: see Dataset."""
-    with PartialState().local_main_process_first():
+
+    def opened() -> Dataset:
         folders = [data_folder(one) for one in settings.data or (None,)]
         return joined([Dataset(one, cache_gb=settings.cache_gb, damaged=damaged) for one in folders])
+
+    return in_turn(opened)
+
+
+def in_turn(opened: Callable[[], Dataset]) -> Dataset:
+    """opened() in each machine's first process, which may make a data set for hours, then in the others.
+
+    They wait by what is noted in the launcher's store: a collective operation gives up after some minutes. All processes
+    call it together. Raises InputError in those that wait where another one fails.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return opened()
+    store, here = PrefixStore(f"slipstream-data-{next(_TURNS)}", _get_default_store()), socket.gethostname()
+
+    def wait_for(key: str) -> None:
+        while not store.check([key]):
+            if store.check(["failed"]):
+                raise InputError(store.get("failed").decode())
+            time.sleep(0.1)
+
+    try:
+        if not state.is_local_main_process:
+            wait_for(f"made on {here}")
+        dataset = opened()
+    except BaseException as error:
+        failed = f"process {state.process_index} cannot open the data set: its own message says why"
+        store.set("failed", str(error) if isinstance(error, InputError) else failed)
+        raise
+    for key in (f"made on {here}", f"opened by {state.process_index}"):
+        store.set(key, "")
+    for number in range(state.num_processes):
+        wait_for(f"opened by {number}")
+    return dataset
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:

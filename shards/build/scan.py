@@ -181,10 +181,11 @@ def _are_frames(files: list[str]) -> bool:
 
 
 def has_videos(folder: Path) -> bool:
-    """Whether a file below the folder can be a video, by its name."""
+    """Whether a file below the folder can be a video, by its name; hidden files, and those in hidden folders, are not."""
     return any(
-        path.is_file() and not path.name.startswith(".") and not NOT_VIDEOS.fullmatch(path.name)
+        path.is_file() and not NOT_VIDEOS.fullmatch(path.name)
         for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

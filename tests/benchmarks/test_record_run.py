@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from benchmarks import record_run
@@ -38,3 +39,14 @@ def test_what_is_no_run_is_said_in_a_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert str(tmp_path) in done.stderr and not (tmp_path / "kept.json").exists()
+
+
+def test_the_picture_names_every_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(record_run, "draw", lambda lines, title, path: titles.append(title))
+    config = {"objective": "dpc", "config": {}, "settings": {"data": "k400 0123 / my oops 4567"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "run.json").write_text(json.dumps({"starts": [{}]}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    record_run.main(record_run.Arguments(tmp_path, "train.py", tmp_path / "kept"))
+    assert titles == ["dpc on k400 and my oops"]

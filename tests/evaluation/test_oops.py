@@ -166,6 +166,12 @@ def test_the_network_is_trained_and_resumes_exactly(ask, tmp_path, monkeypatch) 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_flags_that_the_time_steps_do_not_allow_are_refused(ask) -> None:
+    for flag in ("--downsample", "--segments"):
+        with pytest.raises(InputError, match=f"{flag}: of oops-finetune the windows are those of oops"):
+            ask("oops-finetune", "refused", flag, 2)
+
+
 def test_scores_of_a_worked_case(fails) -> None:
     """Two videos of 40 frames at 10 frames/s with failures at 1.0 and 1.1 s, windows and time steps of 3 frames."""
     dataset = Dataset(fails)

@@ -185,7 +185,7 @@ def test_a_layer_is_its_mean_or_its_change_in_time_or_both(run, data) -> None:
         places = Representation(objective, "encoder:places")(batch["views"])
         assert channels(objective, "encoder:places", down.spec) == (D := z.shape[2])
         assert torch.equal(places.view(2, -1, D), z.movedim(2, -1).reshape(2, -1, D))
-        for wrong in (":std", "encoder.nope"):
+        for wrong in (":std", "encoder.nope", "encoder:change", "encoder:std:places"):
             with pytest.raises(InputError, match="--layer"):
                 Representation(objective, wrong)
 

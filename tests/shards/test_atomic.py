@@ -14,6 +14,7 @@ import pytest
 from independent import ENVIRONMENT
 
 from shards.atomic import WriterLock, locked, made_once
+from shards.errors import InputError
 
 HOLD = """
 import sys, time
@@ -32,6 +33,17 @@ def make(folder):
     print("begun", flush=True)
     time.sleep(60)
 made_once(Path(sys.argv[1]), make)
+"""
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from shards.atomic import WriterLock
+folder, part = sys.argv[1].split(":")
+lock = WriterLock(Path(folder), "--out", [int(part)])
+print("mine", flush=True)
+time.sleep(60)
 """
 
 
@@ -71,6 +83,19 @@ def test_a_lock_excludes_processes_and_threads_and_dies_with_its_holder(tmp_path
         assert said(other) == "False"
         other.kill()
         other.wait()
+
+
+def test_who_writes_the_same_part_of_a_folder_is_named(tmp_path: Path) -> None:
+    holders = [started(WRITE, Path(f"{tmp_path}:{part}")) for part in (1, 2)]
+    try:
+        assert [said(one) for one in holders] == ["mine", "mine"]
+        for part, holder in enumerate(holders, 1):
+            with pytest.raises(InputError, match=f"--out: process {holder.pid} on .* is writing to it"):
+                WriterLock(tmp_path, "--out", [0, part])
+    finally:
+        for one in holders:
+            one.kill()
+            one.wait()
 
 
 def test_it_is_a_lock_that_other_machines_see(tmp_path: Path) -> None:

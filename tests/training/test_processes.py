@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,32 @@ from tests.training import harness
 from tests.training.harness import TOY, lines, steps, train
 
 ROOT = Path(__file__).parents[2]
+TURNS = """
+import sys, time
+from datetime import timedelta
+from accelerate import PartialState
+from shards import InputError
+from training.run import in_turn
+state = PartialState(cpu=True, timeout=timedelta(seconds=1))
+opened = []
+
+def slow():
+    if state.is_main_process:
+        time.sleep(3)
+    opened.append(time.time())
+    return opened
+
+in_turn(slow)
+in_turn(lambda: opened)
+print(opened[0], flush=True)
+for ends in (InputError("no such folder"), SystemExit(2)):
+    def failing():
+        raise ends
+    try:
+        in_turn(failing)
+    except InputError as error:
+        print(error, flush=True)
+"""
 
 
 def seen(folder: Path, rank: int) -> list[list[int]]:
@@ -76,3 +103,22 @@ def test_the_launchers_start_it(data, tmp_path, launcher) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path / "run") == [1] and done.stdout.count("encoder.safetensors") == 1
+
+
+def test_a_data_set_that_takes_longer_than_a_collective_operation_may_is_waited_for() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} for rank in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TURNS],
+            cwd=ROOT, env=os.environ | shared | rank, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in ranks
+    ]  # fmt: skip
+    (first, why), (second, _) = (one.communicate(timeout=120) for one in running)
+    assert float(first.split()[0]) <= float(second.split()[0]), why
+    assert first.splitlines()[1:] == ["no such folder"] and running[0].returncode == 2
+    said = "process 0 cannot open the data set: its own message says why"
+    assert second.splitlines()[1:] == ["no such folder", said] and running[1].returncode == 0

@@ -11,6 +11,7 @@ import pytest
 from independent import render
 
 from shards import Dataset, InputError
+from shards.build import first_use
 from shards.build.first_use import data_folder
 
 ROOT = Path(__file__).parents[3]
@@ -34,15 +35,16 @@ def test_it_is_made_once_and_again_when_a_file_changes(clips: Path) -> None:
     render(clips / "wave" / "2.avi", frames=20, seed=5)
     assert data_folder(clips) != first and len(Dataset(data_folder(clips))) == 3
     os.utime(clips / "wave" / "2.avi", (0, 0))
-    assert len(list((clips.parent / "cache" / "videos").glob("my_clips-*"))) == 2
-    assert data_folder(clips).name not in {first.name, again.name}
+    assert len(list((clips.parent / "cache" / "videos").glob("*/my_clips"))) == 2
+    touched = data_folder(clips)
+    assert touched not in (first, again) and Dataset(touched).name == Dataset(first).name == "my_clips"
 
 
 def test_what_is_stopped_goes_on(clips: Path, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from shards.build.first_use import data_folder as f; f(Path(sys.argv[1]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     making = subprocess.Popen([sys.executable, "-c", code, clips], env=environment, start_new_session=True)
-    while not list(tmp_path.glob("cache/videos/my_clips-*")):
+    while not list(tmp_path.glob("cache/videos/*/my_clips")):
         time.sleep(0.01)
     os.killpg(making.pid, signal.SIGKILL)
     making.wait()
@@ -56,6 +58,40 @@ def test_what_is_no_folder_of_videos_is_left_alone(clips: Path, tmp_path: Path) 
         assert data_folder(data) == data
     (made / "samples.parquet").unlink()  # a data set that is not whole is none to be made anew
     assert data_folder(made) == made
+
+
+def test_links_to_folders_are_followed_and_what_is_hidden_counts_for_nothing(
+    clips: Path, tmp_path: Path
+) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("jump", "wave"):
+        (linked / name).symlink_to(clips / name)
+    first = data_folder(linked)
+    assert Dataset(first).classes == ["jump", "wave"]
+    (linked / ".DS_Store").write_text("x")
+    (linked / ".git").mkdir()
+    (linked / ".git" / "HEAD").write_text("x")
+    assert data_folder(linked) == first
+    render(clips / "wave" / "2.avi", frames=20, seed=5)
+    assert data_folder(linked) != first
+    unfinished = tmp_path / "half"  # as make_shards leaves it
+    (unfinished / ".unfinished").mkdir(parents=True)
+    for name in ("half-000000.tar", ".unfinished/000000", ".half-000001.tar.partial"):
+        (unfinished / name).write_text("x")
+    assert data_folder(unfinished) == unfinished
+    with pytest.raises(InputError, match=r"half: no samples\.parquet, so not a finished data set"):
+        Dataset(unfinished)
+    with pytest.raises(InputError, match=r"1\.avi: a file, not a folder"):
+        Dataset(data_folder(clips / "wave" / "1.avi"))
+
+
+def test_a_maker_that_was_killed_is_named(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = clips.parent / "killed.py"
+    killed.write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(first_use, "MAKE_SHARDS", killed)
+    with pytest.raises(InputError, match="my clips: SIGKILL ended make_shards; the same command goes on"):
+        data_folder(clips)
 
 
 def test_no_video_among_the_files(
