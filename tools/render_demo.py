@@ -31,9 +31,6 @@ class Arguments:
     """Of a video, at 30 a second."""
     seed: int = 1
     """The demo set itself has 0."""
-    easy: bool = False
-    """The demo set of before, demo-v1: each class is one motion, before a still background. Optical-flow statistics tell
-    its classes apart."""
     workers: int = os.cpu_count() or 2
     """Processes that render."""
 
@@ -52,7 +49,6 @@ def main(arguments: Arguments) -> None:
         clips_per_class=counts,
         frames=arguments.frames,
         seed=arguments.seed,
-        easy=arguments.easy,
         workers=arguments.workers,
     )
     print(f"{out}: {len(Dataset(out))} videos, seed {arguments.seed}")
