@@ -72,16 +72,19 @@ def draw_background(rng: np.random.Generator, margin: int) -> np.ndarray:
 
 
 def draw_blob(
-    rng: np.random.Generator, background: np.ndarray, radii: tuple[float, float] = (18, 31)
+    rng: np.random.Generator,
+    background: np.ndarray,
+    radii: tuple[float, float] = (18, 31),
+    reach: tuple[float, float] = (17, 25),
 ) -> Blob:
     """A blob of random shape, colours and place, whose colours stand out from the background's mean."""
     radius = float(rng.uniform(*radii))
-    reach = float(rng.uniform(17, 25))
+    away = float(rng.uniform(*reach))
     return Blob(
         texture=_texture(rng, round(2 * radius * TEXELS), background.mean((0, 1))),
         radius=radius,
         centre=(float(rng.uniform(35, WIDTH - 35)), float(rng.uniform(35, HEIGHT - 35))),
-        reach=reach,
+        reach=away,
         phase=float(rng.uniform(0, 2 * math.pi)),
         turn=float(rng.choice((-1.0, 1.0))),
         tilt=float(rng.uniform(0, 2 * math.pi)),
@@ -172,7 +175,7 @@ def pose(motion: str, blob: Blob, cycles: float) -> Pose:
     name, order = motion.split("-")
     place = (cycles + blob.phase / (2 * math.pi)) % 1
     if order == "backward":
-        place = 1 - place
+        place = (1 - place) % 1
     x, y = blob.centre
     if name == "pulse":
         size = place / 0.75 if place < 0.75 else (1 - place) / 0.25
