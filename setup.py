@@ -18,7 +18,7 @@ from setuptools.command.build_py import build_py
 FOLDERS = ("shards", "pipelines", "models", "objectives", "training", "evaluation", "tools", "benchmarks")
 SCRIPTS = ("train", "evaluate")
 OURS = "|".join(FOLDERS + SCRIPTS)
-NEEDED = ("machine", "render")  # of benchmarks/, by tools/bench_loader.py
+NEEDED = ("report", "render")  # of benchmarks/, by tools/bench_loader.py
 DATA = {"": ["*.jinja"]}
 COMMANDS = {path.stem: path.stem.replace("_", "-") for path in Path("tools").glob("*.py")}
 COMMANDS |= {"bench_loader": "bench", "train": "train", "evaluate": "evaluate"}

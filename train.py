@@ -29,19 +29,19 @@ import pipelines
 from evaluation.retrieval import Knn
 from objectives import checkpoint
 from objectives.base import Objective
+from objectives.checkpoint import metadata
 from objectives.command import data_once, parse, small_changes
-from objectives.origin import metadata
 from pipelines.backends import BACKENDS
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
 from training.log import check_trackers, record_start
+from training.metrics import Validation
 from training.processes import StopSignals, end_with_launcher, ended, on_main, writing
 from training.run import Run, data_remarks, init_from, init_remark, open_run
 from training.settings import Settings, as_flags, with_own_flags
 from training.speed import settle
 from training.trainer import Trainer, headline
-from training.validation import Validation
 
 
 def main(argv: list[str]) -> None:
@@ -170,7 +170,7 @@ def export(run: Run, trainer: Trainer) -> None:
     state, path = trainer.state, run.output / "encoder.safetensors"
     objective = state.average or state.objective
     with (
-        writing(path, "the checkpoints are whole: make room, and --resume writes it"),
+        writing(path, advice="the checkpoints are whole: make room, and --resume writes it"),
         atomic_write(path) as temporary,
     ):
         checkpoint.save_weights(temporary, objective.encoder, metadata(state.objective, trainer.step))

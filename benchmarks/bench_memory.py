@@ -25,7 +25,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
-from benchmarks.machine import origin
+from benchmarks.report import origin
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.views import Jitter, ViewSpec

@@ -29,7 +29,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from tqdm import tqdm
 
-from benchmarks.machine import origin
+from benchmarks.report import origin
 from shards import InputError, at_least, one_line
 from shards.documents import write_json
 from shards.layouts import find

@@ -36,8 +36,8 @@ import tyro
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from benchmarks.machine import origin
-from objectives.origin import code_version
+from benchmarks.report import origin
+from objectives.checkpoint import code_version
 from shards import Dataset, at_least, demo, one_line
 from shards.documents import write_json
 

@@ -26,8 +26,8 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from benchmarks.loader.gpu_stages import STAGES, Day, Stage
 from shards import InputError, at_least, one_line
-from shards.cache import cache_folder
 from shards.documents import write_json
+from shards.storage import cache_folder
 
 UNDER_WAY = "under way"
 

@@ -4,6 +4,7 @@
 benchmarks/render.py OUT [--b-frames 0] [--width 340] …
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -21,15 +22,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards.atomic import made_once
 from shards.build.pool import Reject, in_order
-from shards.cache import cache_folder
-from shards.demo.motion import EASY_CLASSES as CLASSES
-from shards.demo.motion import FPS, draw_clip
+from shards.demo.motion import FPS, SPEED_SPREAD, Blob, Pose, draw_background, draw_blob, paint
+from shards.storage import cache_folder
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Codec, Encoding, house_frame, write_mp4
 
 VERSION = "rendered-v4"
 WIDTH, HEIGHT = 336, 256
+MOTIONS = ("bounce", "circle", "pulse", "spin", "sway", "swing")
+PERIOD = 36.0  # frames; a motion takes 1.2 s, ± 15 %
 GRAIN = 5.0  # deviation of the camera's noise, 8-bit levels: without it the videos would decode faster than real ones
 
 
@@ -61,7 +63,7 @@ def render(arguments: Arguments) -> Path:
     shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
     assert shard is not None
     settings = {**encoding.settings(), "frames": frames, "grain": GRAIN}
-    publish(out, CLASSES, [asdict(shard)], settings, name="rendered")
+    publish(out, MOTIONS, [asdict(shard)], settings, name="rendered")
     return out
 
 
@@ -77,9 +79,9 @@ def render_in_a_process(out: Path, *flags: str) -> None:
 
 def _video(task: tuple[int, int, Encoding, int]) -> Sample:
     number, frames, encoding, width = task
-    label = number % len(CLASSES)
+    label = number % len(MOTIONS)
     rng = np.random.default_rng([2026, number])
-    clip_THWC = draw_clip(CLASSES[label], frames, rng)
+    clip_THWC = draw_clip(MOTIONS[label], frames, rng)
     grain = rng.normal(0, GRAIN, (16, HEIGHT + 16, width + 16, 1)).astype(np.float32)
     scaled, coded = VideoReformatter(), VideoReformatter()
 
@@ -96,14 +98,52 @@ def _video(task: tuple[int, int, Encoding, int]) -> Sample:
         written = write_mp4((picture(n) for n in range(frames)), path, Fraction(FPS), encoding)
         data = path.read_bytes()
     facts = {
-        "label_name": CLASSES[label],
+        "label_name": MOTIONS[label],
         "source": f"{VERSION}/{number:03d}",
         "num_frames": written.num_frames,
         "fps": float(FPS),
         "width": written.width,
         "height": written.height,
     }
-    return Sample(f"{CLASSES[label]}-{number:03d}", data, facts, label)
+    return Sample(f"{MOTIONS[label]}-{number:03d}", data, facts, label)
+
+
+def draw_clip(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One of MOTIONS by one to three blobs before a still background, uint8 RGB of shape (frames, 144, 176, 3)."""
+    background = draw_background(rng, 0)
+    blobs = [draw_blob(rng, background, reach=(14, 21)) for _ in range(rng.integers(1, 4))]
+    step = 2 * math.pi / (PERIOD * rng.uniform(1 - SPEED_SPREAD, 1 + SPEED_SPREAD))
+    clip = np.empty((frames, *background.shape), np.uint8)
+    for t in range(frames):
+        canvas = background.copy()
+        for blob in blobs:
+            paint(canvas, blob, *_pose(motion, blob, step * t))
+        np.add(canvas, 0.5, out=canvas)
+        clip[t] = canvas
+    return clip
+
+
+def _pose(motion: str, blob: Blob, angle: float) -> Pose:
+    """The pose of a blob, `angle` radians into its motion's cycle."""
+    x, y = blob.centre
+    angle = blob.turn * angle + blob.phase
+    wave = math.sin(angle)
+    if motion == "sway":
+        return x + blob.reach * wave, y, blob.tilt, 1.0
+    if motion == "bounce":
+        # |sin| of half the angle: one hop a period, sharp on the ground, slow at the top
+        return x, y + blob.reach * (1 - 2 * abs(math.sin(angle / 2))), blob.tilt, 1.0
+    if motion == "circle":
+        return x + blob.reach * math.cos(angle), y + blob.reach * wave, blob.tilt, 1.0
+    if motion == "pulse":
+        return x, y, blob.tilt, 1.0 + 0.35 * wave
+    if motion == "spin":
+        return x, y, blob.tilt + angle, 1.0
+    if motion == "swing":
+        # a pendulum hung above: the blob turns with its rod, unlike in sway
+        swing, rod = 0.7 * wave, 1.5 * blob.reach
+        return x + rod * math.sin(swing), y + rod * (math.cos(swing) - 0.87), blob.tilt - swing, 1.0
+    raise ValueError(f"motion {motion!r}: not one of {', '.join(MOTIONS)}")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import metrics
-from evaluation.context import begin_processes
-from evaluation.files import check_numbers, only_writer, read_arrays, write_json
+from evaluation.context import begin_processes, only_writer, write_json
 from evaluation.recognition import finetune, linear
 from evaluation.results import load
 from evaluation.retrieval import retrieve
@@ -16,6 +15,7 @@ from evaluation.settings import Curve, Finetune, Fuse, Linear, Retrieval, Superv
 from evaluation.table import print_lines, row
 from shards import InputError
 from shards.atomic import WriterLock
+from shards.documents import check_numbers, read_arrays
 from training.log import read_metrics
 from training.processes import on_main
 

@@ -1,8 +1,9 @@
 """What every protocol has before it starts: model, data, splits, features, and where the result goes; embed, which ends there."""
 
+import json
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from evaluation.data import Labelled, Split
 from evaluation.features import Compute, Features, extract
-from evaluation.files import only_writer, write_text, written
+from evaluation.metrics import Labelled, Split
 from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Embed, Settings
 from objectives import checkpoint
@@ -28,9 +28,9 @@ from objectives.base import Downstream
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError
-from shards.atomic import WriterLock
+from shards.atomic import WriterLock, atomic_write
 from shards.build.first_use import data_folder
-from training.processes import on_main
+from training.processes import on_main, writing
 from training.run import data_remarks, in_turn
 from training.speed import cores, decode_processes, share
 
@@ -233,3 +233,34 @@ def _write_features(context: Context, features: Features, to: Path) -> None:
     }
     with written(to, "--to") as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def only_writer(folder: Path, flag: str = "--output") -> WriterLock:
+    """Make a result's folder and its lock. Raises InputError that says who holds it, or OwnError."""
+    with writing(folder, flag):
+        folder.mkdir(parents=True, exist_ok=True)
+        return WriterLock(folder, f"{flag} {folder}")
+
+
+@contextmanager
+def written(path: Path, flag: str = "--output") -> Iterator[Path]:
+    """Give a temporary path, which becomes `path` at the end; its folder is made. Raises OwnError where that fails."""
+    with writing(path, flag):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            yield temporary
+
+
+def write_text(path: Path, text: str, flag: str = "--output") -> None:
+    with written(path, flag) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, flag: str = "--output") -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", flag)
+
+
+def write_arrays(path: Path, flag: str = "--output", **arrays: Any) -> None:
+    """An .npz file."""
+    with written(path, flag) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **arrays)

@@ -6,10 +6,12 @@ by any number of processes; one that was interrupted goes on where it stopped.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.files import check_numbers, read_arrays, write_arrays, write_json, writes
 from evaluation.model import Model, Representation
 from pipelines.backends import BackendSettings
-from pipelines.eval_clips import EvalClips, EvalSampler
+from pipelines.eval_clips import EvalClips, EvalSampler, video_means
 from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.atomic import locked
-from shards.cache import cache_folder
-from shards.documents import Each, parse
-from training.processes import on_main
+from shards.atomic import atomic_write, locked
+from shards.documents import Each, check_numbers, parse, read_arrays, write_json
+from shards.storage import cache_folder
+from training.processes import on_main, writing
 
 CHUNK = 8  # batches a file
 PART = {"x": "float N D", "index": "whole N", "failed": "text"}
@@ -54,14 +55,6 @@ class Features:
         """One feature a video, the mean of its windows'; rows ascend, starts are 0."""
         rows, x = video_means(self.row, self.x)
         return replace(self, x=x.astype(self.x.dtype), row=rows, start=np.zeros_like(rows))
-
-
-def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Values of windows → the rows (M,), ascending, and each one's mean (M, D)."""
-    rows, place = np.unique(row_N, return_inverse=True)
-    sums = np.zeros((len(rows), x_ND.shape[1]))
-    np.add.at(sums, place, x_ND)
-    return rows, sums / np.bincount(place)[:, None]
 
 
 @dataclass(frozen=True)
@@ -112,9 +105,14 @@ def extract(
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = (compute.cache or cache_folder() / "features") / digest
-    with writes(folder, "--cache"):
+
+    def begin() -> None:
+        with _locked(folder):
+            write_json(folder / "identity.json", identity)
+
+    with writing(folder, "--cache"):
         folder.mkdir(parents=True, exist_ok=True)
-    on_main(lambda: _locked(folder, lambda: write_json(folder / "identity.json", identity, "--cache")))
+    on_main(begin)
     sampler = EvalSampler(dataset, windows, spec, compute.batch_size)
     count = sampler.count
     chunks = [
@@ -168,18 +166,20 @@ def _compute(
 def _write_chunk(
     file: Path, xs: list[NDArray], index: list[NDArray], failed: dict[int, str], dataset: Dataset
 ) -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": np.concatenate(xs) if xs else np.zeros((0, 0), np.float32),
         "index": np.concatenate(index) if index else np.zeros(0, np.int64),
         "failed": json.dumps({dataset.keys([row])[0]: reason for row, reason in failed.items()}),
     }
-    _locked(file.parent, lambda: write_arrays(file, "--cache", **arrays))
+    with _locked(file.parent), atomic_write(file) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **arrays)
 
 
-def _locked(folder: Path, write: Callable[[], None]) -> None:
-    """Write while no other evaluation writes to this folder of the cache, which they share."""
-    with writes(folder, "--cache"), locked(folder / ".lock"):
-        write()
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """While no other evaluation writes to this folder of the cache, which they share."""
+    with writing(folder, "--cache"), locked(folder / ".lock"):
+        yield
 
 
 def _gather(dataset: Dataset, windows: EvalClips, files: list[Path]) -> Features:

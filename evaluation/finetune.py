@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
 from evaluation import metrics
-from evaluation.context import Context
-from evaluation.data import Labelled, Split
+from evaluation.context import Context, write_arrays, write_json
 from evaluation.features import Features
-from evaluation.files import read_arrays, write_arrays, write_json, writes
+from evaluation.metrics import Labelled, Split
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
@@ -33,13 +32,13 @@ from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError
-from shards.documents import Each, number, parse, read_json, whole
-from training.processes import StopSignals, on_main
+from shards.documents import Each, number, parse, read_arrays, read_json, whole
+from training.metrics import Decay, Evaluator
+from training.processes import StopSignals, on_main, writing
 from training.run import Run, clear_leftovers
 from training.settings import Settings
 from training.speed import Speed
 from training.trainer import Trainer
-from training.validation import Decay, Evaluator
 
 DONE, SELECTING = "tested.npz", "held-out"
 TESTED = {"x": "float N D", "row": "whole N", "start": "whole N", "failed": "text", "chosen": "text"}
@@ -242,7 +241,7 @@ def check_folder(context: Context, settings: Supervised, *tunings: FineTuning, *
 def _check_folder(folder: Path, asked: dict[str, Any], resume: bool) -> None:
     path = folder / "config.json"
     if not path.exists():
-        with writes(folder):
+        with writing(folder, "--output"):
             for old in folder.glob("**/*-seed*"):
                 shutil.rmtree(old)
         write_json(path, asked)
@@ -343,7 +342,7 @@ def _train(
 
 
 def _prepare(folder: Path) -> None:
-    with writes(folder):
+    with writing(folder, "--output"):
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").touch()
         clear_leftovers(folder)

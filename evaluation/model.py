@@ -122,9 +122,9 @@ def _torchvision(name: str) -> Model:
 
 
 def _stages_of(network: nn.Module, name: str) -> nn.Module:
-    from models import backbones
+    import models
 
-    built = backbones.build(name, 64, 224)
+    built = models.build(name, 64, 224)
     parameters = [v for k, v in network.state_dict().items() if not k.startswith(("fc.", "classifier."))]
     built.load_state_dict(dict(zip(built.state_dict(), parameters, strict=True)))
     return built

@@ -18,10 +18,9 @@ from sklearn.metrics import log_loss
 
 from evaluation import metrics
 from evaluation.context import Context, open_context
-from evaluation.data import HELD_OUT, Split
 from evaluation.features import Features, extract
 from evaluation.finetune import Task, check_folder, train_and_test, tuning_of
-from evaluation.metrics import Hits
+from evaluation.metrics import HELD_OUT, Hits, Split
 from evaluation.model import SURPRISE
 from evaluation.probe import Head, Probe, fit
 from evaluation.results import describe

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from evaluation import metrics
 from evaluation.context import Context
-from evaluation.data import Labelled, Split, with_fraction
-from evaluation.features import Features, video_means
+from evaluation.features import Features
+from evaluation.metrics import Labelled, Split, with_fraction
 from evaluation.results import Outcome, Trained
+from pipelines.eval_clips import video_means
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of scikit-learn's logistic regression, from strong to weak
 DECAYS = (0.0, 1e-3, 1e-1)

@@ -14,14 +14,14 @@ import numpy as np
 
 import objectives
 from evaluation import oops, pictures
-from evaluation.files import check_numbers, read_arrays, write_text
+from evaluation.context import write_text
 from evaluation.results import BASELINES, load, results_below
 from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import row
 from shards import Dataset, InputError
 from shards.build.first_use import data_folder
-from shards.documents import read_json, short
+from shards.documents import check_numbers, read_arrays, read_json, short
 from training.log import STARTS, read_metrics
 
 QUERIES = 6

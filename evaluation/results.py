@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import metrics
-from evaluation.context import Context
-from evaluation.data import Labelled, Split
-from evaluation.files import write_arrays
-from evaluation.metrics import Hits
+from evaluation.context import Context, write_arrays
+from evaluation.metrics import Hits, Labelled, Split
 from objectives import checkpoint
 from shards import InputError
 from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole

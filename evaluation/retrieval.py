@@ -17,23 +17,22 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from numpy.typing import NDArray
 
-from evaluation import baselines, metrics
-from evaluation.context import Context, open_context
-from evaluation.data import Labelled, Split, source_groups
+from evaluation import metrics
+from evaluation.context import Context, open_context, write_arrays
 from evaluation.features import Features
-from evaluation.files import write_arrays
-from evaluation.metrics import Hits
+from evaluation.metrics import Hits, Labelled, Split, source_groups
 from evaluation.model import ADDRESSES
+from evaluation.recognition import baseline_features
 from evaluation.results import describe, truth_labels
 from evaluation.settings import Retrieval
 from evaluation.table import finish
 from objectives import Objective
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import InputError
+from training.metrics import Evaluator
 from training.run import Run
 from training.settings import Settings
 from training.speed import Speed
-from training.validation import Evaluator
 
 KS = (1, 5, 10, 20, 50)
 NEIGHBOURS = 20
@@ -89,7 +88,7 @@ def retrieve(settings: Retrieval) -> None:
         raise InputError(f"--k {settings.k}: name numbers of neighbours, 1 or more")
     context = same_sampling(open_context(settings, "retrieval"))
     labelled, splits = context.labelled()
-    both, others = context.features(splits), baselines.features(context, splits)
+    both, others = context.features(splits), baseline_features(context, splits)
     p = addresses(context, splits[0])
     if not context.main:
         return

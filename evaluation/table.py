@@ -8,8 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from evaluation.context import Context
-from evaluation.files import write_json, write_text
+from evaluation.context import Context, write_json, write_text
 from evaluation.metrics import Score
 from evaluation.results import BASELINES, load, results_below
 from evaluation.settings import Table

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stages import run_checkpointed, scaled
+from models.networks import run_checkpointed, scaled
 
 Norm = Literal["batch", "batch-statistics", "instance"]
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}

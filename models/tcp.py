@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from models.stages import run_checkpointed, scaled
+from models.networks import run_checkpointed, scaled
 
 
 class StackedResNet18(nn.Module):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.stages import scaled
+from models.networks import scaled
 
 # Table 1: channels, spatial kernel and stride, temporal kernel and stride, residual steps.
 # Its argument lists contradict its sizes in places; the sizes and the parameter count (17.3 M) hold.

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import backbones
-from objectives.videos import embed_videos
-from pipelines.eval_clips import EvalLayout
+import models
+from pipelines.eval_clips import EvalLayout, video_features
 from pipelines.views import ViewSpec, eval_view, single_start
 from shards import InputError
+from shards.video.encode import Encoding
 
 
 @dataclass(frozen=True)
@@ -209,9 +209,39 @@ class Objective(nn.Module, ABC):
         """Map windows of downstream's spec (B, V, C, T, H, W) to a feature each, (B, D): by default their views' mean."""
         return self.embed(views).mean(1)
 
-    def embed_videos(self, videos: Sequence[str | Path], **options: Any) -> NDArray[np.float32]:
-        """Features (N, D) of video files, one a video; see objectives.videos.embed_videos."""
-        return embed_videos(self, videos, **options)
+    def embed_videos(
+        self, videos: Sequence[str | Path], *, batch_size: int = 8, threads: int | None = None
+    ) -> NDArray[np.float32]:
+        """Features (N, D) float32 of video files, one a video, without shards that somebody made before.
+
+        videos: files of any format that FFmpeg reads. A feature is the mean over the clips that the method's paper
+        tests (downstream), in the middle crop or crops that it names, without augmentation. Each file is first encoded
+        as tools/make_shards.py encodes it, into a temporary folder, so that the features are those that evaluate.py
+        finds. A method with a fixed number of frames a second (ShardSettings.rate) gets the frame rate that suits its
+        stride.
+
+        batch_size: clips a batch. threads: that encode and decode, by default as many as there are cores. The network
+        works on the device that it is on, and in evaluation mode.
+        Raises InputError, naming the file, for one that cannot be decoded; and for a method that looks at optical flow.
+        """
+        down, suits = self.downstream(), self.shards
+        if down.spec.modality == "flow":
+            raise InputError(
+                f"{self.name} looks at optical flow, which files do not hold: make shards of them with "
+                "tools/make_shards.py --flow tvl1, and use evaluate.py embed"
+            )
+        side = -(-self.view_spec(self.config).size // 16) * 16
+        stride = getattr(self.config, suits.stride) if suits.stride else None
+        fps = suits.rate * stride if suits.rate and stride else None
+        encoding = Encoding(short_side=max(Encoding.short_side, side), fps=fps)
+        device, training = next(self.parameters()).device, self.training
+        self.eval()
+        try:
+            return video_features(
+                self.represent, videos, down.spec, down.test, encoding, device, batch_size, threads
+            )
+        finally:
+            self.train(training)
 
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
@@ -297,7 +327,7 @@ def check_backbone(
     if name in own:
         return
     try:
-        backbones.check(name, frames, size, width, channels)
+        models.check(name, frames, size, width, channels)
     except ValueError as error:
-        also = f"; or {', '.join(own)}" if own and name not in backbones.BACKBONES else ""
+        also = f"; or {', '.join(own)}" if own and name not in models.BACKBONES else ""
         raise InputError(f"{flag} {name}: {error}{also}") from None

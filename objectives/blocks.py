@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from models import backbones
+import models
 from models.dpc import DEPTHS, ResNet2d3d
-from models.stages import Stages
+from models.networks import Stages
 from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError, above, at_least
@@ -85,7 +85,7 @@ class BlocksConfig:
         check_backbone("--backbone", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
         side = 1 + (self.size >= MIN_SIZE)
         if not own:
-            side = max(backbones.map_shape(self.network, self.frames, self.size)[1:])
+            side = max(models.map_shape(self.network, self.frames, self.size)[1:])
         if self.size % 2 or side == 1:
             least = f"at least {MIN_SIZE}" if own else "larger"
             raise InputError(
@@ -110,7 +110,7 @@ class BlocksConfig:
 class BlockObjective(Objective):
     """An objective that encodes blocks, z_t = f(x_t), and predicts the last `pred_steps` of them.
 
-    encoder: models.dpc.ResNet2d3d or models.stages.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
+    encoder: models.dpc.ResNet2d3d or models.networks.Stages. pred_steps: blocks predicted in the present stage of the curriculum.
     """
 
     # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second
@@ -125,7 +125,7 @@ class BlockObjective(Objective):
             depth = RESNETS[config.network]
             self.encoder = ResNet2d3d(depth, config.width, config.norm, checkpointed=recomputed)
         else:
-            self.encoder = backbones.build(
+            self.encoder = models.build(
                 config.network, config.frames, config.size, config.width, checkpointed=recomputed
             )
         self.pred_steps = config.pred_steps

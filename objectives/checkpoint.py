@@ -15,9 +15,12 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -26,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from objectives.base import Objective, get
+from pipelines.views import clip_layout, normalisation
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.documents import (
@@ -118,21 +122,6 @@ def newest(run: Path) -> Path | None:
     if found:
         raise InputError(f"{run}: none of its checkpoints is whole ({found}): restore one from a copy")
     return None
-
-
-def last_whole(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None: as `newest`, without a word about broken ones."""
-    found = sorted(run.glob("checkpoints/step-*"), reverse=True)
-    return next((one for one in found if not what_is_broken(one)), None)
-
-
-def prune(run: Path, keep: int) -> None:
-    """Delete a run's checkpoints that are older than its newest `keep` whole ones."""
-    for checkpoint in sorted(run.glob("checkpoints/step-*"), reverse=True):
-        if keep == 0:
-            remove(checkpoint)
-        elif not what_is_broken(checkpoint):
-            keep -= 1
 
 
 def what_is_broken(checkpoint: Path) -> str:
@@ -308,3 +297,39 @@ def _field(hint: Any) -> Any:
     if get_origin(hint) is tuple:
         return [_SHAPES[get_args(hint)[0]]]
     return _SHAPES[hint]
+
+
+def metadata(objective: Objective, step: int | None = None) -> dict[str, str]:
+    """For safetensors: method, config (JSON), step, code, input (its values), clip (its layout)."""
+    spec = objective.downstream().spec
+    return {
+        "format": "pt",
+        "method": objective.name,
+        "config": json.dumps(asdict(objective.config)),
+        "step": "" if step is None else str(step),
+        "code": code_version(),
+        "input": normalisation(spec),
+        "clip": clip_layout(spec),
+    }
+
+
+def code_version() -> str:
+    """Slipstream's version, and in a git checkout its commit."""
+    try:
+        found = f"slipstream {version('slipstream')}"
+    except PackageNotFoundError:
+        found = "slipstream"
+    return f"{found}, commit {git_commit()}" if git_commit() else found
+
+
+@lru_cache
+def git_commit() -> str | None:
+    """The checkout's commit, "-dirty" behind it where files differ from it; None outside a checkout."""
+    root = Path(__file__).parents[__name__.count(".")]
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty", "--abbrev=40"]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or somebody else's checkout
+        return None

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from models import backbones
-from models.stages import Stages
+import models
+from models.networks import Stages
 from objectives import losses
 from objectives.base import (
     Downstream,
@@ -165,7 +165,7 @@ class PaceConfig:
     @property
     def clip_shape(self) -> tuple[int, int]:
         """Frames of a clip and its side in pixels."""
-        known = backbones.BACKBONES.get(self.backbone, backbones.BACKBONES["r2plus1d"])
+        known = models.BACKBONES.get(self.backbone, models.BACKBONES["r2plus1d"])
         return self.frames or known.frames, self.size or known.size
 
     @property
@@ -174,7 +174,7 @@ class PaceConfig:
 
 
 class Pace(Objective):
-    """encoder: models.stages.Stages; head: the paces' logits, None with λ_cls 0; projection: the contrast's layer."""
+    """encoder: models.networks.Stages; head: the paces' logits, None with λ_cls 0; projection: the contrast's layer."""
 
     name = "pace"
     Config = PaceConfig
@@ -188,7 +188,7 @@ class Pace(Objective):
 
     def __init__(self, config: PaceConfig) -> None:
         super().__init__(config)
-        self.encoder = backbones.build(config.backbone, *config.clip_shape, config.width)
+        self.encoder = models.build(config.backbone, *config.clip_shape, config.width)
         dim = self.encoder.dim
         self.head = nn.Linear(dim, len(config.paces)) if config.lambda_cls else None
         self.projection = None

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import backbones
-from models.stages import Stages
+import models
+from models.networks import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
 from objectives.base import (
@@ -161,7 +161,7 @@ class TCPConfig:
 
 
 class TCP(Objective):
-    """Temporal Contrastive Pretraining. encoder: models.tcp or models.stages; context: one of models; predict: all W_k."""
+    """Temporal Contrastive Pretraining. encoder: models.tcp or models.networks; context: one of models; predict: all W_k."""
 
     name = "tcp"
     Config = TCPConfig
@@ -178,7 +178,7 @@ class TCP(Objective):
         if config.backbone == "resnet18":
             self.encoder = StackedResNet18(config.frames * channels, config.width, checkpointed=recomputed)
         else:
-            self.encoder = backbones.build(
+            self.encoder = models.build(
                 config.backbone, config.frames, config.size, config.width, channels, checkpointed=recomputed
             )
         dim = self.encoder.dim

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs
-from shards.video.excerpt import Excerpt, indexed
+from shards.tar import Excerpt, indexed
 from shards.video.mp4 import DecodeError, PacketIndex, damage_named
 
 av.logging.set_level(av.logging.FATAL)

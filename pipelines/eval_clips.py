@@ -1,20 +1,31 @@
-"""The clips that an evaluation looks at: given places of given videos, and batches of them.
+"""The clips that an evaluation looks at: given places of given videos, batches of them, and features of video files.
 
 Letters: W clips of a video, N clips of all videos, V views, T frames a view.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from pipelines.loader import Loader
 from pipelines.sampler import BatchIndices, Sample, ShuffledOrder, ShuffledSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec, eval_view
-from shards import Dataset
+from shards import Dataset, InputError, tar
+from shards.table import publish
+from shards.video.encode import Encoding
+from shards.video.read import Rejected, Unread
+from shards.video.transcode import transcode
 
 
 @dataclass(frozen=True)
@@ -233,3 +244,66 @@ def _samples(index: NDArray[np.int64], rows: NDArray[np.int64], params: ViewPara
         places = np.arange(first, first + count)
         found.append(Sample(index[places], int(rows[first]), params.joined(places), int(count), slot))
     return found
+
+
+def video_means(row_N: NDArray[np.int64], x_ND: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Values of windows → the rows (M,), ascending, and each one's mean (M, D)."""
+    rows, place = np.unique(row_N, return_inverse=True)
+    sums = np.zeros((len(rows), x_ND.shape[1]))
+    np.add.at(sums, place, x_ND)
+    return rows, sums / np.bincount(place)[:, None]
+
+
+def video_features(
+    represent: Callable[[Tensor], Tensor],
+    videos: Sequence[str | Path],
+    spec: ViewSpec,
+    layout: EvalLayout,
+    encoding: Encoding,
+    device: torch.device,
+    batch_size: int,
+    threads: int | None = None,
+) -> NDArray[np.float32]:
+    """Features (N, D) of video files, one a video: the mean of what `represent` makes of its clips.
+
+    represent: views (B, V, C, T, H, W) on the device → (B, D). encoding: how each file is encoded first, into a temporary
+    folder. threads: that encode and decode, by default as many as there are cores.
+    Raises InputError, naming the file, for one that cannot be decoded.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="slipstream-") as folder:
+        dataset = _as_dataset([Path(video) for video in videos], encoding, Path(folder), threads)
+        clips = EvalClips.of(dataset, np.arange(len(dataset)), spec, layout)
+        sampler = EvalSampler(dataset, clips, spec, batch_size)
+        features, places = [], []
+        with Loader(dataset, sampler, threads=threads, device=device) as loader, torch.inference_mode():
+            for batch in loader:
+                features.append(represent(batch["views"]).float().cpu().numpy())
+                places.append(batch["row"].numpy())
+            failed = loader.failed
+    for row, reason in failed.items():
+        raise InputError(f"{videos[row]}: {reason}; leave it out")
+    return video_means(np.concatenate(places), np.concatenate(features))[1].astype(np.float32)
+
+
+def _as_dataset(videos: list[Path], encoding: Encoding, folder: Path, threads: int) -> Dataset:
+    """One shard of the videos, in their order."""
+    if not videos:
+        raise InputError("embed_videos: name at least one video")
+
+    def sample(number: int) -> tar.Sample:
+        try:
+            clip = transcode(videos[number], encoding, folder)
+        except Rejected as rejected:
+            raise InputError(f"{videos[number]}: {rejected.detail}; leave it out") from rejected
+        except Unread as error:
+            raise InputError(f"{videos[number]}: {error.strerror}; name a file that can be read") from error
+        names = ("num_frames", "fps", "width", "height")
+        facts = {name: getattr(clip, name) for name in names} | {"source": str(videos[number])}
+        return tar.Sample(f"{number:06d}", clip.data, facts)
+
+    with ThreadPoolExecutor(threads) as pool:
+        shard = tar.write_shard(folder, "videos", pool.map(sample, range(len(videos))))
+    assert shard is not None
+    publish(folder, [], [asdict(shard)], encoding.settings(), name="videos")
+    return Dataset(folder)

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipelines import colour
+
 
 @dataclass(frozen=True)
 class Jitter:
@@ -234,3 +236,30 @@ def _check_choices(config: Any) -> None:
         if get_origin(kind) is Literal:
             value, choices = getattr(config, name), get_args(kind)
             _check(value in choices, f"{name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def normalisation(spec: ViewSpec) -> str:
+    """The values that a network is fed, in words."""
+    if spec.modality == "difference":
+        return f"luma of frame t+1 minus luma of frame t, 0–1, divided by {colour.GREY_STD:.4g}"
+    imagenet = f"minus {_triple(colour.IMAGENET_MEAN)}, divided by {_triple(colour.IMAGENET_STD)}"
+    if spec.levels == "bgr-imagenet":  # of flow
+        return f"optical flow as a picture (128, v, u) of 8 bits, divided by 255, {imagenet}"
+    if spec.modality == "flow":
+        return "optical flow (u, v, 0) in −1…1"
+    if spec.lab:
+        return f"CIE Lab, minus {_triple(colour.LAB_MEAN)}, divided by {_triple(colour.LAB_STD)}"
+    if spec.levels == "bgr-255":
+        return "BGR, 0–255"
+    return f"RGB, 0–1, {imagenet}"
+
+
+def clip_layout(spec: ViewSpec) -> str:
+    """The tensor that a network is fed, in words."""
+    offsets = "; ".join(" ".join(map(str, view)) for view in spec.offsets)
+    shape = f"V {spec.views}, C {spec.channels}, T {spec.frames}, H {spec.size}, W {spec.size}"
+    return f"views (B, V, C, T, H, W) float32, {shape}; frames of each view, counted from the clip's first: {offsets}"
+
+
+def _triple(values: object) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"  # type: ignore[attr-defined]

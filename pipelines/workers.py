@@ -30,7 +30,7 @@ from pipelines.decode import decode_views, keep_freed_memory
 from pipelines.sampling import ViewParams
 from pipelines.transforms.numpy import NumpyTransform
 from pipelines.views import ViewSpec
-from shards.video.excerpt import Excerpt
+from shards.tar import Excerpt
 from shards.video.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view

@@ -19,6 +19,7 @@ source .venv/bin/activate
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=29500 OMP_NUM_THREADS=1 NCCL_DEBUG=WARN
+export TQDM_MININTERVAL=30  # the log holds a line of progress each half minute, not ten a second
 
 # shellcheck disable=SC2016  # expanded by each task
 srun --kill-on-bad-exit=1 bash -c '

@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shards import quarantine as notes
 from shards.documents import one_line_of
 from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
 from shards.storage import EndsEarly, LocalShards
-from shards.table import HEAD, Table
-from shards.video.excerpt import Excerpt, Parts
+from shards.table import HEAD, Table, quarantine, quarantined
+from shards.tar import Excerpt, Parts
 from shards.video.mp4 import DecodeError, PacketIndex
 
 MAKE = "make one with tools/make_shards.py SRC --out DIR"
@@ -274,11 +273,11 @@ class Dataset:
 
         A folder that cannot be written to is worth a warning, not an end.
         """
-        notes.note(self.path, self.keys([row])[0], reason)
+        quarantine(self.path, self.keys([row])[0], reason)
 
     def quarantined(self) -> np.ndarray:
         """Ascending numbers, int64, of the rows that quarantine.jsonl names."""
-        bad = notes.noted(self.path)
+        bad = quarantined(self.path)
         return np.flatnonzero(self._table.isin("key", bad)) if bad else np.zeros(0, dtype=np.int64)
 
     def close(self) -> None:

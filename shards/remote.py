@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from shards import quarantine
 from shards.atomic import atomic_write, locked, not_through_a_link
-from shards.cache import Cache, cache_folder
 from shards.documents import LARGEST
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, QUARANTINE, TABLE, parse_description, safe_name
-from shards.storage import Descriptor, read_part
+from shards.storage import Cache, Descriptor, cache_folder, read_part
+from shards.table import quarantine, quarantine_entries, quarantined
 
 Result = TypeVar("Result")
 
@@ -256,10 +255,10 @@ class RemoteShards:
             return
         with atomic_write(folder / f"there-{QUARANTINE}") as temporary:
             temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
-        known = quarantine.noted(folder)
-        for key, reason in quarantine.entries(folder / f"there-{QUARANTINE}"):
+        known = quarantined(folder)
+        for key, reason in quarantine_entries(folder / f"there-{QUARANTINE}"):
             if key not in known:
-                quarantine.note(folder, key, reason)
+                quarantine(folder, key, reason)
 
     def _small(self, name: str, most: int) -> bytes:
         try:

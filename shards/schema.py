@@ -20,7 +20,7 @@ REJECTED = "rejected.jsonl"
 QUARANTINE = "quarantine.jsonl"
 
 PARTS = {"head": pa.int64(), "gops": pa.string()}
-"""Columns of a component whose parts can be read and checked alone: see shards.video.excerpt."""
+"""Columns of a component whose parts can be read and checked alone: see shards.tar."""
 # A row per video; fps is frames per second, offsets and sizes are bytes in the row's tar, failure_time (Oops)
 # seconds, decoded_fraction the share of the frames that the source's container announced.
 COLUMNS = pa.schema(

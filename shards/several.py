@@ -9,7 +9,7 @@ import numpy as np
 from shards.dataset import Dataset
 from shards.errors import InputError
 from shards.schema import safe_name
-from shards.video.excerpt import Excerpt
+from shards.tar import Excerpt
 from shards.video.mp4 import PacketIndex
 
 APART = 1.5

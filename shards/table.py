@@ -1,6 +1,11 @@
-"""The table beside the tars, `samples.parquet`: a row a video. Ten million rows open in a second or two."""
+"""The table beside the tars, `samples.parquet`, a row a video; and quarantine.jsonl, the rows that cannot be used.
+
+Ten million rows open in a second or two. A line of quarantine.jsonl is {key, reason}; new selections leave its rows out.
+"""
 
 import hashlib
+import json
+import logging
 import os
 import threading
 from collections import Counter
@@ -15,12 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.atomic import atomic_write
-from shards.documents import one_line_of, write_json, write_json_lines
+from shards.documents import one_line_of, parse, read_bytes, write_json, write_json_lines
 from shards.errors import InputError
 from shards.schema import (
     COLUMNS,
     DESCRIPTION,
     ONLY_WHEN_USED,
+    QUARANTINE,
     REJECTED,
     REPAIR,
     TABLE,
@@ -33,6 +39,9 @@ from shards.storage import open_regular
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 # texts that hardly repeat; any other is stored as a number a row
 OF_EACH_ROW = ("key", "source", "sha256", "flow.mp4_sha256", "mp4_gops", "flow.mp4_gops")
+
+_QUARANTINED = {"key": str, "reason?": str}
+_log = logging.getLogger(__name__)
 
 
 class Codes(NamedTuple):
@@ -191,3 +200,43 @@ def publish(
     }
     write_json(out / DESCRIPTION, description)
     return description
+
+
+def quarantine(folder: Path, key: str, reason: str) -> None:
+    """Append a line. A folder that cannot be written to is worth a warning, not an end."""
+    line = json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
+    try:
+        # one write of one line in append mode: ranks that share the folder do not mix theirs
+        # not through a link: a data set from elsewhere could append what it likes to a file of the user's
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(folder / QUARANTINE, flags, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            # by a full disk, or amid another's write
+            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, ("\n" * cut + line).encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _log.warning("%s: %s is not noted (%s): %s", folder / QUARANTINE, key, error.strerror, reason)
+
+
+def quarantined(folder: Path) -> set[str]:
+    """The keys noted so far."""
+    return {key for key, _ in quarantine_entries(folder / QUARANTINE)}
+
+
+def quarantine_entries(path: Path) -> list[tuple[str, str]]:
+    """(key, reason) of each line; lines that say something else are left out with a warning."""
+    found: list[tuple[str, str]] = []
+    if not path.is_file():
+        return found
+    for number, line in enumerate(read_bytes(path, "remove it").split(b"\n"), 1):
+        if not line:  # two wrote at once, and one took the other's line for cut off
+            continue
+        try:
+            one = parse(line, _QUARANTINED, path, "")
+            found.append((one["key"], one.get("reason") or ""))
+        except InputError:
+            _log.warning("%s: line %d is not {key, reason}, left out", path, number)
+    return found

@@ -10,7 +10,9 @@ import torch
 
 import slipstream
 from evaluation import context, settings
-from shards.build import run as build
+from shards.build.pool import Limits
+from shards.build.process_video import Processing
+from shards.build.run import build, prepare
 from shards.video.encode import Encoding
 from tests.evaluation.conftest import save
 from tests.evaluation.rendered import Video, render, write_set
@@ -65,10 +67,8 @@ def test_features_of_files_are_those_of_their_shards(
 
 
 def made_shards(source: Path, out: Path, fps: float | None) -> None:
-    from shards.build.process_video import Processing
-
-    job = build.prepare(source, out, Processing(Encoding(fps=fps)))
-    build.build(job, build.Limits(workers=1))
+    job = prepare(source, out, Processing(Encoding(fps=fps)))
+    build(job, Limits(workers=1))
 
 
 def test_what_cannot_be_embedded_is_one_line(

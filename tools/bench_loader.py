@@ -20,8 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 import objectives
 from benchmarks import render
 from benchmarks.loader.measure import Settings, measure
-from benchmarks.loader.report import draw_chart, table
-from benchmarks.machine import origin
+from benchmarks.report import draw_chart, origin, table
 from objectives.command import parse
 from shards import Dataset, InputError, one_line
 from shards.build.first_use import data_folder

@@ -23,11 +23,11 @@ import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
-from shards import InputError, one_line, quarantine
+from shards import InputError, one_line
 from shards.atomic import atomic_write
 from shards.check import PROBLEMS, REPAIRABLE, UNUSABLE, Report, check
 from shards.check.repair import repair
-from shards.table import Table
+from shards.table import Table, quarantine
 from shards.video.pictures import sides_remark
 
 SHOWN = 5  # problems of a kind that are named one by one, unless --all
@@ -135,7 +135,7 @@ def _tell(arguments: Arguments, report: Report) -> None:
 def _quarantine(arguments: Arguments, report: Report) -> set[int | None]:
     found = list(report.unusable())
     for problem in found:
-        quarantine.note(arguments.folder, problem.where, f"{problem.kind}: {problem.detail}".rstrip(": "))
+        quarantine(arguments.folder, problem.where, f"{problem.kind}: {problem.detail}".rstrip(": "))
     print(f"{len(found)} videos are in quarantine now")
     return {problem.row for problem in found}
 

@@ -25,7 +25,7 @@ import objectives
 from evaluation.results import load as load_result
 from evaluation.results import results_below
 from evaluation.table import markdown, row
-from objectives import checkpoint, exports
+from objectives import checkpoint, formats
 from shards import InputError, one_line
 from training.log import read_metrics
 
@@ -65,13 +65,13 @@ def main(arguments: Arguments) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if arguments.to == "hf":
-            said = exports.huggingface(
+            said = formats.huggingface(
                 objective, out, step, licence=arguments.licence,
                 trained=_trained(run, step), results=_results(arguments.results),
             )  # fmt: skip
         else:
             function = {"torch-export": "torch_export"}.get(arguments.to, arguments.to)
-            said = getattr(exports, function)(objective, out, step)
+            said = getattr(formats, function)(objective, out, step)
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}; choose another place") from error
     print(f"{out}: {said}")

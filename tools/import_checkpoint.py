@@ -22,8 +22,9 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from objectives import checkpoint
 from objectives.blocks import with_running_statistics
-from objectives.imports import family, listed, read_file
-from objectives.origin import metadata
+from objectives.checkpoint import metadata
+from objectives.families import FAMILIES, family
+from objectives.formats import read_file
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from shards import Dataset, InputError, one_line
@@ -99,4 +100,5 @@ def main(arguments: Arguments) -> None:
 
 if __name__ == "__main__":
     with one_line():
-        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed()}"))
+        listed = "\n".join(f"    {name:12} {kind.source}" for name, kind in FAMILIES.items())
+        main(tyro.cli(Arguments, description=f"{__doc__}\n\nFamilies:\n{listed}"))

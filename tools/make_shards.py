@@ -26,12 +26,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
-from shards.build.dry_run import DryRun, dry_run
-from shards.build.finish import UNLISTED, Summary
-from shards.build.in_place import index_in_place
+from shards.build.finish import UNLISTED, Summary, index_in_place
 from shards.build.job import Job, Part
+from shards.build.pool import MEMORY, Limits
 from shards.build.process_video import Processing
-from shards.build.run import MEMORY, Limits, build, build_on_ray, prepare
+from shards.build.run import DryRun, build, build_on_ray, dry_run, prepare
 from shards.layouts import Layout, find, hold_out
 from shards.remote import url_of
 from shards.schema import REJECTED, TABLE, safe_name

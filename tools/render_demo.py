@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""More of the demo set: videos by the same program, for tests that 240 are too few for.
+"""More of the demo set: videos by the same program, for tests that 480 are too few for.
 
     tools/render_demo.py data/demo-2400                           2,400 videos that no run on the demo set has seen
     evaluate.py linear --checkpoint runs/dpc --data data/demo-2400 --folds 5
 
-An interval of accuracy narrows with the root of the number of videos: of 240 it is some 10 points wide, of 2,400 some 3.
+An interval of accuracy narrows with the root of the number of videos: of 480 it is some 8 points wide, of 2,400 some 3.
 """
 
 import os
@@ -31,9 +31,6 @@ class Arguments:
     """Of a video, at 30 a second."""
     seed: int = 1
     """The demo set itself has 0."""
-    easy: bool = False
-    """The demo set of before, demo-v1: each class is one motion, before a still background. Optical-flow statistics tell
-    its classes apart."""
     workers: int = os.cpu_count() or 2
     """Processes that render."""
 
@@ -52,7 +49,6 @@ def main(arguments: Arguments) -> None:
         clips_per_class=counts,
         frames=arguments.frames,
         seed=arguments.seed,
-        easy=arguments.easy,
         workers=arguments.workers,
     )
     print(f"{out}: {len(Dataset(out))} videos, seed {arguments.seed}")

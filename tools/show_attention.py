@@ -33,7 +33,7 @@ from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, one_line
 from shards.build.first_use import data_folder
 from tools.show_batch import animation
-from training.visualize import visible
+from training.log import visible
 
 FPS = 10  # of the page's clips
 

@@ -34,7 +34,7 @@ from pipelines.views import ViewSpec, paced
 from shards import Dataset, InputError, at_least, one_line
 from shards.build.first_use import data_folder
 from shards.several import joined
-from training.visualize import visible
+from training.log import visible
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }

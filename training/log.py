@@ -1,4 +1,4 @@
-"""What a run notes of itself: run.json, how it was started; metrics.jsonl; and the same for its trackers.
+"""What a run notes of itself: run.json, how it was started; metrics.jsonl; the same for its trackers; and its first views.
 
 metrics.jsonl is the truth. Trackers are Accelerate's classes, and one of our own for TensorBoard.
 wandb, mlflow and trackio keep a run's id in OUTPUT/trackers.json, so that a resumed run continues in the same place.
@@ -20,13 +20,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+from torchvision.utils import flow_to_image, save_image
 
-from objectives.origin import commit
+from objectives.checkpoint import git_commit
+from pipelines import colour
+from pipelines.views import ViewSpec
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.documents import TEXT, AllOf, Each, Is, one_line_of, read_json, read_json_lines, whole
@@ -64,7 +69,7 @@ def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> No
         "fingerprint": run.dataset.fingerprint,
         "split": settings.trained_split,
         "videos": len(run.rows),
-        "commit": commit(),
+        "commit": git_commit(),
         "versions": {"python": platform.python_version()} | packages,
         "hardware": {
             "host": socket.gethostname(),
@@ -275,3 +280,41 @@ def _open(name: str, output: Path, known: str | None, step: int) -> GeneralTrack
     except Exception as error:  # each service has its own
         raise InputError(f"--tracker {name}: cannot start: {one_line_of(error)}") from error
     return tracker
+
+
+def visible(views_BVCTHW: Tensor, spec: ViewSpec) -> Tensor:
+    """Views as the loader gives them → RGB (B, V, T, H, W, 3), uint8, on the CPU.
+
+    RGB without its normalisation; standardised Lab as false colours, and image difference as grey, ±2 deviations
+    from black to white; flow in the usual colour wheel, the fastest motion of the batch in full colour.
+    """
+    frames_BVTCHW = views_BVCTHW.detach().float().cpu().transpose(2, 3)
+    if spec.modality == "flow":
+        flow = frames_BVTCHW.flatten(0, 2)[:, :2]
+        return flow_to_image(flow).unflatten(0, frames_BVTCHW.shape[:3]).movedim(3, -1)
+    if spec.modality == "difference":
+        pixels = (frames_BVTCHW / 4 + 0.5).expand(-1, -1, -1, 3, -1, -1)
+    elif spec.lab:
+        pixels = frames_BVTCHW / 4 + 0.5
+    elif spec.levels == "bgr-255":
+        pixels = frames_BVTCHW.flip(3) / 255
+    else:
+        mean, std = (
+            torch.tensor(v).float()[:, None, None] for v in (colour.IMAGENET_MEAN, colour.IMAGENET_STD)
+        )
+        pixels = frames_BVTCHW * std + mean
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8).movedim(3, -1)
+
+
+def save_views(
+    batch: dict[str, Any], spec: ViewSpec, path: Path, *, samples: int = 4, frames: int = 8
+) -> None:
+    """Save a batch's first samples as a PNG: one row a view, frames from left to right, videos below each other.
+
+    batch["views"]: (B, V, C, T, H, W) as the loader gives them; shown as `visible` does.
+    """
+    pixels_BVTHW3 = visible(batch["views"][:samples], spec)
+    T = pixels_BVTHW3.shape[2]
+    chosen = torch.linspace(0, T - 1, min(frames, T)).round().long()
+    rows = pixels_BVTHW3[:, :, chosen].flatten(0, 2).movedim(-1, 1)
+    save_image(rows / 255, path, format="png", nrow=len(chosen), padding=2)

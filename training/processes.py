@@ -54,13 +54,13 @@ class OwnError(InputError):
 
 
 @contextmanager
-def writing(path: Path, advice: str = "make room") -> Iterator[None]:
-    """Around what writes `path`: raises OwnError, naming it, where the disk is full or cannot be written to."""
+def writing(path: Path, flag: str = "", advice: str = "make room, or choose another place") -> Iterator[None]:
+    """Around what writes `path`: raises OwnError, naming it and its flag, where the disk is full or refuses it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise OwnError(f"{path}: cannot be written ({said}); {advice}") from error
+        said = getattr(error, "strerror", None) or one_line_of(error)
+        raise OwnError(f"{flag} {path}: cannot be written ({said}); {advice}".lstrip()) from error
 
 
 class Stopped(Exception):

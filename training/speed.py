@@ -20,8 +20,8 @@ from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.atomic import locked
-from shards.cache import cache_folder
 from shards.documents import Each, number, one_of, read_json, whole, write_json
+from shards.storage import cache_folder
 from training.run import Run
 from training.settings import Settings
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from objectives import Objective, checkpoint
-from objectives.origin import metadata
+from objectives.checkpoint import metadata
 from shards import InputError
 from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
@@ -85,7 +85,7 @@ class State:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except (OSError, SafetensorError) as error:
-            before = checkpoint.last_whole(path.parents[1])
+            before = last_whole(path.parents[1])
             raise InputError(
                 f"{path}: cannot be written ({error}); "
                 + (f"{before.name} is whole: make room and go on with --resume" if before else "make room")
@@ -104,6 +104,21 @@ class State:
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         return state
+
+
+def last_whole(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None: as `newest`, without a word about broken ones."""
+    found = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    return next((one for one in found if not checkpoint.what_is_broken(one)), None)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete a run's checkpoints that are older than its newest `keep` whole ones."""
+    for one in sorted(run.glob("checkpoints/step-*"), reverse=True):
+        if keep == 0:
+            checkpoint.remove(one)
+        elif not checkpoint.what_is_broken(one):
+            keep -= 1
 
 
 @torch.no_grad()

@@ -14,23 +14,21 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from models.stages import to_channels_last
-from objectives import Objective, checkpoint
+from models.networks import to_channels_last
+from objectives import Objective
 from pipelines.backends import release_memory
 from pipelines.backends.base import is_out_of_memory
 from pipelines.loader import to_device
 from pipelines.sampler import Sampler, TrainSampler
 from shards import InputError
 from shards.atomic import atomic_write
-from training.log import Log
-from training.meter import Meter, Phases
+from training.log import Log, save_views
+from training.metrics import Evaluator, Meter, Phases
 from training.processes import OwnError, Stopped, StopSignals, on_main, watched, writing
 from training.run import Run
 from training.settings import Settings, as_flags
 from training.speed import Speed, Waiting, advice
-from training.state import State, seed_step, update_average
-from training.validation import Evaluator
-from training.visualize import save_views
+from training.state import State, last_whole, prune, seed_step, update_average
 
 log = logging.getLogger(__name__)
 
@@ -251,14 +249,14 @@ class Trainer:
         }
         self.state.save(folder / f"step-{self.step:08d}", self.run_.identity, progress, keys.tolist())
         try:
-            checkpoint.prune(self.run_.output, self.settings.keep)
+            prune(self.run_.output, self.settings.keep)
         except OSError as error:
             raise InputError(
                 f"{error.filename}: an old checkpoint cannot be removed ({error.strerror}); the new one is whole"
             ) from error
 
     def refuse(self, found: str) -> NoReturn:
-        good = on_main(lambda: checkpoint.last_whole(self.run_.output))
+        good = on_main(lambda: last_whole(self.run_.output))
         raise InputError(
             f"{found} at step {self.step}: lower --lr, or set --clip-norm; "
             + (f"the last good checkpoint is {good}" if good else "no checkpoint was written yet")

@@ -10,8 +10,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.loader.parts import WARM, Options
-from benchmarks.loader.rounds import Figures, Part, rate
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source, rate
 from pipelines import colour
 from pipelines.transforms.dali import cube_root_xyz, rotate
 from pipelines.views import ViewSpec

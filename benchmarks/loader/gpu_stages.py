@@ -21,7 +21,7 @@ import torch
 
 import objectives
 from benchmarks import render
-from benchmarks.loader.decoders import dali_nvdec, pynvvideocodec, spdl_nvdec
+from benchmarks.loader.decoders import dali_nvdec, pynvvideocodec, spdl, spdl_nvdec
 from benchmarks.loader.parts import (
     Options,
     decode_alone,
@@ -33,10 +33,8 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part
-from benchmarks.loader.source import Source
-from benchmarks.loader.spdl_peer import spdl
-from benchmarks.machine import describe
+from benchmarks.loader.rounds import Figures, Part, Source
+from benchmarks.report import describe
 from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.atomic import made_once

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import objectives
 from benchmarks.loader.dataloader_peer import dataloader_peers
-from benchmarks.loader.decoders import dali_nvdec, decoded_per_used, libavcodec
+from benchmarks.loader.decoders import dali_nvdec, decoded_per_used, libavcodec, spdl
 from benchmarks.loader.parts import (
     Options,
     Step,
@@ -26,9 +26,7 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part, dali_pool_gib, in_turns, medians, ratio
-from benchmarks.loader.source import Source
-from benchmarks.loader.spdl_peer import spdl
+from benchmarks.loader.rounds import Figures, Part, Source, dali_pool_gib, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
 from objectives.base import Recipe
 from pipelines.backends import choose_backend

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 import objectives
-from benchmarks.loader.rounds import Figures, GpuMonitor, Part, rate, synchronise
-from benchmarks.loader.source import Source
-from models.stages import to_channels_last
+from benchmarks.loader.rounds import Figures, GpuMonitor, Part, Source, rate, synchronise
+from models.networks import to_channels_last
 from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
 from pipelines.backends.base import Backend, Rendered, Video
 from pipelines.backends.cpu import CpuDecodeBackend
@@ -27,7 +26,7 @@ from pipelines.loader import Loader, to_device
 from pipelines.sampler import Sample
 from pipelines.views import ViewSpec
 from pipelines.workers import Region, Worker
-from training.meter import Meter
+from training.metrics import Meter
 
 WARM = 2  # batches that are not timed
 CACHED = 3  # batches that a part is timed on, in turns

@@ -7,8 +7,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.loader.parts import Options, Step, loader_alone, together
-from benchmarks.loader.rounds import Figures, Part, in_turns, medians
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians
 from pipelines.backends import BACKENDS, SHARING, available, choose_backend
 from shards import InputError
 from training.speed import Tuned

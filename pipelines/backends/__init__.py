@@ -127,8 +127,7 @@ def open_backend(
     make, on_gpu = BACKENDS[settings.name].make, BACKENDS[settings.name].on_gpu
     if settings.cache is None:
         return make(spec, max_samples, max_clips, settings)
-    from pipelines.backends.cached import Cache, CachedBackend
-    from pipelines.backends.cpu import CpuDecodeBackend
+    from pipelines.backends.cpu import Cache, CachedBackend, CpuDecodeBackend
 
     component = "flow.mp4" if spec.modality == "flow" else "mp4"
     gpu = settings.gpu if on_gpu else None

@@ -20,7 +20,7 @@ from pipelines.sampler import Sample
 from pipelines.trim import span
 from pipelines.views import ViewSpec
 from shards import Dataset
-from shards.video.excerpt import Excerpt
+from shards.tar import Excerpt
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. For a video that NVDEC refuses they have other words.
 _OF_THE_DEVICE = re.compile(

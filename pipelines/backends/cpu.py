@@ -1,21 +1,39 @@
-"""cpu: FFmpeg decodes, crops and resizes; NumPy does the rest, straight into the batch's memory. No DALI."""
+"""Videos that FFmpeg decodes, and videos that stay decoded.
 
+cpu: FFmpeg decodes, crops and resizes; NumPy does the rest, straight into the batch's memory. No DALI.
+
+--cache host, --cache gpu, in front of any backend: decoded videos stay in memory, so that a later clip costs no decoding.
+They are kept whole, as their decoder gave them (4:2:0, 1.5 bytes a pixel), and the boxes of each clip are cropped from
+them: a cached video gives any view that its file gives. Which videos are kept is fixed before the first is read: those
+with the fewest bytes, as many as fit, because that serves the most clips. None ever makes room for another.
+"""
+
+import os
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
+import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.backends.base import Backend, BackendSettings, Rendered, Video
-from pipelines.decode import keep_freed_memory
+from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video
+from pipelines.decode import crop_views, decode_frames, keep_freed_memory
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from pipelines.workers import Maker, Region, Worker
+from shards import Dataset, InputError
+from shards.video.mp4 import DecodeError
+
+Where = Literal["host", "gpu"]
+_FORMATS = ("yuv420p", "yuvj420p")
+_GIB = 2**30
 
 
 class CpuDecodeBackend(Backend):
@@ -135,3 +153,188 @@ def _rejoined(parts: list[Tensor]) -> Tensor:
         ends += part.numel() * part.element_size()
     size = (sum(len(part) for part in parts), *first.shape[1:])
     return first.as_strided(size, first.stride())
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A whole video in host memory: planes (F, 3H/2, W) uint8, of each frame Y above U above V, as FFmpeg packs them."""
+
+    planes: NDArray[np.uint8]
+    format: av.VideoFormat
+    colorspace: int
+    color_range: int
+
+    @classmethod
+    def of(cls, video: bytes, num_frames: int) -> "Decoded":
+        """Decode a video of `num_frames` frames; raises DecodeError where it cannot be kept as such."""
+        first, planes = None, np.empty(0, np.uint8)
+        for number, frame in decode_frames(video, list(range(num_frames))):
+            if first is None:
+                first = frame
+                if frame.format.name not in _FORMATS or frame.width % 2 or frame.height % 2:
+                    raise DecodeError(
+                        f"frames are {frame.format.name}, {frame.width}×{frame.height}, not even 4:2:0"
+                    )
+                planes = np.empty((num_frames, frame.height * 3 // 2, frame.width), np.uint8)
+            planes[number] = frame.to_ndarray()
+        if first is None:
+            raise DecodeError("no frames")
+        return cls(planes, first.format, int(first.colorspace), int(first.color_range))
+
+    @property
+    def width(self) -> int:
+        return int(self.planes.shape[2])
+
+    @property
+    def height(self) -> int:
+        return int(self.planes.shape[1] * 2 // 3)
+
+    def crop(self, params: ViewParams, size: int, modality: str) -> NDArray[np.uint8]:
+        """What decode.decode_views gives of the file, pixel for pixel."""
+        return crop_views(self._frames, params, size, modality)
+
+    def _frames(self, numbers: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        for number in numbers:
+            frame = av.VideoFrame.from_ndarray(self.planes[number], self.format.name)
+            frame.colorspace, frame.color_range = self.colorspace, self.color_range
+            yield number, frame
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
+
+    full_range: of its levels. stream: on which they are copied, not the model's; None on a CPU.
+    """
+
+    luma: Tensor
+    chroma: Tensor
+    full_range: bool
+    stream: torch.cuda.Stream | None
+
+    @classmethod
+    def of(cls, video: Decoded, device: torch.device, stream: torch.cuda.Stream | None = None) -> "Resident":
+        frames, height, width = len(video.planes), video.height, video.width
+        planes = torch.from_numpy(video.planes)
+        luma = planes[:, :height, :, None].contiguous()
+        chroma = (
+            planes[:, height:].reshape(frames, 2, height // 2, width // 2).permute(0, 2, 3, 1).contiguous()
+        )
+        with torch.cuda.stream(stream):
+            luma, chroma = luma.to(device), chroma.to(device)
+        full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
+        return cls(luma, chroma, full, stream)
+
+    def take(self, index: Tensor) -> tuple[Any, Any]:
+        """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer.
+
+        index: (F,) int64, on the device.
+        """
+        taken = self.luma.index_select(0, index), self.chroma.index_select(0, index)
+        return taken if self.luma.is_cuda else (taken[0].numpy(), taken[1].numpy())
+
+
+class Cache:
+    """Decoded videos of a fixed part of a run's rows, kept from the first time one is looked at.
+
+    rows: (N,) of the data set. component: mp4 or flow.mp4. gib: most memory that the videos may take, in this process.
+    where: in the computer's memory, or in that of the GPU of this number; without one, for tests, the computer's plays
+    its part. Threads may share it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        rows: NDArray[np.int64],
+        component: str,
+        where: Where,
+        gib: float,
+        gpu: int | None = None,
+    ) -> None:
+        self.where = where
+        on_gpu = where == "gpu" and gpu is not None
+        self._device = torch.device(f"cuda:{gpu}" if on_gpu else "cpu")
+        _check_room(gib, self._device)
+        self.rows = np.unique(rows)
+        frames, width, height = (
+            dataset.column(name)[self.rows].astype(np.int64) for name in ("num_frames", "width", "height")
+        )
+        self._shapes = np.stack([frames, height * (2 if component == "flow.mp4" else 1), width], axis=1)
+        self.sizes = self._shapes.prod(1) * 3 // 2
+        self.chosen = chosen(self.sizes, int(gib * _GIB))
+        self._kept: dict[int, Decoded | Resident | None] = {}
+        self._stream = torch.cuda.Stream(self._device) if on_gpu else None
+
+    def get(self, row: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
+        """The video of a row, whose bytes `read` reads; None if it is not cached or could not be decoded."""
+        place = int(np.searchsorted(self.rows, row))
+        if place == len(self.rows) or self.rows[place] != row or not self.chosen[place]:
+            return None
+        if row not in self._kept:
+            self._kept[row] = self._decoded(place, read())
+        return self._kept[row]
+
+    def _decoded(self, place: int, data: bytes) -> Decoded | Resident | None:
+        frames, height, width = self._shapes[place].tolist()
+        try:
+            video = Decoded.of(data, frames)
+        except DecodeError:  # perhaps in a frame that no clip shows: who decodes the file will see
+            return None
+        if (video.height, video.width) != (height, width):
+            return None
+        return video if self.where == "host" else Resident.of(video, self._device, self._stream)
+
+    def describe(self) -> str:
+        """How much of the data set fits, in one line."""
+        count, total = int(self.chosen.sum()), len(self.chosen)
+        sizes, memory = self.sizes[self.chosen].sum() / _GIB, "GPU" if self.where == "gpu" else "host"
+        line = f"--cache {self.where}: {count} of {total} videos are kept decoded, {sizes:.3g} GiB of {memory} memory a process"
+        if count == total:
+            return line
+        return f"{line}; all of them take --cache-gib {np.ceil(self.sizes.sum() / _GIB * 10) / 10:g}"
+
+
+def chosen(sizes_N: NDArray[np.int64], limit: int) -> NDArray[np.bool_]:
+    """Which videos of these sizes are kept: the smallest, the first of equals, while they fit together."""
+    order = np.argsort(sizes_N, kind="stable")
+    kept = np.zeros(len(sizes_N), dtype=bool)
+    kept[order[np.cumsum(sizes_N[order]) <= limit]] = True
+    return kept
+
+
+def _check_room(gib: float, device: torch.device) -> None:
+    if not 0 < gib < float("inf"):
+        raise InputError(f"--cache-gib {gib:g}: must be above 0")
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if gib * _GIB > there:
+        raise InputError(
+            f"--cache-gib {gib:g}: the {'GPU' if device.type == 'cuda' else 'machine'} has {there / _GIB:.3g} GiB in all; "
+            "leave room for the model and for what is decoded ahead"
+        )
+
+
+class CachedBackend(Combined):
+    """A backend with a cache before it.
+
+    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or nvdec.MemoryBackend; perhaps `inner`.
+    """
+
+    def __init__(self, inner: Backend, memory: Backend, cache: Cache) -> None:
+        super().__init__([inner] if memory is inner else [inner, memory])
+        self.cache = cache
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        kept: Any = self.cache.get(video.row, video.read)
+        if kept is None:
+            return 0, self.members[0].prepare(video, sample, out)
+        memory = self.members[-1]
+        if isinstance(memory, CpuDecodeBackend):
+            pixels = kept.crop(sample.params, self.spec.size, self.spec.modality)
+            kept = memory.accept(pixels, sample.params, out)
+        return len(self.members) - 1, kept
+
+    def describe(self) -> str:
+        return self.cache.describe()

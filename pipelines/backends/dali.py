@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
-from pipelines.backends.cached import Resident
-from pipelines.backends.cpu import CpuDecodeBackend
+from pipelines.backends.cpu import CpuDecodeBackend, Resident
 from pipelines.decode import check_frames
 from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams
@@ -25,7 +24,7 @@ from pipelines.transforms import dali
 from pipelines.transforms.numpy import noise_bank
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.video.excerpt import indexed
+from shards.tar import indexed
 from shards.video.mp4 import DecodeError
 
 _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Pace prediction at 40², sized for two CPU cores: half an hour on the demo set, which is rendered on first use.
+# Pace prediction at 40², sized for two CPU cores: an hour on the demo set, which is rendered on first use.
 #   recipes/pace/small.sh                       the demo set
 #   recipes/pace/small.sh --data DATA           your own; any flag of train.py
 set -euo pipefail
-exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective pace --small "$@"
+exec accelerate launch --cpu --num_processes 1 "$(dirname "$0")/../../train.py" --objective pace --small \
+    --steps 5000 "$@"

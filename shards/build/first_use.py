@@ -9,10 +9,10 @@ from pathlib import Path
 from shards import demo
 from shards.atomic import lock_of, locked
 from shards.build.scan import Listing, list_files
-from shards.cache import cache_folder
 from shards.errors import InputError
 from shards.remote import url_of
 from shards.schema import DESCRIPTION, TABLE, safe_name
+from shards.storage import cache_folder
 
 # in two parts, since setup.py renames the commands that messages name
 MAKE_SHARDS = (Path(__file__).parents[2] / "tools" / "make_shards").with_suffix(".py")

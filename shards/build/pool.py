@@ -26,12 +26,39 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from shards.errors import InputError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 AHEAD = 8  # tasks a worker that may be done before the slowest one is: their results are held in memory
 ATTEMPTS = 2  # a process may be killed for the memory that another one took
 GIB = 2**30
+
+
+Progress = Callable[[int, int], None]  # (videos done, videos in all)
+MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one machine gives to the work; none of it changes a byte of a video that is made.
+
+    workers: processes, each with one video at a time. timeout: seconds a video may take; memory: GiB a worker may
+    allocate. A video beyond either is rejected.
+    """
+
+    workers: int = 1
+    timeout: float | None = 1800.0
+    memory: float | None = MEMORY
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InputError(f"--workers {self.workers}: give 1 or more")
+        if self.timeout is not None and self.timeout <= 0:
+            raise InputError(f"--timeout {self.timeout:g}: give seconds, more than 0")
+        if self.memory is not None and self.memory < 0.25:
+            raise InputError(f"--memory {self.memory:g}: a worker does not start with less than 0.25 GiB")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
-from shards.video.frames import check_rate, write_video
-from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched
+from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, check_rate, watched, write_video
 from shards.video.transcode import DISK_TROUBLE, Clip, copy, transcode
 
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give

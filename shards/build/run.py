@@ -1,9 +1,15 @@
-"""The job behind tools/make_shards.py: a folder of videos to a data set, restartable at every shard."""
+"""The job behind tools/make_shards.py: a folder of videos to a data set, restartable at every shard.
+
+--dry-run: what a job would do, its size and time extrapolated from a few of its videos.
+"""
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,38 +17,16 @@ from typing import Any
 
 from shards.build.finish import Summary, already_made, finish
 from shards.build.job import Job, Part, plan_job
-from shards.build.pool import Reject, in_order
+from shards.build.pool import Limits, Progress, Reject, in_order
 from shards.build.process_video import Processing, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find, hold_out
-from shards.tar import Sample, write_shard
+from shards.tar import Sample, size_of, write_shard
 from shards.video.read import IO_ERROR
 from shards.video.transcode import Clip
 
-Progress = Callable[[int, int], None]  # (videos done, videos in all)
 TOO_MANY_UNREAD = 3  # videos in a row
-MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one machine gives to the work; none of it changes a byte of a video that is made.
-
-    workers: processes, each with one video at a time. timeout: seconds a video may take; memory: GiB a worker may
-    allocate. A video beyond either is rejected.
-    """
-
-    workers: int = 1
-    timeout: float | None = 1800.0
-    memory: float | None = MEMORY
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"--workers {self.workers}: give 1 or more")
-        if self.timeout is not None and self.timeout <= 0:
-            raise InputError(f"--timeout {self.timeout:g}: give seconds, more than 0")
-        if self.memory is not None and self.memory < 0.25:
-            raise InputError(f"--memory {self.memory:g}: a worker does not start with less than 0.25 GiB")
+TRIED = 8  # videos of a dry run, or two a worker
 
 
 def prepare(
@@ -77,7 +61,7 @@ def prepare(
 
 def build(
     job: Job,
-    limits: Limits = Limits(),
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
     part: Part | None = None,
     progress: Progress | None = None,
@@ -212,3 +196,62 @@ def _counted(
         if progress:
             progress(number, total)
         yield result
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """videos and bytes: of the sources. splits: column → split → videos. size: bytes of the tars; seconds: with
+    the limits' workers, from `tried` videos; both None when none of these became a sample."""
+
+    videos: int
+    bytes: int
+    shards: int
+    splits: dict[str, Counter[str]]
+    tried: int
+    rejected: Counter[str]
+    size: int | None
+    seconds: float | None
+
+
+def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
+    """Try the first few videos of a job, in the order of its shards, which is random. Writes no shard."""
+    shards = job.shards(part)
+    sources = [job.sources[i] for shard in shards for i in job.batches[shard]]
+    splits: dict[str, Counter[str]] = {}
+    for source in sources:
+        for column, split in {"split": source.split, **source.columns}.items():
+            if isinstance(split, str):
+                splits.setdefault(column, Counter())[split] += 1
+    sizes = [source.size for source in sources]
+    tried = sources[: max(TRIED, 2 * limits.workers)]
+    with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
+        tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in tried]
+        results = in_order(_timed, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+        with closing(results):
+            outcomes = list(results)
+    made = [one for one in outcomes if isinstance(one, tuple)]
+    size = sum(size for size, _ in made)
+    share = sum(sizes) / max(1, sum(sizes[: len(tried)]))
+    return DryRun(
+        videos=len(sources),
+        bytes=sum(sizes),
+        shards=len(shards),
+        splits=dict(sorted(splits.items())),
+        tried=len(tasks),
+        rejected=Counter(one.reason for one in outcomes if isinstance(one, Reject)),
+        size=round(size * share) if size else None,
+        seconds=sum(seconds for _, seconds in made) * share / limits.workers if size else None,
+    )
+
+
+def _timed(task: Task) -> tuple[int, float] | Reject:
+    """Bytes of a video's clip, and the seconds that it takes."""
+    start = time.perf_counter()
+    result = process_video(task)
+    if isinstance(result, Reject):
+        return result
+    files = [file for file in (result.data, result.flow) if file]
+    size = sum(map(size_of, files))
+    for file in files:
+        file.unlink()
+    return size, time.perf_counter() - start

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.errors import InputError
-from shards.video.frames import IMAGE, images
+from shards.video.read import IMAGE, images
 
 # Left out by name: what lies beside videos. Anything else is tried, with or without an extension.
 TEXT = r"txt|lst|list|csv|tsv|jsonl?|xml|ya?ml|toml|md|rst|html?|pdf|log|py|sh|ini|cfg|srt|vtt|ass"

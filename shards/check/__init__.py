@@ -13,11 +13,10 @@ from typing import Any
 import av
 import numpy as np
 
-from shards import quarantine
 from shards.build.pool import Reject, in_order
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, TABLE, read_description
-from shards.table import Table, stamp
+from shards.table import Table, quarantined, stamp
 from shards.tar import Contents, Extent, index_text, read_extent, tars_of, walk
 from shards.video.read import quiet
 
@@ -240,10 +239,10 @@ def _check_places(folder: Path, columns: Table, tars: dict[str, TarFound], repor
         for key, parts in tar.contents.samples.items():
             if "mp4" in parts and (name, key) not in there:
                 report.add("missing_row", f"{name}: {key}")
-    quarantined = quarantine.noted(folder)
+    set_aside = quarantined(folder)
     sound: list[int] = []
     for row, key in enumerate(keys):
-        if key in quarantined:
+        if key in set_aside:
             report.skipped += 1
         elif problem := _misplaced(columns, row, tars.get(shards[row])):
             report.add(problem[0], key, problem[1], row)

@@ -14,8 +14,7 @@ from shards.documents import TEXT, parse, problem, read_json_lines, short
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, FACTS, KEY, REJECTED, TABLE, read_description
 from shards.table import publish
-from shards.tar import Shard, places, read_extent, tars_of, write_index
-from shards.video.excerpt import WHOLE, noted
+from shards.tar import WHOLE, Shard, checksums, places, read_extent, tars_of, write_index
 
 KEPT = ".before-repair"
 _SUMS = {"mp4": "sha256", "flow.mp4": "flow.mp4_sha256"}
@@ -89,7 +88,7 @@ def _rows(path: Path, seen: TarFound, lost: list[str]) -> list[dict[str, Any]]:
             if parts[component].size >= WHOLE:
                 data = read_extent(path, parts[component])
                 if hashlib.sha256(data).hexdigest() == facts.get(_SUMS[component]):
-                    row |= noted(component, data)
+                    row |= checksums(component, data)
         rows.append(row)
     return rows
 

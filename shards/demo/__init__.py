@@ -17,14 +17,14 @@ from av.video.reformatter import VideoReformatter
 
 from shards.atomic import made_once
 from shards.build.pool import Reject, in_order
-from shards.cache import cache_folder
-from shards.demo.motion import CLASSES, EASY_CLASSES, FPS, HEIGHT, WIDTH, draw_clip
+from shards.demo.motion import CLASSES, FPS, HEIGHT, WIDTH, draw_clip
+from shards.storage import cache_folder
 from shards.table import publish
 from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4
 
 # a change of what is rendered needs another name, or old caches would pass for it
-VERSION, EASY = "demo-v2", "demo-v1"
+VERSION = "demo-v3"
 ENCODING = Encoding(codec="h264", short_side=HEIGHT, gop=16, preset="veryfast", tune="none", b_frames=0)
 PER_SHARD = 60
 SPLITS = ("train", "test")
@@ -47,26 +47,24 @@ def render(
     out: Path,
     *,
     name: str = "demo",
-    clips_per_class: tuple[int, int] = (32, 8),
+    clips_per_class: tuple[int, int] = (64, 16),
     frames: int = 144,
     seed: int = 0,
-    easy: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Render the demo set into the new or empty folder `out`, and return it.
 
     clips_per_class: of the train and of the test split. Clips are `frames` long, 30 frames/s, 176x144, H.264;
-    the content of each depends on `seed`, its class, split and number only. easy: the set of before, demo-v1, in which
-    each class is one motion before a still background. progress(done, total) is called after each clip.
+    the content of each depends on `seed`, its class, split and number only. progress(done, total) is called
+    after each clip.
     """
     out.mkdir(parents=True, exist_ok=True)
-    classes = EASY_CLASSES if easy else CLASSES
     clips = [
         _Clip(motion, split, number, frames, seed)
         for split, count in zip(SPLITS, clips_per_class, strict=True)
         for number in range(count)  # the classes take turns, so every shard has all of them
-        for motion in classes
+        for motion in CLASSES
     ]
     shards = []
     with closing(in_order(_render_clip, clips, workers or len(os.sched_getaffinity(0)))) as results:
@@ -83,7 +81,7 @@ def render(
             if shard is not None:
                 shards.append(asdict(shard))
     settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
-    publish(out, classes, shards, settings, name=name)
+    publish(out, CLASSES, shards, settings, name=name)
     return out
 
 
@@ -122,8 +120,7 @@ def render_shown(out: Path, desc: str = "rendering the demo set, once", **option
 
 
 def _render_clip(clip: _Clip) -> Sample:
-    classes, version = (EASY_CLASSES, EASY) if clip.motion in EASY_CLASSES else (CLASSES, VERSION)
-    label = classes.index(clip.motion)
+    label = CLASSES.index(clip.motion)
     # the lowest counter word is the generator's own; the other three name the clip
     clip_words = [label, SPLITS.index(clip.split), clip.number]
     rng = np.random.Generator(np.random.Philox(key=clip.seed, counter=[0, *clip_words]))
@@ -140,7 +137,7 @@ def _render_clip(clip: _Clip) -> Sample:
     facts = {
         "label_name": clip.motion,
         "split": clip.split,
-        "source": f"{version}/{clip.key}",
+        "source": f"{VERSION}/{clip.key}",
         "num_frames": written.num_frames,
         "fps": float(FPS),
         "width": written.width,

@@ -1,8 +1,8 @@
-"""Clips whose classes differ by motion alone: in the demo set by the order of motions, in the easy set by the motion.
+"""Clips whose classes differ by the order of what moves, and by nothing that a single picture shows.
 
-A class of the demo set is a cycle of three of four motions. Classes come in pairs that hold the same motions in opposite
-order, so statistics that forget the order confuse each pair. The camera pans and shakes, small objects pass by, bars hide
-what moves, and the light flickers.
+Classes come in pairs of the same motion: a backward class is a forward one played backwards. Statistics that forget the
+order, of optical flow for example, can only guess which of the two they see. The camera pans and shakes, small objects pass by, a
+bar may hide what moves, and the light flickers.
 """
 
 import itertools
@@ -14,19 +14,17 @@ import numpy as np
 WIDTH, HEIGHT = 176, 144
 TEXELS = 4  # sprite texels a pixel along each side: nearest-texel look-up then moves in quarter pixels
 CLASSES = (
-    "hop-pulse-slide",
-    "hop-slide-pulse",
-    "hop-slide-spin",
-    "hop-spin-slide",
-    "pulse-slide-spin",
-    "pulse-spin-slide",
+    "hop-backward",
+    "hop-forward",
+    "pulse-backward",
+    "pulse-forward",
+    "slide-backward",
+    "slide-forward",
 )
-EASY_CLASSES = ("bounce", "circle", "pulse", "spin", "sway", "swing")
 FPS = 30
-CYCLE = 54.0  # frames; three motions of 0.6 s each, ± 15 %
-PERIOD = 36.0  # frames; an easy motion takes 1.2 s, ± 15 %
+CYCLE = 54.0  # frames; a motion there and back takes 1.8 s, ± 15 %
 SPEED_SPREAD = 0.15
-MARGIN = 24  # pixels that the camera may look beyond the picture's edge
+MARGIN = 12  # pixels that the camera may look beyond the picture's edge
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Blob:
     centre: tuple[float, float]
     reach: float
     phase: float
-    turn: float  # +1 or -1: the sense of rotation
+    turn: float  # +1 or -1: the side to which it slides first
     tilt: float
 
 
@@ -64,7 +62,7 @@ def paint(canvas: np.ndarray, blob: Blob, x: float, y: float, rotation: float, s
     region += texels[..., 3:] * (texels[..., :3] - region)
 
 
-def draw_background(rng: np.random.Generator, margin: int = 0) -> np.ndarray:
+def draw_background(rng: np.random.Generator, margin: int) -> np.ndarray:
     """A smooth two-coloured picture, (HEIGHT, WIDTH, 3) float32 0–255, larger by `margin` pixels on each side."""
     height, width = HEIGHT + 2 * margin, WIDTH + 2 * margin
     first, second = rng.uniform(20, 235, (2, 3))
@@ -74,16 +72,19 @@ def draw_background(rng: np.random.Generator, margin: int = 0) -> np.ndarray:
 
 
 def draw_blob(
-    rng: np.random.Generator, background: np.ndarray, radii: tuple[float, float] = (18, 31)
+    rng: np.random.Generator,
+    background: np.ndarray,
+    radii: tuple[float, float] = (18, 31),
+    reach: tuple[float, float] = (17, 25),
 ) -> Blob:
     """A blob of random shape, colours and place, whose colours stand out from the background's mean."""
     radius = float(rng.uniform(*radii))
-    reach = float(rng.uniform(14, 21))
+    away = float(rng.uniform(*reach))
     return Blob(
         texture=_texture(rng, round(2 * radius * TEXELS), background.mean((0, 1))),
         radius=radius,
         centre=(float(rng.uniform(35, WIDTH - 35)), float(rng.uniform(35, HEIGHT - 35))),
-        reach=reach,
+        reach=away,
         phase=float(rng.uniform(0, 2 * math.pi)),
         turn=float(rng.choice((-1.0, 1.0))),
         tilt=float(rng.uniform(0, 2 * math.pi)),
@@ -132,20 +133,16 @@ Pose = tuple[float, float, float, float]  # centre x and y (pixels), rotation (r
 
 
 def draw_clip(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """A clip of one class of CLASSES or EASY_CLASSES, uint8 RGB of shape (frames, HEIGHT, WIDTH, 3).
+    """A clip of one class of CLASSES, uint8 RGB of shape (frames, HEIGHT, WIDTH, 3).
 
-    Everything but the motion is drawn alike for all classes of a set: background, camera, light, number of blobs, their
-    shape, texture, colour, size, place, phase, and the period. Left-right mirrored, every class is itself.
+    Everything but the motion is drawn alike for all classes: background, camera, light, number of blobs, their shape,
+    texture, colour, size, place, phase, and the period. Left-right mirrored, every class is itself.
     """
-    return _draw_easy(motion, frames, rng) if motion in EASY_CLASSES else _draw(motion, frames, rng)
-
-
-def _draw(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
     background = draw_background(rng, MARGIN)
     view = background[MARGIN:-MARGIN, MARGIN:-MARGIN]
     blobs = [draw_blob(rng, view) for _ in range(rng.integers(1, 3))]
-    passers = [_Passer.draw(rng, view) for _ in range(rng.integers(2, 5))]
-    bars = [_Bar.draw(rng) for _ in range(rng.integers(0, 3))]
+    passers = [_Passer.draw(rng, view) for _ in range(rng.integers(1, 3))]
+    bars = [_Bar.draw(rng) for _ in range(rng.integers(0, 2))]
     cycle = CYCLE * rng.uniform(1 - SPEED_SPREAD, 1 + SPEED_SPREAD)
     camera_T2 = _camera(frames, rng)
     light_T = _light(frames, rng)
@@ -156,7 +153,7 @@ def _draw(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
         for passer in passers[::2]:
             paint(canvas, passer.blob, *passer.pose(t, right, down))
         for blob in blobs:
-            x, y, rotation, scale = _pose(motion, blob, t / cycle)
+            x, y, rotation, scale = pose(motion, blob, t / cycle)
             paint(canvas, blob, x - right, y - down, rotation, scale)
         for passer in passers[1::2]:
             paint(canvas, passer.blob, *passer.pose(t, right, down))
@@ -169,26 +166,25 @@ def _draw(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
     return clip
 
 
-def _pose(motion: str, blob: Blob, cycles: float) -> Pose:
-    """The pose of a blob after some cycles. Each motion but spin ends where it began; spin adds a third of a turn."""
+def pose(motion: str, blob: Blob, cycles: float) -> Pose:
+    """The pose of a blob after some cycles; each motion ends where it began.
+
+    Forward, a hop or a slide is at once at full speed and slows down until it rests, to one side and then to the other;
+    a pulse is slowly larger and quickly smaller.
+    """
+    name, order = motion.split("-")
+    place = (cycles + blob.phase / (2 * math.pi)) % 1
+    if order == "backward":
+        place = (1 - place) % 1
     x, y = blob.centre
-    place = cycles + blob.phase / (2 * math.pi)
-    stage = place % 1 * 3
-    name, share = motion.split("-")[int(stage)], stage % 1
-    away = math.sin(math.pi * share)
-    turned = math.floor(place) + (int(stage) > motion.split("-").index("spin") if "spin" in motion else 0)
-    rotation, scale = 0.0, 1.0
+    if name == "pulse":
+        size = place / 0.75 if place < 0.75 else (1 - place) / 0.25
+        return x, y, blob.tilt, 0.65 + 0.7 * size
+    share = 2 * place % 1
+    away = (1 - 2 * (1 - share) ** 3) * (1 if place < 0.5 else -1)
     if name == "slide":
-        x += blob.turn * 1.4 * blob.reach * away
-    elif name == "hop":
-        y -= 1.4 * blob.reach * away
-    elif name == "pulse":
-        scale += 0.4 * away
-    elif name == "spin":
-        rotation = (1 - math.cos(math.pi * share)) / 2
-    if "spin" in motion:
-        rotation += turned
-    return x, y, blob.tilt + blob.turn * rotation * 2 * math.pi / 3, scale
+        return x + blob.turn * blob.reach * away, y, blob.tilt, 1.0
+    return x, y + blob.reach * away, blob.tilt, 1.0
 
 
 @dataclass(frozen=True)
@@ -243,9 +239,9 @@ class _Bar:
 def _camera(frames: int, rng: np.random.Generator) -> np.ndarray:
     """Where the camera looks, (frames, 2) float64, pixels right and down: a slow swing and a hand's shaking."""
     t = np.arange(frames)
-    reach, period = rng.uniform((4, 2), (18, 10)), rng.uniform(90, 260, 2)
+    reach, period = rng.uniform((2, 1), (8, 4)), rng.uniform(90, 260, 2)
     pan_T2 = reach * np.sin(2 * np.pi * (t[:, None] / period + rng.uniform(0, 1, 2)))
-    shake_T2 = _wander(frames, 2, rng) * rng.uniform(0.2, 1.2)
+    shake_T2 = _wander(frames, 2, rng) * rng.uniform(0.1, 0.5)
     return np.clip(pan_T2 + shake_T2, -MARGIN, MARGIN)
 
 
@@ -272,40 +268,3 @@ def _window(picture: np.ndarray, top: float, left: float) -> np.ndarray:
     part = picture[y : y + HEIGHT + 1, x : x + WIDTH + 1]
     rows = part[:-1] + np.float32(top - y) * (part[1:] - part[:-1])
     return rows[:, :-1] + np.float32(left - x) * (rows[:, 1:] - rows[:, :-1])
-
-
-def _draw_easy(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
-    background = draw_background(rng)
-    blobs = [draw_blob(rng, background) for _ in range(rng.integers(1, 4))]
-    step = 2 * math.pi / (PERIOD * rng.uniform(1 - SPEED_SPREAD, 1 + SPEED_SPREAD))
-    clip = np.empty((frames, HEIGHT, WIDTH, 3), np.uint8)
-    for t in range(frames):
-        canvas = background.copy()
-        for blob in blobs:
-            paint(canvas, blob, *_easy_pose(motion, blob, step * t))
-        np.add(canvas, 0.5, out=canvas)
-        clip[t] = canvas
-    return clip
-
-
-def _easy_pose(motion: str, blob: Blob, angle: float) -> Pose:
-    """The pose of a blob, `angle` radians into its motion's cycle."""
-    x, y = blob.centre
-    angle = blob.turn * angle + blob.phase
-    wave = math.sin(angle)
-    if motion == "sway":
-        return x + blob.reach * wave, y, blob.tilt, 1.0
-    if motion == "bounce":
-        # |sin| of half the angle: one hop a period, sharp on the ground, slow at the top
-        return x, y + blob.reach * (1 - 2 * abs(math.sin(angle / 2))), blob.tilt, 1.0
-    if motion == "circle":
-        return x + blob.reach * math.cos(angle), y + blob.reach * wave, blob.tilt, 1.0
-    if motion == "pulse":
-        return x, y, blob.tilt, 1.0 + 0.35 * wave
-    if motion == "spin":
-        return x, y, blob.tilt + angle, 1.0
-    if motion == "swing":
-        # a pendulum hung above: the blob turns with its rod, unlike in sway
-        swing, rod = 0.7 * wave, 1.5 * blob.reach
-        return x + rod * math.sin(swing), y + rod * (math.cos(swing) - 0.87), blob.tilt - swing, 1.0
-    raise ValueError(f"motion {motion!r}: not one of {', '.join(EASY_CLASSES)}")

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from shards.build.scan import SPLITS, Found, Listing, Source, class_name, has_videos, list_files
 from shards.errors import InputError
-from shards.layouts import annotated, kinetics, lists, tars
+from shards.layouts import annotated, lists, tars
 
 Layout = Literal["kinetics", "ucf101", "hmdb51", "oops", "list", "webdataset", "class-folders", "flat"]
 
@@ -47,7 +47,7 @@ READERS = {
     "oops": annotated.read_oops,
     "ucf101": annotated.read_ucf101,
     "hmdb51": annotated.read_hmdb51,
-    "kinetics": kinetics.read,
+    "kinetics": annotated.read_kinetics,
     "list": lists.read,
     "flat": read_flat,
     "class-folders": read_class_folders,

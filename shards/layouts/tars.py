@@ -10,10 +10,10 @@ from typing import Any
 
 from shards.atomic import atomic_write
 from shards.build.scan import SPLITS, Found, Member, Source, class_name, text_of
-from shards.cache import cache_folder
 from shards.errors import InputError
 from shards.layouts.lists import numbered_or_sorted
 from shards.remote import shown, url_of
+from shards.storage import cache_folder
 from shards.tar import Extent, read_extent, walk
 
 VIDEOS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "flv", "wmv", "ts", "3gp")

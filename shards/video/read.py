@@ -1,4 +1,7 @@
-"""Any video file as a stream of frames, with a tally of what came against what the container announced."""
+"""Any video file as a stream of frames, with a tally of what came against what the container announced.
+
+A folder of extracted frames is made such a file: its JPEGs or PNGs, not decoded, in an AVI.
+"""
 
 import errno
 import io
@@ -13,6 +16,8 @@ from typing import Any
 
 import av
 from av.video.frame import PictureType
+
+from shards.errors import InputError
 
 WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file is not a sample
 UNANNOUNCED = "an unannounced number"
@@ -43,6 +48,9 @@ REASONS = {
     "crashed": "the decoder or encoder died of it, or the system killed it for its memory",
     "unexpected": "an error that this list does not foresee; the detail names it",
 }
+IMAGE = re.compile(r"(?!flow).*\.(jpe?g|png)", re.IGNORECASE)  # TSN keeps flow_x_… and flow_y_… beside img_…
+_MAGIC = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
+_FASTEST = 1000.0
 
 
 class Rejected(Exception):
@@ -278,3 +286,58 @@ def _noted_end(stream: av.VideoStream) -> float | None:
 def _plausible(rate: Fraction | None) -> Fraction | None:
     # an mp4's time scale is the rate's numerator, 32 bits at most
     return rate.limit_denominator(100_000) if rate and 0.01 <= rate <= 1000 else None
+
+
+def check_rate(fps: float) -> None:
+    """Raises InputError for what is no frame rate."""
+    if not 0 < fps <= _FASTEST:
+        raise InputError(f"--frames-fps {fps:g}: give frames per second, above 0 and at most {_FASTEST:g}")
+
+
+def images(folder: Path) -> list[Path]:
+    """The pictures in a folder in the order of the numbers in their names: frame2 comes before frame10."""
+    names = [one for one in folder.iterdir() if IMAGE.fullmatch(one.name) and not one.name.startswith(".")]
+    return sorted(names, key=lambda one: ([int(part) for part in re.findall(r"\d+", one.stem)], one.name))
+
+
+def write_video(folder: Path, fps: float, into: Path) -> None:
+    """Write the pictures of `folder` to `into`, byte for byte, `fps` of them a second.
+
+    Raises Rejected where they are not pictures of one kind and one series, Unread where the disk does not give one.
+    """
+    frames = images(folder)
+    series = {re.sub(r"\d+", "#", one.stem) for one in frames}
+    if len(series) > 1:
+        first = ", ".join(sorted(series)[:3])
+        raise Rejected("unreadable", f"pictures of {len(series)} series ({first}); a video is one")
+    if len(frames) < 2:
+        raise Rejected("no_frames", f"{len(frames)} JPEG or PNG pictures in the folder")
+    with av.open(str(into), "w", format="avi") as file:
+        stream, kind = None, None
+        for number, path in enumerate(frames):
+            with watched(path) as picture:
+                data = picture.read()
+            codec = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+            kind = kind or codec
+            if codec is None or codec != kind:
+                what = "no JPEG or PNG" if codec is None else "not of the first picture's kind"
+                raise Rejected("damaged", f"{path.name}: {what}")
+            if stream is None:
+                width, height = _size(data, codec, path.name)
+                rate = Fraction(fps).limit_denominator(1001)
+                stream = file.add_mux_stream(codec, rate=rate, width=width, height=height)
+                stream.time_base = 1 / rate
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, 1 / rate
+            packet.pts = packet.dts = number
+            packet.duration, packet.is_keyframe = 1, True
+            file.mux(packet)
+
+
+def _size(data: bytes, codec: str, name: str) -> tuple[int, int]:
+    decoder: Any = av.CodecContext.create(codec, "r")
+    try:
+        frames = decoder.decode(av.Packet(data)) or decoder.decode(None)
+        return frames[0].width, frames[0].height
+    except (av.FFmpegError, IndexError) as error:
+        raise Rejected("damaged", f"{name}: no picture decodes") from error

@@ -16,7 +16,7 @@ import av
 from av.video.frame import PictureType
 
 from shards.video.encode import CONTAINER, Encoding, write_mp4
-from shards.video.pictures import fitted, resampled, turn, upright
+from shards.video.pictures import find_repeats, fitted, resampled, turn, upright
 from shards.video.read import (
     WHOLE_ENOUGH,
     Rejected,
@@ -29,7 +29,6 @@ from shards.video.read import (
     message,
     opened,
 )
-from shards.video.repeats import find_repeats
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 LONGEST_OFFSET = Fraction(1, 4)  # of a frame: what rounding to a container's clock may move a time stamp

@@ -12,7 +12,7 @@ import objectives
 from benchmarks.loader.dali_readers_peer import dali_readers, define
 from benchmarks.loader.decoders import dali_nvdec
 from benchmarks.loader.parts import Options
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Source
 from shards import Dataset, InputError
 from shards.table import publish
 from shards.tar import Sample, write_shard

@@ -8,8 +8,7 @@ import torch
 import objectives
 from benchmarks.loader import sweep
 from benchmarks.loader.parts import Options
-from benchmarks.loader.rounds import Figures, Part
-from benchmarks.loader.source import Source
+from benchmarks.loader.rounds import Figures, Part, Source
 from shards import Dataset, InputError
 
 OPTIONS = Options("cpu", 2, 2, torch.device("cpu"))

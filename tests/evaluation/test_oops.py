@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import evaluate
 from evaluation import oops as task
-from evaluation.data import Split
 from evaluation.features import Features
+from evaluation.metrics import Split
 from evaluation.model import SURPRISE
 from evaluation.oops import Fails, classify, oversampling, time_step, window_starts
 from objectives import checkpoint

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from evaluation import metrics
-from evaluation.data import Labelled, Split, with_fraction
 from evaluation.features import Features
-from evaluation.metrics import Hits
+from evaluation.metrics import Hits, Labelled, Split, with_fraction
 from evaluation.probe import Head, train_and_test
 from evaluation.results import truth_labels
 from shards import Dataset, InputError

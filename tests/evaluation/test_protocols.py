@@ -14,7 +14,7 @@ import torch
 
 import evaluate
 import objectives
-from evaluation import baselines
+from evaluation import recognition
 from evaluation.context import open_context
 from evaluation.model import Representation, channels, open_model
 from evaluation.settings import Linear
@@ -366,7 +366,7 @@ def test_features_made_by_hand_of_worked_clips() -> None:
     moving = np.stack([noise[:, 20 - 2 * t : 84 - 2 * t] for t in range(4)])
     rgb = np.stack([still, moving])[:, None, None].repeat(3, 2)  # (B, V, C, T, H, W)
     mean, std = (np.array(of)[:, None, None, None] for of in (colour.IMAGENET_MEAN, colour.IMAGENET_STD))
-    a, b = baselines.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
+    a, b = recognition.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
     assert a.shape == b.shape and np.isfinite(b).all()
     cells = a[:32].reshape(4, 8)
     assert np.allclose(cells[:, 0], 1) and np.allclose(cells[:, 1:], 0)  # all differences below 1/128

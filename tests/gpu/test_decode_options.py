@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.backends import available, choose_backend
-from pipelines.backends.cached import CachedBackend
+from pipelines.backends.cpu import CachedBackend
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError, demo
 from tests.pipelines.reference import loader

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from training.meter import Meter
+from training.metrics import Meter
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 PAUSE = 0.05  # seconds

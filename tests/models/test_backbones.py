@@ -5,11 +5,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv3DSimple, VideoResNet
 
-from models import backbones
+import models
 from models.dpc import ResNet2d3d
-from models.r3d import R3D, FactoredConv
-from models.s3dg import MaxPool, SelfGating
-from models.stages import Stages
+from models.networks import R3D, FactoredConv, MaxPool, SelfGating, Stages
 
 # With a 4-way linear head, from METHODS; torchvision's are its documented counts, which have a 400-way head; DPC's
 # encoders are counted without one.
@@ -45,7 +43,7 @@ MAPS = {
 def outline(name: str, width: float = 1.0, channels: int = 3) -> Stages:
     """A network without memory for its weights: its shapes are real."""
     with torch.device("meta"):
-        return backbones.BACKBONES[name].make(width, channels)
+        return models.BACKBONES[name].make(width, channels)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -62,26 +60,26 @@ def test_p4_and_p5_are_the_means_of_maps_of_these_shapes(name: str, frames: int,
     maps = network.maps(x, (4, 5))
     assert tuple(tuple(m.shape[1:]) for m in maps.values()) == MAPS[name, frames, size]
     assert network(x).shape == maps[5].shape
-    known = backbones.BACKBONES[name]
+    known = models.BACKBONES[name]
     assert network.pooled(x).shape == (2, known.dim) and network.dim == known.dim
     assert network.pooled(x, 4).shape == (2, network.dims[3])
-    assert backbones.map_shape(name, frames, size) == maps[5].shape[2:]
+    assert models.map_shape(name, frames, size) == maps[5].shape[2:]
     assert [m.shape[1] for m in network.maps(x, (1, 2, 3, 4, 5)).values()] == list(network.dims)
 
 
-@pytest.mark.parametrize("name", backbones.BACKBONES)
+@pytest.mark.parametrize("name", models.BACKBONES)
 def test_the_least_input_that_is_named_is_the_least_there_is(name: str) -> None:
-    known, network = backbones.BACKBONES[name], outline(name)
+    known, network = models.BACKBONES[name], outline(name)
 
     def run(frames: int, size: int) -> None:
-        backbones.check(name, frames, size)
+        models.check(name, frames, size)
         network(torch.empty(2, 3, frames, size, size, device="meta"))
 
     run(known.least_frames, known.size)
     run(known.frames, known.least_size)
     for frames, size in ((known.least_frames - 1, known.size), (known.frames, known.least_size - 1)):
         with pytest.raises(ValueError, match="do not fit"):
-            backbones.check(name, frames, size)
+            models.check(name, frames, size)
         with pytest.raises(RuntimeError):  # the network itself says so too
             network(torch.empty(2, 3, frames, size, size, device="meta"))
 
@@ -89,8 +87,8 @@ def test_the_least_input_that_is_named_is_the_least_there_is(name: str) -> None:
 @pytest.mark.parametrize("name", ["c3d", "r3d", "r2plus1d", "s3dg", "resnet2d3d_18"])
 def test_width_and_channels_change_the_network_and_every_parameter_learns(name: str) -> None:
     torch.manual_seed(0)
-    network = backbones.build(name, 8, 32, width=0.125, channels=1)
-    assert network.dim <= backbones.BACKBONES[name].dim / 4
+    network = models.build(name, 8, 32, width=0.125, channels=1)
+    assert network.dim <= models.BACKBONES[name].dim / 4
     x = torch.randn(3, 1, 8, 32, 32)
     features = network.pooled(x)
     assert torch.allclose(features, network.maps(x, (5,))[5].mean((2, 3, 4)))
@@ -100,22 +98,22 @@ def test_width_and_channels_change_the_network_and_every_parameter_learns(name: 
 
 def test_what_cannot_be_had_is_said() -> None:
     with pytest.raises(ValueError, match="choose one of c3d, r3d"):
-        backbones.build("i3d", 16, 112)
+        models.build("i3d", 16, 112)
     for width, channels in ((0.5, 3), (1.0, 1)):
         with pytest.raises(ValueError, match="width 1 for 3 channels"):
-            backbones.build("r3d_18", 16, 112, width, channels)
+            models.build("r3d_18", 16, 112, width, channels)
 
 
 def test_a_flat_network_is_no_backbone_for_clips() -> None:
     with pytest.raises(ValueError, match="a 2-D network"):
-        backbones.check("resnet18", 16, 112)
+        models.check("resnet18", 16, 112)
 
 
 @torch.no_grad()
 def test_resnet2d3d_is_dpcs_encoder_before_its_mean_over_time() -> None:
     torch.manual_seed(0)
     theirs = ResNet2d3d(18, 0.125).eval()
-    ours = backbones.build("resnet2d3d_18", 8, 64, 0.125).eval()
+    ours = models.build("resnet2d3d_18", 8, 64, 0.125).eval()
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 8, 64, 64)
     assert torch.equal(ours(x).mean(2), theirs(x))
@@ -126,7 +124,7 @@ def test_recomputed_activations_change_neither_gradients_nor_statistics() -> Non
     x, found = torch.randn(2, 3, 8, 32, 32), []
     for checkpointed in (False, True):
         torch.manual_seed(1)
-        network = backbones.build("r2plus1d", 8, 32, 0.125, checkpointed=checkpointed)
+        network = models.build("r2plus1d", 8, 32, 0.125, checkpointed=checkpointed)
         network.pooled(x).square().sum().backward()
         found.append([p.grad for p in network.parameters()] + list(network.buffers()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]

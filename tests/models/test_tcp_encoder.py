@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models import resnet18
 
-from models.stages import run_checkpointed
+from models.networks import run_checkpointed
 from models.tcp import StackedResNet18
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import objectives
-from models.backbones import BACKBONES
+from models import BACKBONES
 from objectives import checkpoint
 from objectives.base import Objective
 from objectives.command import parse
 from objectives.dpc import DPC, DPCConfig
-from objectives.imports import family
+from objectives.families import family
 from objectives.memdpc import MemDPC, MemDPCConfig
 from objectives.pace import PaceConfig
 from objectives.tcp import TCP, TCPConfig

@@ -14,6 +14,7 @@ import objectives
 from objectives import checkpoint
 from objectives.vdim import VDIM
 from shards import InputError
+from training.state import last_whole, prune
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_a_damaged_checkpoint_is_skipped(trained: VDIM, tmp_path: Path, harm: st
     (older / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"none of its checkpoints is whole .*config.json has 2 bytes"):
         checkpoint.newest(tmp_path / "run")
-    assert checkpoint.last_whole(tmp_path / "run") is None
+    assert last_whole(tmp_path / "run") is None
 
 
 def test_whole_checkpoints_are_kept_and_broken_ones_do_not_count(trained: VDIM, tmp_path: Path) -> None:
@@ -185,10 +186,10 @@ def test_whole_checkpoints_are_kept_and_broken_ones_do_not_count(trained: VDIM, 
     made = [write(tmp_path / "run", trained, step) for step in range(1, 9)]
     for number in (3, 5, 8):
         os.truncate(made[number - 1] / "model.safetensors", 1000)
-    checkpoint.prune(tmp_path / "run", 3)
+    prune(tmp_path / "run", 3)
     left = sorted(int(path.name[-2:]) for path in (tmp_path / "run/checkpoints").iterdir())
     assert left == [4, 5, 6, 7, 8]
-    checkpoint.prune(tmp_path / "run", 9)
+    prune(tmp_path / "run", 9)
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 5
 
 

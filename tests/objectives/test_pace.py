@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pace_reference import SIZE, T, batch, eq_1, eq_2_or_3, tiny
 
 import objectives
-from models.backbones import BACKBONES
+from models import BACKBONES
 from objectives import checkpoint
 from objectives.command import parse
 from objectives.losses import pair_nce, pairs, positive_pair_nce

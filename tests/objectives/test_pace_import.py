@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import objectives
-from objectives.imports import family
+from objectives.families import family
 from objectives.pace import Pace
 from shards import InputError
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import backbones
-from models.stages import Stages
+import models
+from models.networks import Stages
 from objectives import losses
 from objectives.base import Objective, Output
 from pipelines.views import Jitter, ViewSpec
@@ -43,7 +43,7 @@ class VICReg(Objective):
 
     def __init__(self, config: VICRegConfig) -> None:
         super().__init__(config)
-        self.encoder = backbones.build("r3d", config.frames, config.size, config.width)
+        self.encoder = models.build("r3d", config.frames, config.size, config.width)
         widths = (self.encoder.dim, config.dim, config.dim)
         layers: list[nn.Module] = []
         for D, E in pairwise(widths):

@@ -15,9 +15,9 @@ NUMBERED = 230
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 clips of 40 frames, 176×144, H.264. Of the easy set, whose pictures are smooth: tolerances are for such."""
+    """18 clips of 40 frames, 176×144, H.264."""
     folder = tmp_path_factory.mktemp("demo")
-    return demo.render(folder, clips_per_class=(2, 1), frames=FRAMES, easy=True, workers=2)
+    return demo.render(folder, clips_per_class=(2, 1), frames=FRAMES, workers=2)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_dalis_graphs_on_the_cpu_show_the_same_views(
     found, expected = (render(made(name, spec, 3), batch_params, videos) for name in (kind, "cpu"))
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
-    assert difference.mean() < 0.015
+    assert difference.mean() < 0.02
     # each frame of each view on its own: another frame, box or flip would show
     assert difference.mean((2, 4, 5)).max() < 0.025
 

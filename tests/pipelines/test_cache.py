@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.backends.cached import Cache, Decoded, Resident, chosen
+from pipelines.backends.cpu import Cache, Decoded, Resident, chosen
 from pipelines.backends.dali import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec

@@ -17,8 +17,8 @@ from pipelines.loader import Loader
 from pipelines.sampler import ShuffledOrder
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset
-from shards.quarantine import entries
 from shards.schema import QUARANTINE
+from shards.table import quarantine_entries
 from tests.pipelines.damage import IN_PLACE, damage
 from tests.pipelines.reference import loader as loader_of
 from tests.pipelines.reference import write_dataset
@@ -37,7 +37,7 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 
 def reasons(dataset: Dataset) -> dict[str, str]:
-    noted = entries(dataset.path / QUARANTINE)
+    noted = quarantine_entries(dataset.path / QUARANTINE)
     assert len(dict(noted)) == len(noted), "a video is noted twice"
     return dict(noted)
 

@@ -17,16 +17,16 @@ from loopback import Server
 
 import objectives
 import shards.check.repair
-import shards.video.excerpt
+import shards.tar
 from pipelines.backends.base import Video
 from pipelines.decode import decode_views
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
 from shards import DamagedError, Dataset, InputError
 from shards.check.repair import repair
-from shards.quarantine import entries
 from shards.schema import PARTS, QUARANTINE, TABLE
-from shards.video.excerpt import Excerpt, indexed, noted
+from shards.table import quarantine_entries
+from shards.tar import Excerpt, checksums, indexed
 from shards.video.mp4 import read_index
 from tests.pipelines.reference import flow_video, loader, params_for, write_dataset
 from tests.pipelines.test_trim import FOREIGN, OURS, foreign, ours
@@ -39,7 +39,7 @@ SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, box_scope="view")
 @pytest.fixture(autouse=True)
 def small_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' videos have fewer bytes than files that are read in parts."""
-    monkeypatch.setattr(shards.video.excerpt, "WHOLE", 0)
+    monkeypatch.setattr(shards.tar, "WHOLE", 0)
     monkeypatch.setattr(shards.check.repair, "WHOLE", 0)
 
 
@@ -151,7 +151,7 @@ def test_a_changed_byte_is_found_where_it_is_needed(tmp_path: Path, backend: str
     with loader(Dataset(dataset.path), SPEC, batch_size=5, prefetch=0, backend=backend) as batches:
         batch = next(batches)
     assert sorted(set(batch["key"])) == ["v000", "v001", "v004"]
-    noted_there = dict(entries(dataset.path / QUARANTINE))
+    noted_there = dict(quarantine_entries(dataset.path / QUARANTINE))
     assert noted_there.keys() == {"v002", "v003"}
     gop = int(np.searchsorted(index.gops, wanted, side="right")) - 1
     assert (
@@ -165,12 +165,12 @@ def test_a_changed_byte_is_found_where_it_is_needed(tmp_path: Path, backend: str
 def test_which_files_can_be_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = video("h264")
     index = read_index(whole)
-    columns = noted("mp4", whole)
+    columns = checksums("mp4", whole)
     assert columns["mp4_head"] == index.head and len(columns["mp4_gops"]) == 8 * (1 + len(index.gops))
     late = whole[: whole.index(b"moov") - 4]  # the index behind the media
-    assert noted("mp4", late) == {} and noted("mp4", b"no mp4" * 99) == {}
-    monkeypatch.setattr(shards.video.excerpt, "WHOLE", len(whole) + 1)
-    assert noted("mp4", whole) == {}
+    assert checksums("mp4", late) == {} and checksums("mp4", b"no mp4" * 99) == {}
+    monkeypatch.setattr(shards.tar, "WHOLE", len(whole) + 1)
+    assert checksums("mp4", whole) == {}
 
 
 def test_a_repair_finds_the_checksums_again(tmp_path: Path) -> None:

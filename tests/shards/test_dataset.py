@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import make_shards
 
-from shards import DamagedError, Dataset, InputError, quarantine
+from shards import DamagedError, Dataset, InputError
+from shards.table import quarantine_entries
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_processes_that_quarantine_at_once_do_not_mix_their_lines(
     found = {json.loads(line)["reason"].split()[0] for line in lines if line}
     assert found == {f"{name}-{n}" for name in range(4) for n in range(200)}
     with caplog.at_level(logging.WARNING):
-        assert len(quarantine.entries(copied / "quarantine.jsonl")) == 800 and not caplog.text
+        assert len(quarantine_entries(copied / "quarantine.jsonl")) == 800 and not caplog.text
 
 
 def test_quarantine_in_a_folder_that_cannot_be_written_warns(

@@ -13,7 +13,7 @@ from independent import make_shards, render
 from loopback import Server
 
 import shards.check.repair
-import shards.video.excerpt
+import shards.tar
 from pipelines.sampler import TrainSampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
@@ -30,7 +30,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = make_shards(folder / "clips", "--out", folder / "set", "--per-shard", 3, "--hold-out", 0.4)
     assert done.returncode == 0, done.stderr
     with pytest.MonkeyPatch.context() as patched:
-        for module in (shards.check.repair, shards.video.excerpt):
+        for module in (shards.check.repair, shards.tar):
             patched.setattr(module, "WHOLE", 0)  # bytes from which on a file is read in parts
         shards.check.repair.repair(folder / "set")
     return folder / "set"

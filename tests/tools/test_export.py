@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import objectives
 from objectives import Objective, checkpoint
-from objectives.origin import metadata, normalisation
+from objectives.checkpoint import metadata
+from pipelines.views import normalisation
 from shards import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import objectives
 from models.dpc import ResNet2d3d
 from objectives.dpc import DPC, DPCConfig
-from objectives.imports import family, write_file
+from objectives.families import family
+from objectives.formats import write_file
 from objectives.memdpc import MemDPC, MemDPCConfig
 from pipelines.sampling import sample_params
 from shards import InputError

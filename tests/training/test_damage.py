@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from pipelines.sampler import ShuffledOrder
 from shards import Dataset
-from shards.quarantine import entries
+from shards.table import quarantine_entries
 from tests.pipelines.damage import IN_PLACE, damage
 from tests.pipelines.reference import write_dataset
 from tests.training import harness
@@ -40,7 +40,7 @@ def tars(data: Path, tmp_path: Path) -> Dataset:
 
 
 def reasons(dataset: Dataset) -> dict[str, str]:
-    return dict(entries(dataset.path / "quarantine.jsonl"))
+    return dict(quarantine_entries(dataset.path / "quarantine.jsonl"))
 
 
 def last(run: Path) -> int:
@@ -95,7 +95,7 @@ def test_damage_costs_the_video_not_the_run(tars, tmp_path, kind) -> None:
     assert tars.shards[2] in reasons(tars)[key]
     resumed = assert_resuming_repeats(run, tmp_path / "copy", since, since + LATER, *flags)
     assert f"{len(reasons(tars))} videos are in quarantine" in resumed.said
-    noted = [key for key, _ in entries(tars.path / "quarantine.jsonl")]
+    noted = [key for key, _ in quarantine_entries(tars.path / "quarantine.jsonl")]
     assert len(set(noted)) == len(noted)  # resuming does not note them again
 
 

@@ -12,7 +12,7 @@ from nvidia.dali import Pipeline
 from PIL import Image
 
 import objectives
-from models.backbones import BACKBONES
+from models import BACKBONES
 from objectives import checkpoint
 from objectives.pace import Pace, PaceConfig
 from pipelines.transforms.dali import define

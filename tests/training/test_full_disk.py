@@ -78,9 +78,10 @@ def run_all(library: str, data: str, folder: str, code: str) -> None:
         assert "Traceback" not in said, f"write {k}: {said}"
         assert (status, len(errors)) in ((2, 1), (0, 0)), f"write {k}: {status} {said}"
         well, lines = well + (status == 0), lines + (status == 2)
-        from objectives import checkpoint
 
-        assert checkpoint.last_whole(run), f"write {k} lost the checkpoint"
+        from training.state import last_whole
+
+        assert last_whole(run), f"write {k} lost the checkpoint"
         if k % 8 in (1, 2):  # what is left is as good as before: the run goes on to the same end
             again, said_again = forked(folder, lambda: None, data, run, "2")
             assert again == 0, f"write {k}, resumed: {said_again}"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from models.stages import to_channels_last
+from models.networks import to_channels_last
 from pipelines.loader import to_device
 from shards import InputError
 from training.log import Log

@@ -19,7 +19,7 @@ from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import Dataset
 from tests.training.harness import lines, losses, train, train_together
-from training.validation import Decay
+from training.metrics import Decay
 
 NET = ("--width", 0.05, "--blocks", 4, "--frames", 1, "--size", 34, "--pred-steps", 1, "--stride", 2)
 FLAGS = (

@@ -9,9 +9,9 @@ from independent import files, render
 from shards import Dataset
 from shards.build import process_video as worker
 from shards.build.job import Part
-from shards.build.pool import Reject
+from shards.build.pool import Limits, Reject
 from shards.build.process_video import Processing, Task, process_video
-from shards.build.run import Limits, build, make_shard, prepare
+from shards.build.run import build, make_shard, prepare
 from shards.video.encode import Encoding
 from shards.video.transcode import Clip
 

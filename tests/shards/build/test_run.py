@@ -15,9 +15,10 @@ from independent import ENVIRONMENT, TOOL, files, make_shards, render, said
 from shards import Dataset, InputError
 from shards.atomic import WriterLock
 from shards.build.finish import Summary
+from shards.build.pool import Limits, Progress
 from shards.build.process_video import Processing
-from shards.build.run import Limits, Progress, prepare
 from shards.build.run import build as build_job
+from shards.build.run import prepare
 from shards.video.encode import Encoding
 
 

@@ -9,7 +9,7 @@ import av
 from independent import ENVIRONMENT, ROOT, TOOL, make_shards, render
 
 from shards import Dataset
-from shards.build.run import Limits
+from shards.build.pool import Limits
 from shards.video.read import REASONS
 
 # Python runs a sitecustomize module in every process: this one gives FFmpeg the bugs that it has now and then.

@@ -17,7 +17,7 @@ from independent import ROOT, TOOL, decode, make_shards, render, run_tool
 from loopback import Server
 
 from shards import Dataset, InputError
-from shards.build.in_place import index_in_place
+from shards.build.finish import index_in_place
 from shards.build.scan import Found, Source
 from shards.layouts import find, hold_out
 from shards.video.encode import Encoding

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from independent import decode, make_shards, render
 
 from shards import Dataset
-from shards.video.frames import images
+from shards.video.read import images
 
 FPS = 12.5
 

@@ -11,8 +11,9 @@ import pytest
 from independent import make_shards, render
 
 from shards import Dataset, InputError
+from shards.build.pool import Limits
 from shards.build.process_video import Processing
-from shards.build.run import Limits, build, prepare
+from shards.build.run import build, prepare
 from shards.build.scan import Found
 from shards.layouts import find
 from shards.video.encode import Encoding

@@ -148,7 +148,7 @@ def test_cropped_videos_keep_their_tags_and_give_the_same_bytes(tmp_path: Path, 
 
 
 def test_the_demo_and_the_rendered_set_have_multiples_of_16() -> None:
-    assert demo.VERSION == "demo-v2" and (motion.WIDTH, motion.HEIGHT) == (11 * 16, 9 * 16)
+    assert demo.VERSION == "demo-v3" and (motion.WIDTH, motion.HEIGHT) == (11 * 16, 9 * 16)
     assert (rendered.WIDTH, rendered.HEIGHT) == (21 * 16, 16 * 16)
 
 

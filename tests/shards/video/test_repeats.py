@@ -16,8 +16,8 @@ from shards import Dataset
 from shards.build.pool import Reject
 from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
+from shards.video.pictures import Repeats, find_repeats
 from shards.video.read import Rejected
-from shards.video.repeats import Repeats, find_repeats
 from shards.video.transcode import copy, transcode
 
 JHMDB = SHARED / "jhmdb"

@@ -1,8 +1,30 @@
-"""The figures of a result: a table for the terminal, and bars, a panel an objective."""
+"""What a result says: its head, from where and when the figures are; and the loader's figures as a table and as a chart.
 
+The head has the date, the command, and what a reader must know of the machine to compare figures.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchcodec",
+    "spdl-io",
+    "PyNvVideoCodec",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "accelerate",
+    "av",
+    "numpy",
+    "pyarrow",
+)
 COLOURS = {"ours": "#1b6ca8", "part": "#9cc3e0", "bare": "#c9c9c9", "peer": "#d9822b", "model": "#7a9e55"}
 PARTS = {
     "decode and crop": "decode",
@@ -12,6 +34,37 @@ PARTS = {
     "NVDEC and augmentation": "graph",
 }
 CUT = ("augmentation alone", "read and trim alone")  # may be so much faster that no other bar could be read
+
+
+def origin(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The head of a result. command: the script's path in the checkout; argv: its flags."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join([command, *argv]),
+        "machine": describe(),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """CPU, cores, GPU, memory, load, and the versions of those of PACKAGES that are installed."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")  # not imported for this alone
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_at_start": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "versions": versions,
+    }
 
 
 class Row(NamedTuple):
@@ -62,7 +115,7 @@ def rows(block: dict[str, Any]) -> list[Row]:
 
 def table(name: str, block: dict[str, Any]) -> str:
     """A block of the result as lines of text."""
-    lines = [f"{name}: {describe(block)}", f"  {'':42}{'clips/s':>9}{'CPU ms/clip':>13}"]
+    lines = [f"{name}: {summary(block)}", f"  {'':42}{'clips/s':>9}{'CPU ms/clip':>13}"]
     for row in rows(block):
         cpu = "" if row.cpu_ms_per_clip is None else f"{row.cpu_ms_per_clip:.4g}"
         lines.append(f"  {row.name:42}{row.clips_per_s:9.4g}{cpu:>13}  {row.note}".rstrip())
@@ -109,7 +162,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
         labels = [f"{row.clips_per_s:.3g}" + (" (bar cut)" if row.clips_per_s > limit else "") for row in one]
         panel.bar_label(bars, labels, padding=3, fontsize=8)
         panel.invert_yaxis()
-        panel.set_title(f"{name}: {describe(blocks[name])}", fontsize=9, loc="left")
+        panel.set_title(f"{name}: {summary(blocks[name])}", fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
         panel.set_xlim(0, limit * 1.15)
         panel.spines[["top", "right"]].set_visible(False)
@@ -120,7 +173,7 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def describe(block: dict[str, Any]) -> str:
+def summary(block: dict[str, Any]) -> str:
     """What was timed, in a line."""
     views, settings = block["views"], block["settings"]
     return (

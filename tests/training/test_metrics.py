@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.meter import Meter
+from training.metrics import Meter
 
 
 def test_scalars_are_averaged_and_parts_summed_before_they_are_divided() -> None:

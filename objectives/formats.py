@@ -1,12 +1,16 @@
-"""A trained objective in the formats of others: torchvision, timm, ONNX, torch.export, Hugging Face, the papers' authors.
+"""Files of others: a trained objective written for torchvision, timm, ONNX, torch.export or Hugging Face; authors' checkpoints.
 
-Each function writes `out` and returns a line that says what it is. Each raises InputError where the format cannot hold
-the objective, before anything is written.
+Each export writes `out` and returns a line that says what it is. Each raises InputError where the format cannot hold the
+objective, before anything is written. The authors' files are pickled (.pth.tar), but nothing in them is run;
+objectives/families.py says how their tensors are named.
 """
 
 import importlib
+import pickle
+import re
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import backbones
+import models
 from models.tcp import StackedResNet18
 from objectives import checkpoint
 from objectives.base import Objective
-from objectives.imports import families, write_file
-from objectives.origin import clip_layout, metadata, normalisation
+from objectives.checkpoint import metadata
+from objectives.families import FAMILIES
+from pipelines.views import clip_layout, normalisation
 from shards import InputError
 from shards.atomic import atomic_write
+from shards.documents import one_line_of
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 AGREEMENT = 1e-4  # largest difference of a feature, on one clip, from ours
@@ -33,8 +39,8 @@ def torchvision(objective: Objective, out: Path, step: int | None) -> str:
     ours = objective.encoder.state_dict()
     for name in TORCHVISION:
         with torch.device("meta"):
-            known = backbones.BACKBONES[name]
-            same = backbones.build(name, known.frames, known.size).state_dict()
+            known = models.BACKBONES[name]
+            same = models.build(name, known.frames, known.size).state_dict()
             whole = getattr(importlib.import_module("torchvision.models.video"), name)().state_dict()
         if _shapes(ours) != _shapes(same):
             continue
@@ -129,8 +135,8 @@ def huggingface(
 
 
 def authors(objective: Objective, out: Path, step: int | None) -> str:
-    """A file with the names of a paper's authors, for their code to load (see objectives.imports)."""
-    known = [kind for kind in families().values() if kind.objective == objective.name]
+    """A file with the names of a paper's authors, for their code to load (see objectives.families)."""
+    known = [kind for kind in FAMILIES.values() if kind.objective == objective.name]
     reasons = {kind.name: kind.no_export(objective.config) for kind in known}
     fitting = [kind for kind in known if not reasons[kind.name]]
     if not fitting:
@@ -215,3 +221,56 @@ tags: [video, self-supervised, {objective.name}]
 ## Licence
 {licence}
 {note}"""
+
+
+class _Ignored:
+    """Takes the place of NumPy's scalars and dtypes, in which the authors' loops left their best accuracy."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+_NUMPY = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")] + ["numpy.dtype"]
+
+
+def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A file's tensors, named without nn.DataParallel's "module.", and the numbers and texts with them (epoch, …).
+
+    Raises InputError where the file is not a checkpoint, or holds anything but tensors, numbers and texts.
+    """
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dict with a state_dict")
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(f"{path} has no tensors under state_dict")
+    if odd := [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]:
+        raise InputError(f"{path}: the state_dict holds what is not a tensor: {', '.join(odd)}")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    facts = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, int | float | str)}
+    return dict(state), facts
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    stand_ins: Any = [(_Ignored, name) for name in _NUMPY]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it names {named[1]}" if named else str(error).splitlines()[0]
+        raise InputError(
+            f"{path} is refused: {what}. Only tensors, numbers and texts are read; anything else could run code"
+        ) from error
+    except (RuntimeError, ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not a checkpoint that torch.save wrote: {one_line_of(error)}") from error
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], *, wrapped: bool) -> None:
+    """Write tensors as the authors' code does: {"epoch", "iteration", "best_acc", "state_dict"}, or bare."""
+    content = {"epoch": 0, "iteration": 0, "best_acc": 0.0, "state_dict": dict(tensors)}
+    torch.save(content if wrapped else dict(tensors), path)

@@ -1,1 +1,0 @@
-"""The two implementations of augmentation, DALI and NumPy, of the same ViewParams."""

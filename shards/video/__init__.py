@@ -1,1 +1,0 @@
-"""One video: read, measured, encoded."""
