@@ -30,7 +30,7 @@ SMALL = {  # steps, videos a step, and the method's flags that differ from --sma
     "dpc": (3000, 8, {"curriculum": (2000,)}),
     "memdpc": (14_000, 8, {}),
     "tcp": (4000, 16, {}),
-    "pace": (2500, 8, {}),
+    "pace": (5000, 8, {}),
     "vdim": (3000, 16, {"colour": "jitter", "downsample": 1}),
 }
 NEEDS_DATA = [recipe for recipe in RECIPES if recipe.stem != "small"]

@@ -100,8 +100,11 @@ def test_dalis_graphs_on_the_cpu_show_the_same_views(
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
     assert difference.mean() < 0.02
-    # each frame of each view on its own: another frame, box or flip would show
-    assert difference.mean((2, 4, 5)).max() < 0.025
+    # each frame of each view on its own: another frame, box or flip would show; the two scale a bar's sharp edges differently
+    assert difference.mean((2, 4, 5)).max() < 0.035
+    assert (found - expected.roll(1, 3)).abs().mean(
+        (2, 4, 5)
+    ).max() > 0.07  # as the frames of another time do
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}, {"cpu_share": 0.5}])
