@@ -9,24 +9,14 @@ import numpy as np
 from evaluation import metrics
 from evaluation.context import begin_processes, only_writer, write_json
 from evaluation.recognition import finetune, linear
-from evaluation.results import load
+from evaluation.results import hits_by_split, load, read_predictions, same_videos
 from evaluation.retrieval import retrieve
 from evaluation.settings import Curve, Finetune, Fuse, Linear, Retrieval, Supervised
 from evaluation.table import print_lines, row
 from shards import InputError
 from shards.atomic import WriterLock
-from shards.documents import check_numbers, read_arrays
 from training.log import read_metrics
 from training.processes import on_main
-
-PREDICTIONS = {
-    "key": "text M",
-    "label": "whole M",
-    "split": "text M",
-    "probabilities": "real S M C",
-    "random?": "real R M C",
-    "group?": "whole M",
-}
 
 
 def fuse(settings: Fuse) -> None:
@@ -35,12 +25,13 @@ def fuse(settings: Fuse) -> None:
         raise InputError(f"{' '.join(map(str, settings.results))}: name two results or more to fuse")
     lock = only_writer(settings.output)
     results = [load(folder) for folder in settings.results]
-    found = [_predictions(folder) for folder in settings.results]
+    found = [read_predictions(folder) for folder in settings.results]
     first = found[0]
-    for folder, other in zip(settings.results[1:], found[1:], strict=True):
-        same = all(np.array_equal(first[name], other[name]) for name in ("key", "label", "split"))
-        same = same and first["probabilities"].shape[2] == other["probabilities"].shape[2]
-        if not same or results[0]["data"]["fingerprint"] != load(folder)["data"]["fingerprint"]:
+    for folder, result, other in zip(settings.results[1:], results[1:], found[1:], strict=True):
+        if (
+            not same_videos(first, other)
+            or results[0]["data"]["fingerprint"] != result["data"]["fingerprint"]
+        ):
             raise InputError(f"{folder}: is of other videos or splits than {settings.results[0]}")
     # seeds of different networks are no pairs: each network's are averaged
     streams = [one["probabilities"].mean(0) for one in found]
@@ -52,13 +43,9 @@ def fuse(settings: Fuse) -> None:
         for name in kept
         if name in given and (name == "most_frequent" or "top1" in given[name])
     }
-    names = sorted(set(first["split"].tolist()))
-
-    groups = first.get("group", np.arange(len(first["label"])))
 
     def hits_of(p_MC: np.ndarray, k: int = 1) -> list[metrics.Hits]:
-        hit_M, of = metrics.hits(p_MC, first["label"], k), first["split"]
-        return [metrics.Hits(hit_M[of == name][None], groups[of == name]) for name in names]
+        return hits_by_split(first, p_MC[None], k)
 
     def scored(p_MC: np.ndarray, k: int) -> dict[str, Any]:
         return metrics.score(hits_of(p_MC, k)).as_dict()
@@ -87,15 +74,6 @@ def fuse(settings: Fuse) -> None:
     lines = [f"{name:24}{metrics.Score(**one)} %" for name, one in result["streams"].items()]
     lines.append(f"{'together':24}{metrics.Score(**result['scores']['top1'])} %")
     print_lines(*lines, str(settings.output / "result.json"))
-
-
-def _predictions(folder: Path) -> dict[str, np.ndarray]:
-    path, fix = folder / "predictions.npz", "linear, nonlinear and finetune leave predictions: evaluate again"
-    found = read_arrays(path, PREDICTIONS, fix)
-    if not all(value.size for value in found.values()):
-        raise InputError(f"{path}: holds no predictions; {fix}")
-    check_numbers(path, found["label"], found["probabilities"].shape[2], fix)
-    return found
 
 
 def curve(settings: Curve) -> None:

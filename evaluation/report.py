@@ -15,10 +15,10 @@ import numpy as np
 import objectives
 from evaluation import oops, pictures
 from evaluation.context import write_text
-from evaluation.results import BASELINES, load, results_below
+from evaluation.results import BASELINES
 from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
-from evaluation.table import row
+from evaluation.table import load_all, row
 from shards import Dataset, InputError
 from shards.build.first_use import data_folder
 from shards.documents import check_numbers, read_arrays, read_json, short
@@ -39,13 +39,12 @@ Plot = dict[str, str]
 
 def report(settings: Report) -> None:
     """Write the page."""
-    folders = results_below(settings.results)
-    results = [load(folder) for folder in folders]
+    results = load_all(settings.results)
     dataset = Dataset(data_folder(settings.data)) if settings.data else None
-    there = {(result["objective"], result["protocol"]) for result in results}
+    there = {(result["objective"], result["protocol"]) for result in results.values()}
     published = [(name, one) for name, method in objectives.available().items() for one in method.published]
-    sections = [_section(folder, one, dataset) for folder, one in zip(folders, results, strict=True)]
-    rows = [one for one in map(row, results) if one]
+    sections = [_section(folder, one, dataset) for folder, one in results.items()]
+    rows = [one for one in map(row, results.values()) if one]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

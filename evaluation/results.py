@@ -23,7 +23,20 @@ from evaluation.context import Context, write_arrays
 from evaluation.metrics import Hits, Labelled, Split
 from objectives import checkpoint
 from shards import InputError
-from shards.documents import TEXT, AllOf, AnyOf, Each, Is, number, one_of, problem, read_json, whole
+from shards.documents import (
+    TEXT,
+    AllOf,
+    AnyOf,
+    Each,
+    Is,
+    check_numbers,
+    number,
+    one_of,
+    problem,
+    read_arrays,
+    read_json,
+    whole,
+)
 from shards.several import prefixes
 from training.speed import machine
 from training.state import ROWS, read_rows
@@ -33,6 +46,15 @@ BASELINES = {
     "scratch": "from scratch",
     "handmade": "hand-made features",
     "size_length": "size and length",
+}
+
+PREDICTIONS = {
+    "key": "text M",
+    "label": "whole M",
+    "split": "text M",
+    "probabilities": "real S M C",
+    "random?": "real R M C",
+    "group?": "whole M",
 }
 
 _SCORE = AllOf(
@@ -235,6 +257,30 @@ def save_predictions(
     found |= {"key": np.array(context.dataset.keys(rows)), "label": labelled.labels[rows]}
     found |= {"split": np.concatenate([[o.split.name] * len(o.rows) for o in outcomes])}
     write_arrays(context.folder / "predictions.npz", group=labelled.groups[rows], **found)
+
+
+def read_predictions(folder: Path) -> dict[str, NDArray]:
+    """A result's predictions.npz. Raises InputError where it has none, or they cannot be."""
+    path, fix = folder / "predictions.npz", "linear, nonlinear and finetune leave predictions: evaluate again"
+    found = read_arrays(path, PREDICTIONS, fix)
+    if not all(value.size for value in found.values()):
+        raise InputError(f"{path}: holds no predictions; {fix}")
+    check_numbers(path, found["label"], found["probabilities"].shape[2], fix)
+    return found
+
+
+def same_videos(one: dict[str, NDArray], other: dict[str, NDArray]) -> bool:
+    """Whether predictions are of the same videos, splits and classes."""
+    alike = all(np.array_equal(one[name], other[name]) for name in ("key", "label", "split"))
+    return alike and one["probabilities"].shape[2] == other["probabilities"].shape[2]
+
+
+def hits_by_split(predictions: dict[str, NDArray], p_SMC: NDArray, k: int = 1) -> list[Hits]:
+    """Which of these videos are right, by every seed; of splits in the order of their names."""
+    label, split = predictions["label"], predictions["split"]
+    group = predictions.get("group", np.arange(len(label)))
+    hit_SM = np.stack([metrics.hits(p_MC, label, k) for p_MC in p_SMC])
+    return [Hits(hit_SM[:, split == name], group[split == name]) for name in np.unique(split)]
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.context import Context, write_json, write_text
-from evaluation.metrics import Score
-from evaluation.results import BASELINES, load, results_below
+from evaluation.metrics import Score, difference
+from evaluation.results import BASELINES, hits_by_split, load, read_predictions, results_below, same_videos
 from evaluation.settings import Table
 from shards import InputError
 
+PROBES = ("linear", "nonlinear", "attentive")
 MEASURES = {"top1": "top-1", "clips": "clips"}
 HEAD = ("model", "protocol", "data", "%", "class mean", *BASELINES.values(), "chance", "test videos")
 
@@ -123,6 +126,42 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def load_all(paths: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """The results in these folders, or in those inside them; probes beside training from scratch, where that is there too."""
+    found = {folder: load(folder) for folder in results_below(paths)}
+    _fill_scratch(found)
+    return found
+
+
+def _fill_scratch(results: dict[Path, dict[str, Any]]) -> None:
+    """Give each probe the baseline "scratch" from a fine-tuning of fresh weights in the same network, with the same
+    videos and labels, where there is one among the results: the best of several. Δ is paired.
+    """
+    trained: dict[str, tuple[Score, Path, str]] = {}
+    for folder, result in results.items():
+        one = row(result) if result["protocol"] == "finetune" else None
+        if one is None or result["settings"].get("label_fraction", 1) != 1:
+            continue
+        own, task = result["settings"].get("from_scratch", False), _task(result)
+        score = one.score if own else one.baselines.get("scratch")
+        if score and (task not in trained or score.value > trained[task][0].value):
+            trained[task] = score, folder, "probabilities" if own else "random"
+    for folder, result in results.items():
+        if result["protocol"] in PROBES and (best := trained.get(_task(result))):
+            score, there, name = best
+            ours, theirs = read_predictions(folder), read_predictions(there)
+            if name in theirs and same_videos(ours, theirs):
+                hits = hits_by_split(ours, ours["probabilities"]), hits_by_split(theirs, theirs[name])
+                beside = {"top1": score.as_dict(), "delta": difference(*hits).as_dict()}
+                result["baselines"] = result.get("baselines", {}) | {"scratch": beside}
+
+
+def _task(result: dict[str, Any]) -> str:
+    """What results have in common where one network is trained for the same: its config, the data, splits, and labels."""
+    same = (result["objective"], result.get("config"), result["data"]["fingerprint"], result["splits"])
+    return json.dumps([*same, result["settings"].get("permute_labels", False)], sort_keys=True)
+
+
 def finish(context: Context, result: dict[str, Any]) -> None:
     """Write a result and print what it says."""
     path = context.folder / "result.json"
@@ -165,8 +204,7 @@ def _lines(result: dict[str, Any]) -> Iterator[str]:
 
 def table(settings: Table) -> None:
     """Print the rows of results, and write them as asked."""
-    found = [load(folder) for folder in results_below(settings.results)]
-    sourced = [(one, result) for result in found for one in rows_of(result)]
+    sourced = [(one, result) for result in load_all(settings.results).values() for one in rows_of(result)]
     rows = [one for one, _ in sourced]
     if not rows:
         named = " ".join(map(str, settings.results))

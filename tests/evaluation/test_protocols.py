@@ -14,7 +14,7 @@ import torch
 
 import evaluate
 import objectives
-from evaluation import recognition
+from evaluation import handmade
 from evaluation.context import open_context
 from evaluation.model import Representation, channels, open_model
 from evaluation.settings import Linear
@@ -366,7 +366,7 @@ def test_features_made_by_hand_of_worked_clips() -> None:
     moving = np.stack([noise[:, 20 - 2 * t : 84 - 2 * t] for t in range(4)])
     rgb = np.stack([still, moving])[:, None, None].repeat(3, 2)  # (B, V, C, T, H, W)
     mean, std = (np.array(of)[:, None, None, None] for of in (colour.IMAGENET_MEAN, colour.IMAGENET_STD))
-    a, b = recognition.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
+    a, b = handmade.measure(torch.from_numpy((rgb - mean) / std).float()).numpy()
     assert a.shape == b.shape and np.isfinite(b).all()
     cells = a[:32].reshape(4, 8)
     assert np.allclose(cells[:, 0], 1) and np.allclose(cells[:, 1:], 0)  # all differences below 1/128
@@ -376,3 +376,12 @@ def test_features_made_by_hand_of_worked_clips() -> None:
     right = b[flow : flow + 32].reshape(4, 8)
     assert (right[:, 3:5].sum(1) > 0.8 * right.sum(1)).all()  # directions around 0
     assert b[flow + 34] == pytest.approx(2, abs=0.3)  # the median speed, pixels a frame
+
+
+def test_a_histogram_of_directions_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    angle, weight = rng.uniform(-np.pi, np.pi, (3, 5, 7)), rng.random((3, 5, 7))
+    angle[0, 0, :2] = -np.pi, np.pi
+    found = handmade._directions(angle, weight)
+    for one, a, w in zip(found, angle, weight, strict=True):
+        assert np.allclose(one, np.histogram(a, 8, (-np.pi, np.pi), weights=w)[0] / 35)

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import evaluate
-from evaluation.table import markdown, row
+from evaluation.table import load_all, markdown, row
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,10 @@ def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path
     flags = ["--data", data, "--cache", tmp_path / "cache", "--device", "cpu", "--folds", 2, "--seeds", 1]
     flags += ["--random-draws", 1]
     done = subprocess.run(
-        ["bash", ROOT / "recipes/evaluate.sh", tmp_path / "tables/mine", run, "--", *map(str, flags)],
+        [
+            *("bash", ROOT / "recipes/evaluate.sh", "--from-scratch", "2"),
+            *(tmp_path / "tables/mine", run, "--", *map(str, flags)),
+        ],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -85,11 +89,55 @@ def test_the_recipe_evaluates_every_run_and_writes_the_table(run, data, tmp_path
     assert [(one["protocol"], one["evaluated"], one["of"]) for one in rows] == [
         ("linear", 21, 21),
         ("retrieval", 21, 21),
+        ("finetune", 21, 21),
     ]
-    assert all(one["verdicts"]["random"] == "undecided" and len(one["from"]["weights"]) == 64 for one in rows)
+    probe, retrieval, scratch = rows
+    assert all(one["verdicts"]["random"] == "undecided" for one in (probe, retrieval))
+    assert all(len(one["from"]["weights"]) == 64 for one in rows)
     lines = (tmp_path / "tables/mine.md").read_text().splitlines()
-    assert len(lines) == 4 and lines[2].startswith("| tiny (dpc) | linear, top-1 | colours, fold1, fold2 |")
+    assert len(lines) == 5 and lines[2].startswith("| tiny (dpc) | linear, top-1 | colours, fold1, fold2 |")
     assert "21 of 21" in lines[3] and "R@1" in lines[3]
+
+    # training from scratch on the same labels is a column of the probe, with the paired difference, and of nothing else
+    assert probe["baselines"]["scratch"] == scratch["score"]
+    assert "scratch" not in retrieval["baselines"] and scratch["from"]["settings"]["steps"] == 2
+    results = tmp_path / "runs/evaluation/mine"
+    folds = []
+    ours, theirs = (
+        dict(np.load(results / name / "predictions.npz")) for name in ("linear-tiny", "scratch-tiny")
+    )
+    for fold in ("fold1", "fold2"):
+        of = ours["split"] == fold
+        right = [one["probabilities"][0, of].argmax(1) == one["label"][of] for one in (ours, theirs)]
+        folds.append(right[0].mean() - right[1].mean())
+    assert probe["delta"]["scratch"]["value"] == pytest.approx(np.mean(folds))
+
+
+def test_training_from_scratch_of_other_data_or_another_network_is_no_baseline(tmp_path) -> None:
+    def write(name: str, **changes: object) -> None:
+        content = result(0.5, 0.3) | {"checkpoint": name, "config": {"width": 1}} | changes
+        content["data"] = {"name": "set", "fingerprint": "0" * 64, "classes": ["a"]} | changes.get("data", {})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(content))
+        shown = {"probabilities": np.ones((1, 2, 1)), "key": np.array(["x", "y"]), "label": np.array([0, 0])}
+        np.savez(tmp_path / name / "predictions.npz", split=np.array(["split1"] * 2), **shown)
+
+    def fresh(name: str, **changes: object) -> None:
+        asked = {"from_scratch": True, "label_fraction": 1.0} | changes.pop("settings", {})
+        write(name, protocol="finetune", settings=asked, **changes)
+
+    write("probe")
+    fresh("other-network", config={"width": 2})
+    fresh("other-data", data={"fingerprint": "1" * 64})
+    fresh("few-labels", settings={"label_fraction": 0.5})
+    fresh("other-splits", splits={"split2": {}})
+    probe = load_all([tmp_path])[tmp_path / "probe"]
+    assert "scratch" not in probe["baselines"]
+    fresh("weaker", scores={"top1": score(0.1)})
+    fresh("the-one", scores={"top1": score(0.25)})
+    probe = load_all([tmp_path])[tmp_path / "probe"]
+    assert probe["baselines"]["scratch"]["top1"]["value"] == 0.25
+    assert probe["baselines"]["scratch"]["delta"]["value"] == 0  # all predictions are the same
 
 
 def test_the_recipe_says_how_it_is_used(tmp_path) -> None:
