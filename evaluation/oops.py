@@ -34,10 +34,7 @@ from shards import Dataset, InputError
 
 CLASSES = ("intentional", "transition", "unintentional")
 HOP = 0.25  # seconds from one window to the next, as in the data set's code
-SECONDS, PLACE = (
-    (3.2, 30.0),
-    (0.01, 0.99),
-)  # that code's filter: a video's length, and the failure's place in it
+SECONDS, PLACE = (3.2, 30.0), (0.01, 0.99)  # that code's filter: a video's length, and the failure's place
 WITHIN = (0.25, 1.0)  # seconds, of localisation
 
 
