@@ -55,10 +55,10 @@ def main(argv: list[str]) -> None:
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
-        on_main(lambda: save_flags(settings, run, objective))
         kinds = [Validation, Knn] if settings.knn_every else [Validation]
         evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
+            on_main(lambda: save_flags(settings, run, objective))
             on_main(lambda: record_start(settings, run, argv, trainer.step))
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
