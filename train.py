@@ -121,13 +121,14 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         "stride" in run.dataset.members[0].info["settings"]
     )  # else any --stride is as good, and nothing is said
     lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
-    if spec.padding == "error":
-        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
-        short = len(every) - len(run.rows)
-        if short:
-            lines += [
-                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
-            ]
+    every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+    if short := int((run.dataset.column("num_frames")[every] < spec.span).sum()):
+        fate = {
+            "error": "are left out (--padding repeat_last keeps them)",
+            "repeat_last": f"repeat their last frame (--min-frames {spec.span} leaves them out)",
+            "wrap": f"start over (--min-frames {spec.span} leaves them out)",
+        }[spec.padding]
+        lines += [f"{short} videos are shorter than a clip's {spec.span} frames and {fate}"]
     for one in run.dataset.members:
         if bad := len(one.quarantined()):
             lines += [f"{bad} videos are in quarantine: {one.path / QUARANTINE}"]
