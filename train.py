@@ -112,7 +112,9 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     ]
     if settings.small:
         changed = small_changes(type(objective))
-        lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+        lines += [
+            f"--small, where no other flag says otherwise (--no-small gives the paper's settings): {changed}"
+        ]
     if settings.init_from and not run.resumed and (remark := init_remark(objective, settings.init_from, run)):
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
