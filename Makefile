@@ -52,6 +52,6 @@ docs: .venv/test-$(CUDA)  ## the documentation site, into build/site
 	touch $@
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
-lock:  ## pin every package anew, with hashes (needs uv: pip install uv)
+lock:  ## pin the newest version of every package, with hashes (needs uv: pip install uv)
 	$(LOCK) --extra cu13 --extra dev --upgrade --output-file constraints-test.txt
 	$(LOCK) --extra cu13 --upgrade --constraint constraints-test.txt --output-file constraints.txt

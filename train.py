@@ -55,10 +55,10 @@ def main(argv: list[str]) -> None:
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
-        on_main(lambda: save_flags(settings, run, objective))
         kinds = [Validation, Knn] if settings.knn_every else [Validation]
         evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
+            on_main(lambda: save_flags(settings, run, objective))
             on_main(lambda: record_start(settings, run, argv, trainer.step))
             if accelerator.is_main_process:
                 tqdm.write(announce(settings, run, trainer))
@@ -112,7 +112,9 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     ]
     if settings.small:
         changed = small_changes(type(objective))
-        lines += [f"small settings, sized for a CPU (--no-small gives the paper's): {changed}"]
+        lines += [
+            f"--small, where no other flag says otherwise (--no-small gives the paper's settings): {changed}"
+        ]
     if settings.init_from and not run.resumed and (remark := init_remark(objective, settings.init_from, run)):
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
@@ -121,13 +123,14 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         "stride" in run.dataset.members[0].info["settings"]
     )  # else any --stride is as good, and nothing is said
     lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
-    if spec.padding == "error":
-        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
-        short = len(every) - len(run.rows)
-        if short:
-            lines += [
-                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
-            ]
+    every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+    if short := int((run.dataset.column("num_frames")[every] < spec.span).sum()):
+        fate = {
+            "error": "are left out (--padding repeat_last keeps them)",
+            "repeat_last": f"repeat their last frame (--min-frames {spec.span} leaves them out)",
+            "wrap": f"start over (--min-frames {spec.span} leaves them out)",
+        }[spec.padding]
+        lines += [f"{short} videos are shorter than a clip's {spec.span} frames and {fate}"]
     for one in run.dataset.members:
         if bad := len(one.quarantined()):
             lines += [f"{bad} videos are in quarantine: {one.path / QUARANTINE}"]

@@ -216,6 +216,13 @@ class TrainSampler(ShuffledSampler):
                 "the clips of a video stand in one batch"
             )
         rows, samples = np.asarray(rows, dtype=np.int64), batch_size // clips
+        if len(rows) < samples * world and spec.padding == "error":
+            short = int((dataset.column("num_frames") < spec.span).sum())
+            raise InputError(
+                f"a global batch of {samples * world} needs as many videos, and {len(rows)} are selected. {short} of the "
+                f"data set's {len(dataset)} videos are shorter than a clip's {spec.span} frames and left out: "
+                "--padding repeat_last keeps them, and --batch-size may be lower"
+            )
         window = dataset.window if window is None else window
         self._shards: NDArray[np.int64] | None = None
         shards, sizes = None, None

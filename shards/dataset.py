@@ -309,12 +309,11 @@ class Dataset:
     def _in_split(self, split: str, column: str) -> np.ndarray:
         named, _, value = split.rpartition(":")
         column = named or column
-        if column not in self._table.names:
-            raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
-        codes, there = self._table.codes(column)
+        codes, there = self._table.codes(column) if column in self._table.names else (np.zeros(0), [])
         if value not in there:
-            known = one_line_of(", ".join(self._splits()[:20]) or "none")
-            raise InputError(f"--split {split}: {self.source} has the splits {known}")
+            known = self._splits()[:20]
+            fix = f"it has {one_line_of(', '.join(known))}" if known else "it has none; leave --split out"
+            raise InputError(f"--split {split}: {self.source} has no such split: {fix}")
         return np.asarray(codes == there.index(value), dtype=bool)
 
     def _splits(self) -> list[str]:

@@ -37,7 +37,7 @@ class Arguments:
     """What the command line says."""
 
     family: tyro.conf.Positional[str]
-    """Whose file it is: see the list below."""
+    """Whose file it is: see Families above."""
     file: tyro.conf.Positional[Path]
     """The file, .pth.tar."""
     out: Path

@@ -33,23 +33,24 @@ class Settings:
     objective: str = "vdim"
     """The method. `--objective NAME --help` shows its flags."""
     data: tuple[Path, ...] | None = None
-    """A data set made by tools/make_shards.py, in a folder or behind s3://, gs://, https://; or a folder of videos, of
-    which one is made in the cache folder on first use; the rendered demo set by default. Several are trained on as one."""
+    """A data set made by tools/make_shards.py, in a folder or behind s3://, gs://, https://; or a folder of videos, whose
+    shards are made in the cache folder on first use; the rendered demo set by default. Several are trained on as one."""
     cache_gb: float | None = None
     """Size of the local cache of a remote data set, GB; 0: none, each clip is requested; $SLIPSTREAM_CACHE_GB, else 100, by default."""
     split: str | None = None
-    """Use only the rows of this split: train, or, where there are several, split1:train."""
+    """Use only the rows of this split: train, or, where there are several, split1:train. By default all rows, and of the
+    demo set train."""
     val_split: str | None = None
     """Validate on this split, without training-time augmentation; methods whose paper does so lower their learning
     rate where the loss on it no longer falls."""
     val_every: int = 1000
     """Steps between validations."""
     val_passes: int = 1
-    """Times that each video is looked at in a validation, with other draws each time; more make steadier figures."""
+    """Clips of each video in a validation, each at another place; more make steadier figures."""
     knn_every: int = 0
     """Steps between reports of how well nearest neighbours tell labelled videos apart; 0 is off. Training sees no label."""
     knn_split: str | None = None
-    """The videos that --knn-every classifies, by their neighbours among those that are trained on; the latter by default."""
+    """The videos that --knn-every classifies by their neighbours among the training videos; by default the training videos."""
     min_frames: int = 1
     """Leave out shorter videos. What happens to a video shorter than a clip: --padding."""
     steps: int = 0
@@ -64,11 +65,11 @@ class Settings:
     """Start from the weights of this run or checkpoint, such as an earlier stage of a curriculum; of another method's,
     from those of its encoder."""
     resume: str | None = None
-    """Go on with this run's folder, from its newest checkpoint and with its own flags. Without a value, with that of
-    --output, where one is begun if there is none yet, or with the newest run of this objective. Flags given besides count
-    where they change nothing of what is learned, such as --steps, --device and --keep; others are refused by name."""
+    """Continue the run in this folder, from its newest checkpoint and with its own flags. Without a value it is that of
+    --output, which begins if there is none, or else the newest run of this objective. Flags on the command line win where
+    they change nothing of what is learned, such as --steps, --device and --keep; any other that differs is an error."""
     config: Path | None = None
-    """A YAML file of flags (`lr: 0.001`), or a run's config.json. Flags that are given count more."""
+    """A YAML file of flags (`lr: 0.001`), or a run's config.json. Flags on the command line win."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     device: Device = "auto"

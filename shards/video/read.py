@@ -32,7 +32,7 @@ ANIMATED_BRANDS = ("hevc", "hevx", "msf1", "avis")
 
 IO_ERROR = "io_error"
 REASONS = {
-    "missing": "the annotations list it, the disk has not got it",
+    "missing": "the annotations list it, and it is not there",
     "unreadable": "the file cannot be opened or its folder not listed, or no container format is recognised in it",
     "no_video": "there is no video stream (audio, subtitles or cover art only)",
     "no_decoder": "the video's codec is not known to FFmpeg",

@@ -42,5 +42,9 @@ def test_a_command_imports_its_own_checkout(copy: Path, tmp_path: Path, command:
     assert (done.returncode, done.stderr.strip()) == (1, "the copy")
 
 
+def test_commands_run_as_their_pages_type_them() -> None:
+    assert [command for command in COMMANDS if not os.access(ROOT / command, os.X_OK)] == []
+
+
 def test_all_commands_are_looked_at() -> None:
     assert {"train.py", "evaluate.py", "tools/make_shards.py", "benchmarks/gpu_day.py"} <= set(COMMANDS)

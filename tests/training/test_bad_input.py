@@ -92,7 +92,13 @@ def test_videos_shorter_than_a_clip(tmp_path, other_data) -> None:
         *(*out_of(tmp_path), "--data", other_data),
     )
     assert done.status == 2 and len(done.said.strip().splitlines()) == 1, done.said
-    assert "0 are selected" in done.said and "--min-frames" in done.said
+    assert "0 are selected" in done.said and "--padding repeat_last" in done.said
+    assert not (tmp_path / "run" / "config.json").exists(), "the folder is taken, though nothing was begun"
+    again = train(
+        *("--objective", "vdim", "--small", "--batch-size", 2, "--steps", 1, "--padding", "repeat_last"),
+        *(*out_of(tmp_path), "--data", other_data),
+    )
+    assert again.status == 0 and "repeat their last frame" in again.said, again.said
 
 
 def test_resuming_with_another_data_set(tmp_path, data, other_data) -> None:
