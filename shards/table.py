@@ -3,7 +3,6 @@
 Ten million rows open in a second or two. A line of quarantine.jsonl is {key, reason}; new selections leave its rows out.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -34,7 +33,7 @@ from shards.schema import (
     checked,
     type_of,
 )
-from shards.storage import open_regular
+from shards.storage import open_regular, stamp
 
 HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 # texts that hardly repeat; any other is stored as a number a row
@@ -161,12 +160,6 @@ def write_table(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     table = pa.Table.from_pylist(list(rows), schema=schema)
     with atomic_write(folder / TABLE) as temporary:
         pq.write_table(table, temporary)
-
-
-def stamp(path: Path) -> dict[str, Any]:
-    """Length and sha256 of a file, as dataset.json states them."""
-    with open(open_regular(path), "rb") as handle:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 def publish(

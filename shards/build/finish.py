@@ -22,7 +22,8 @@ from shards.build.scan import Found, Member, Source
 from shards.documents import problem, write_json_lines
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, KEY, REJECTED, is_tar, read_description
-from shards.table import publish, stamp
+from shards.storage import stamp
+from shards.table import publish
 from shards.tar import Contents, Extent, Shard, places, read_extent, walk, write_index
 from shards.video.encode import Encoding
 from shards.video.mp4 import DecodeError, read_index

@@ -16,7 +16,8 @@ import numpy as np
 from shards.build.pool import Reject, in_order
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, TABLE, read_description
-from shards.table import Table, quarantined, stamp
+from shards.storage import stamp
+from shards.table import Table, quarantined
 from shards.tar import Contents, Extent, index_text, read_extent, tars_of, walk
 from shards.video.read import quiet
 
