@@ -1,10 +1,14 @@
 """The one error a command shows to its user as a single line, the checks that most often raise it, and damage."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any, TypeVar
+
+Command = TypeVar("Command")
 
 
 class InputError(ValueError):
@@ -45,6 +49,24 @@ def one_line(advice: str = "", place: Path | None = None, system: int = 1) -> It
         line, status = f"\nstopped{after}", 130
     print(line, file=sys.stderr)
     sys.exit(status)
+
+
+def command_line(kind: type[Command], **options: Any) -> Command:
+    """What tyro.cli makes of the command line; an InputError of `kind` itself is raised here, not printed in a frame."""
+    import tyro  # here, since workers need no command line
+
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(kind, **options)
+    except SystemExit as end:
+        under = end.__context__
+        while under:
+            if isinstance(under, InputError):
+                raise under from None
+            under = under.__context__
+        sys.stderr.write(complaint.getvalue())
+        raise
 
 
 def at_least(settings: object, least: int, *names: str) -> None:

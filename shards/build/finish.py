@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+from tqdm import tqdm
 
 from shards.atomic import atomic_write, sweep
 from shards.build.job import Job, Notes, check_same
-from shards.build.pool import Limits, Progress, Reject, in_order
+from shards.build.pool import Limits, Reject, in_order
 from shards.build.scan import Found, Member, Source
 from shards.documents import problem, write_json_lines
 from shards.errors import InputError
@@ -169,9 +170,7 @@ class _Task:
     encoding: Encoding
 
 
-def index_in_place(
-    found: Found, encoding: Encoding, limits: Limits | None = None, progress: Progress | None = None
-) -> Summary:
+def index_in_place(found: Found, encoding: Encoding, limits: Limits = Limits()) -> Summary:  # noqa: B008 (frozen)
     """Make the folder of WebDataset tars a data set; the tars stay as they are.
 
     A video suits when it is a member `mp4` with the codec of `encoding`, yuv420p, frames at a steady rate (that of
@@ -181,7 +180,7 @@ def index_in_place(
     """
     if found.layout != "webdataset":
         raise InputError(f"--in-place: the videos lie in files ({found.layout}), not in tars; leave it out")
-    folder, limits = _folder(found), limits or Limits()
+    folder = _folder(found)
     tasks = [_Task(source, source.member, encoding) for source in found.sources if source.member]
     twice = [key for key, count in Counter(task.member.key for task in tasks).items() if count > 1]
     if twice:
@@ -192,9 +191,10 @@ def index_in_place(
         if contents[tar].problem:
             raise InputError(f"--in-place: {tar} {contents[tar].problem}; fetch it again, or {MAKE_ANEW}")
     rows: dict[Path, list[dict[str, Any]]] = {tar: [] for tar in contents}
-    results = in_order(_facts, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
-    with closing(results):
-        for number, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
+    results = in_order(_facts, tasks, **vars(limits))
+    bar = tqdm(total=len(tasks), unit="video", desc=folder.resolve().name, dynamic_ncols=True)
+    with closing(results), bar:
+        for task, result in zip(tasks, results, strict=True):
             source, key = task.source, task.member.key
             if isinstance(result, Reject):
                 raise InputError(f"--in-place: {source.relative} does not suit: {result.detail}; {MAKE_ANEW}")
@@ -202,8 +202,7 @@ def index_in_place(
             row = {"key": key, "shard": source.path.name, "source": source.relative, "label": label}
             row |= {"label_name": source.label_name, "split": source.split}
             rows[source.path].append(result | row | places(contents[source.path].samples[key]))
-            if progress:
-                progress(number, len(tasks))
+            bar.update()
     shards = []
     for tar, some in rows.items():
         seen = stamp(tar)

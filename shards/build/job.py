@@ -35,20 +35,12 @@ _NOTE = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """Part `number` of `count`, from 1: every count-th shard."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """From "I/N". Raises InputError."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise InputError(f"--part {text}: give I/N with I from 1 to N, such as 3/16")
-        return cls(int(number), int(count))
+def part_of(text: str) -> slice:
+    """Which shards part "I/N" makes: every N-th, from the I-th. Raises InputError."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--part {text}: give I/N with I from 1 to N, such as 3/16")
+    return slice(int(number) - 1, None, int(count))
 
 
 @dataclass(frozen=True)
@@ -131,12 +123,11 @@ class Job:
     batches: list[range]  # the sources of each shard
     settings: dict[str, Any]  # of dataset.json; a restart must have the same
 
-    def shards(self, part: Part | None) -> range:
+    def shards(self, part: slice | None) -> range:
         """The shards of a part, or all of them."""
-        part = part or Part()
-        return range(part.number - 1, len(self.batches), part.count)
+        return range(len(self.batches))[part or slice(None)]
 
-    def unfinished(self, part: Part | None) -> list[int]:
+    def unfinished(self, part: slice | None) -> list[int]:
         again = self.unread
         return [one for one in self.shards(part) if one in again or not self.notes.is_finished(one)]
 
@@ -155,7 +146,7 @@ class Job:
         }
 
     @contextmanager
-    def locked(self, part: Part | None) -> Iterator[None]:
+    def locked(self, part: slice | None) -> Iterator[None]:
         """Be the only one to write a part of the job, or all of it (None), in a new folder or where it was cut off.
 
         Raises InputError when another process is at work on one of these shards, or the folder holds something

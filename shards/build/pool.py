@@ -36,7 +36,6 @@ ATTEMPTS = 2  # a process may be killed for the memory that another one took
 GIB = 2**30
 
 
-Progress = Callable[[int, int], None]  # (videos done, videos in all)
 MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
 
 

@@ -16,7 +16,7 @@ from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
 from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, check_rate, watched, write_video
-from shards.video.transcode import DISK_TROUBLE, Clip, copy, transcode
+from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
 
@@ -130,11 +130,16 @@ def _on_disk(task: Task) -> Iterator[Path]:
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
     encoding = processing.encoding
     name = uuid.uuid4().hex
-    into, damaged, stills = scratch / f"{name}.mp4", processing.keep_damaged, processing.keep_stills
-    keep: dict[str, Any] = {"into": into, "keep_damaged": damaged, "keep_stills": stills}
-    clip = copy(path, encoding, scratch, **keep) if processing.copy else None
-    clip = clip or transcode(path, encoding, scratch, **keep)
+    clip = transcode(
+        path,
+        encoding,
+        scratch,
+        into=scratch / f"{name}.mp4",
+        keep_damaged=processing.keep_damaged,
+        keep_stills=processing.keep_stills,
+        copy=processing.copy,
+    )
     if processing.flow is None:
         return clip
-    into = scratch / f"{name}.flow.mp4"
-    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch, into))
+    flow = flow_video(clip.data, processing.flow, encoding, scratch / f"{name}.flow.mp4")
+    return replace(clip, flow=flow)

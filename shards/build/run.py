@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from shards.build.finish import Summary, already_made, finish
-from shards.build.job import Job, Part, plan_job
-from shards.build.pool import Limits, Progress, Reject, in_order
+from shards.build.job import Job, plan_job
+from shards.build.pool import Limits, Reject, in_order
 from shards.build.process_video import Processing, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find, hold_out
@@ -63,10 +65,9 @@ def build(
     job: Job,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
-    part: Part | None = None,
-    progress: Progress | None = None,
+    part: slice | None = None,
 ) -> Summary | None:
-    """Make the data set of a job, or one part of its shards; None when a part is done.
+    """Make the data set of a job, or one part of its shards; None when a part is done. Draws a progress bar.
 
     Called again after a kill it continues with the first unfinished shard; shards that lack a video which the disk did
     not give, and now gives, are made again. A shard all of whose videos are rejected has no tar.
@@ -77,15 +78,23 @@ def build(
         return summary
     with job.locked(part):
         todo = job.unfinished(part)
-        total = job.videos(job.shards(part))
-        with closing(process_videos(job, todo, limits)) as results:
-            counted = _counted(results, total - job.videos(todo), total, progress)
+        with closing(process_videos(job, todo, limits)) as results, _bar(job, part, todo, results) as bar:
+            counted = iter(bar)
             for shard in todo:
                 make_shard(job, shard, counted)
         return finish(job.notes) if part is None else None
 
 
-def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress | None = None) -> Summary:
+def _bar(
+    job: Job, part: slice | None, todo: Sequence[int], results: Iterable[Clip | Reject] | None = None
+) -> "tqdm[Clip | Reject]":
+    """A progress bar; what an earlier run made says nothing about this one's speed, hence initial."""
+    total = job.videos(job.shards(part))
+    initial, name = total - job.videos(todo), job.notes.out.name
+    return tqdm(results, name, total, initial=initial, unit="video", dynamic_ncols=True)
+
+
+def build_on_ray(job: Job, address: str, limits: Limits) -> Summary:
     """Make the data set of a job on the Ray cluster at `address` ("auto", "local", host:port), a task a shard.
 
     A task takes limits.workers of the cluster's CPUs. The videos and the job's folder must have the same paths
@@ -94,22 +103,19 @@ def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress |
     """
     if summary := already_made(job):
         return summary
-    progress = progress or (lambda done, total: None)
     with _cluster(address) as ray, job.locked(None):
-        todo, total = job.unfinished(None), len(job.sources)
-        done = total - job.videos(todo)
-        progress(done, total)
+        todo = job.unfinished(None)
         shared = ray.put(job)
         make = ray.remote(num_cpus=limits.workers, max_retries=3)(_make_one_shard)
         running = {make.remote(shared, shard, limits): shard for shard in todo}
-        while running:
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            try:
-                ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
-            done += job.videos([running.pop(finished)])
-            progress(done, total)
+        with _bar(job, None, todo) as bar:
+            while running:
+                (finished,), _ = ray.wait(list(running), num_returns=1)
+                try:
+                    ray.get(finished)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.as_instanceof_cause() from None
+                bar.update(job.videos([running.pop(finished)]))
         return finish(job.notes)
 
 
@@ -156,7 +162,7 @@ def process_videos(job: Job, shards: Sequence[int], limits: Limits) -> Generator
         for shard in shards
         for i in job.batches[shard]
     )
-    results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+    results = in_order(process_video, tasks, **vars(limits))
     with closing(results):
         for result in results:
             unread = unread + 1 if isinstance(result, Reject) and result.reason == IO_ERROR else 0
@@ -187,17 +193,6 @@ def _samples(
             file.unlink()  # it is in the tar
 
 
-def _counted(
-    results: Iterable[Clip | Reject], done: int, total: int, progress: Progress | None
-) -> Iterator[Clip | Reject]:
-    if progress:
-        progress(done, total)
-    for number, result in enumerate(results, done + 1):
-        if progress:
-            progress(number, total)
-        yield result
-
-
 @dataclass(frozen=True)
 class DryRun:
     """videos and bytes: of the sources. splits: column → split → videos. size: bytes of the tars; seconds: with
@@ -213,7 +208,7 @@ class DryRun:
     seconds: float | None
 
 
-def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
+def dry_run(job: Job, limits: Limits, part: slice | None = None) -> DryRun:
     """Try the first few videos of a job, in the order of its shards, which is random. Writes no shard."""
     shards = job.shards(part)
     sources = [job.sources[i] for shard in shards for i in job.batches[shard]]
@@ -226,7 +221,7 @@ def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
     tried = sources[: max(TRIED, 2 * limits.workers)]
     with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
         tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in tried]
-        results = in_order(_timed, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+        results = in_order(_timed, tasks, **vars(limits))
         with closing(results):
             outcomes = list(results)
     made = [one for one in outcomes if isinstance(one, tuple)]

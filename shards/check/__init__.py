@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+from tqdm import tqdm
 
 from shards.build.pool import Reject, in_order
 from shards.errors import InputError
@@ -47,7 +48,6 @@ REPAIRABLE = (
     *("missing_row", "misplaced", "past_end"),
 )
 CHANGED = "the bytes are not those that were written"
-Progress = Callable[[int, int], None]  # (tars and videos done, in all)
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,8 @@ class _VideoFound:
     detail: str = ""
 
 
-def check(
-    folder: Path,
-    *,
-    fast: bool = False,
-    workers: int = 1,
-    timeout: float = 600.0,
-    progress: Progress | None = None,
-) -> Report:
-    """Compare a data set's description, table, tars, indexes and videos with each other.
+def check(folder: Path, *, fast: bool = False, workers: int = 1, timeout: float = 600.0) -> Report:
+    """Compare a data set's description, table, tars, indexes and videos with each other. Draws a progress bar.
 
     fast: do not decode. timeout: seconds for one video. Rows in quarantine.jsonl are not looked at again.
     Raises InputError when `folder` holds neither a table, nor a description, nor a tar.
@@ -150,12 +143,12 @@ def check(
     info = _description(folder, report)
     report.columns = columns = _table(folder, info, report)
     total = len(paths) + (len(columns) if columns else 0)
-    with ThreadPoolExecutor(workers) as pool:
+    bar = tqdm(total=total, unit="item", desc=folder.name, dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(workers) as pool:
         tars: dict[str, TarFound] = {}
         for tar in pool.map(examine_tar, paths):
-            if progress:
-                progress(len(tars), total)
             tars[tar.name] = tar
+            bar.update()
         _check_tars(tars, info, columns, report)
         if columns is None:
             return report
@@ -168,9 +161,9 @@ def check(
             pool.map(_examine, tasks) if fast else in_order(_examine, tasks, workers, timeout=timeout)
         )
         with closing(results):
-            for done, (row, result) in enumerate(zip(rows, results, strict=True), 1):
-                if progress:
-                    progress(total - len(rows) + done, total)
+            bar.update(total - len(paths) - len(rows))
+            for row, result in zip(rows, results, strict=True):
+                bar.update()
                 if isinstance(result, Reject):
                     report.add("undecodable", keys[row], result.detail, row)
                     continue

@@ -28,32 +28,30 @@ SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for
 
 @dataclass(frozen=True)
 class Encoding:
-    """How every video of a data set is encoded.
-
-    codec: h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder.
-    short_side: pixels; larger videos are scaled down to it, smaller ones are not scaled up.
-    fps: frames per second, resampled by time; None keeps every frame, at the stream's average rate.
-    gop: frames from one key frame to the next: the most a decoder reads for one frame. MJPEG: always 1.
-    crf: the codec's quality figure, lower is better; None is CRF[codec]; for mjpeg the quantiser, 2–31.
-    preset: speed against size, of x264 and x265.
-    tune: fastdecode, of x264 and x265, leaves out what is slow to decode (CABAC, the deblocking filter, weighted
-    prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
-    b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
-    (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
-    frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
-    multiple: pixels; width and height are multiples of it (shards.video.pictures.fitted says how). NVDEC reuses a decoder
-    only between videos whose sides are multiples of 16 (shards.video.pictures). 1: sides are even, nothing more.
-    """
+    """How every video of a data set is encoded. The figures that are None follow from the codec."""
 
     codec: Codec = "h264"
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = 256
-    fps: float | None = None
-    gop: int = 16
-    crf: int | None = None
-    preset: str = "medium"
-    tune: Tune = "fastdecode"
-    b_frames: int | None = None
+    """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
     multiple: int = 16
+    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
+    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
+    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
+    fps: float | None = None
+    """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
+    gop: int = 16
+    """Frames from one key frame to the next: random access decodes half of it for nothing, on average."""
+    crf: int | None = None
+    """Quality, lower is better and larger; when not given h264 23, hevc 25, vp9 32, mjpeg 4 (quantiser)."""
+    preset: str = "medium"
+    """Speed against size of h264 and hevc: ultrafast, superfast, veryfast, faster, fast, medium, slow, …"""
+    tune: Tune = "fastdecode"
+    """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
+    fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
+    b_frames: int | None = None
+    """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
+    they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
 
     def __post_init__(self) -> None:
         if self.codec not in CRF:
