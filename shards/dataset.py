@@ -18,7 +18,7 @@ from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
 from shards.storage import EndsEarly, LocalShards
-from shards.table import HEAD, Table, quarantine, quarantined
+from shards.table import Table, quarantine, quarantined
 from shards.tar import Excerpt, Parts
 from shards.video.mp4 import DecodeError, PacketIndex
 
@@ -183,11 +183,8 @@ class Dataset:
         """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
         if known := self._known.get((row, component)):
             return known
-        if f"{component}_gops" not in self._table.names:
-            return None
-        head = self.column(f"{component}_head")[row]
-        (sums,) = self._table.take(f"{component}_gops", np.array([row]))
-        if sums is None or np.isnan(head):
+        sums = self._table.text(f"{component}_gops", row)
+        if sums is None or np.isnan(head := self.column(f"{component}_head")[row]):
             return None
         parts = self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
         with self._lock:
@@ -222,15 +219,14 @@ class Dataset:
                     raise DamagedError(f"{self.path / shard}: {error}") from error
 
     def _unchanged(self, row: int, component: str, data: bytes) -> bytes:
-        heads = self._table.heads(component)
-        if heads is None or not heads[row] or hashlib.sha256(data).hexdigest()[:HEAD].encode() == heads[row]:
-            return data
-        raise DecodeError("not the bytes that were written (sha256)")
+        written = self._table.text("sha256" if component == "mp4" else f"{component}_sha256", row)
+        if written and hashlib.sha256(data).hexdigest() != written:
+            raise DecodeError("not the bytes that were written (sha256)")
+        return data
 
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
         """Part of a tar. What may pass is waited for, once a tar."""
-        pauses = iter(() if shard in self._gone else PAUSES)
-        again = True
+        pauses = [] if shard in self._gone else list(PAUSES)
         while True:
             try:
                 data = self._shards.read(shard, offset, size)
@@ -238,20 +234,18 @@ class Dataset:
                 return data
             except OSError as error:
                 self._shards.forget(shard)  # it may have been put back
-                place, said = self.path / shard, error.strerror or str(error)
                 if isinstance(error, EndsEarly):
-                    if not again:
-                        raise DamagedError(f"{place}: {said}") from error
-                    again = False
+                    del pauses[1:]
+                if pauses and error.errno not in _OWN_LACK:
+                    time.sleep(pauses.pop(0))
                     continue
-                pause = None if error.errno in _OWN_LACK else next(pauses, None)
-                if pause is None:
-                    # the folder is there, and lacks this one file
-                    if error.errno in _GONE and (self.path / DESCRIPTION).is_file():
-                        self._gone.add(shard)
-                        raise DamagedError(f"{place}: {said}") from error
-                    raise OSError(error.errno, said, str(place)) from error
-                time.sleep(pause)
+                place, said = self.path / shard, error.strerror or str(error)
+                # or the folder is there, and lacks this one file
+                absent = error.errno in _GONE and (self.path / DESCRIPTION).is_file()
+                if isinstance(error, EndsEarly) or absent:
+                    self._gone.add(shard)
+                    raise DamagedError(f"{place}: {said}") from error
+                raise OSError(error.errno, said, str(place)) from error
 
     def webdataset(self, rows: Sequence[int] | np.ndarray | None = None, **options: Any) -> Any:
         """webdataset's own reader of the tars (webdataset.WebDataset): dicts of __key__, mp4, json, cls, bytes each.

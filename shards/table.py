@@ -35,7 +35,6 @@ from shards.schema import (
 )
 from shards.storage import open_regular, stamp
 
-HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 # texts that hardly repeat; any other is stored as a number a row
 OF_EACH_ROW = ("key", "source", "sha256", "flow.mp4_sha256", "mp4_gops", "flow.mp4_gops")
 
@@ -73,7 +72,6 @@ class Table:
         self._arrow: dict[str, pa.ChunkedArray] = {}
         self._values: dict[str, np.ndarray] = {}
         self._codes: dict[str, Codes] = {}
-        self._heads: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -117,17 +115,9 @@ class Table:
             return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
         return list(self._read(name).take(pa.array(rows)).to_pylist())
 
-    def heads(self, component: str) -> np.ndarray | None:
-        """(rows,) bytes: the first HEAD digits of each row's sha256, of a video or its flow; None for any other."""
-        name = {"mp4": "sha256"}.get(component, f"{component}_sha256")
-        if name not in self._heads:
-            if name not in self.names:
-                return None
-            whole = self._read(name).cast(pa.binary()).fill_null(bytes(HEAD))
-            self._arrow.pop(name, None)
-            fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
-            self._heads[name] = np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
-        return self._heads[name]
+    def text(self, name: str, row: int) -> str | None:
+        """One row's text in a column of OF_EACH_ROW; None where it has none, or the table no such column."""
+        return self._read(name)[row].as_py() if name in self.names else None
 
     def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
         """(rows,) bool: whether a row's text is one of these."""

@@ -25,10 +25,10 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
 from shards.build.finish import UNLISTED, Summary, index_in_place
-from shards.build.job import Job, part_of
+from shards.build.job import part_of
 from shards.build.pool import MEMORY, Limits
 from shards.build.process_video import Processing
-from shards.build.run import DryRun, build, build_on_ray, dry_run, prepare
+from shards.build.run import build, build_on_ray, dry_run, prepare
 from shards.errors import command_line
 from shards.layouts import Layout, find, hold_out
 from shards.remote import url_of
@@ -185,7 +185,7 @@ def _run(arguments: Arguments, out: Path) -> None:
     if made_for:
         print(_suiting(made_for, encoding, stride))
     if arguments.dry_run:
-        _show(job, dry_run(job, limits, part), limits)
+        print(*dry_run(job, limits, part), sep="\n")
         return
     if arguments.ray is not None:
         summary: Summary | None = build_on_ray(job, arguments.ray, limits)
@@ -204,26 +204,6 @@ def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
         return line
     flag = f"--{(_suits(method).stride or '').replace('_', '-')}"
     return f"{line}; train.py then takes {flag} {stride} where none is given"
-
-
-def _show(job: Job, plan: DryRun, limits: Limits) -> None:
-    found = job.found
-    print(f"layout     {found.layout}")
-    print(f"videos     {plan.videos} files, {plan.bytes / 1e6:.1f} MB, in {plan.shards} shards")
-    unlabelled = sum(source.label_name is None for source in found.sources)
-    print(f"classes    {len(found.classes)}" + (f", {unlabelled} videos unlabelled" if unlabelled else ""))
-    for column, counts in plan.splits.items():
-        print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    for what in ("missing", "unlisted", "unreadable"):
-        if names := list(getattr(found, what)):
-            print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
-    print(
-        f"tried      {plan.tried} videos" + "".join(f", {n} {reason}" for reason, n in plan.rejected.items())
-    )
-    if plan.size is not None and plan.seconds is not None:
-        print(
-            f"expected   {plan.size / 1e6:.1f} MB in {plan.seconds / 60:.1f} minutes, {limits.workers} workers"
-        )
 
 
 def _report(out: Path, summary: Summary) -> None:

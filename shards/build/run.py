@@ -8,10 +8,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,50 +193,38 @@ def _samples(
             file.unlink()  # it is in the tar
 
 
-@dataclass(frozen=True)
-class DryRun:
-    """videos and bytes: of the sources. splits: column → split → videos. size: bytes of the tars; seconds: with
-    the limits' workers, from `tried` videos; both None when none of these became a sample."""
-
-    videos: int
-    bytes: int
-    shards: int
-    splits: dict[str, Counter[str]]
-    tried: int
-    rejected: Counter[str]
-    size: int | None
-    seconds: float | None
-
-
-def dry_run(job: Job, limits: Limits, part: slice | None = None) -> DryRun:
-    """Try the first few videos of a job, in the order of its shards, which is random. Writes no shard."""
-    shards = job.shards(part)
+def dry_run(job: Job, limits: Limits, part: slice | None = None) -> Iterator[str]:
+    """What a job would do, in lines; size and time from its first few videos, in the order of its shards: a random one."""
+    found, shards = job.found, job.shards(part)
     sources = [job.sources[i] for shard in shards for i in job.batches[shard]]
-    splits: dict[str, Counter[str]] = {}
+    sizes = [source.size for source in sources]
+    unlabelled = sum(source.label_name is None for source in found.sources)
+    yield f"layout     {found.layout}"
+    yield f"videos     {len(sources)} files, {sum(sizes) / 1e6:.1f} MB, in {len(shards)} shards"
+    yield f"classes    {len(found.classes)}" + (f", {unlabelled} videos unlabelled" if unlabelled else "")
+    splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for source in sources:
         for column, split in {"split": source.split, **source.columns}.items():
-            if isinstance(split, str):
-                splits.setdefault(column, Counter())[split] += 1
-    sizes = [source.size for source in sources]
+            splits[column].update([split] if isinstance(split, str) else [])
+    for column, counts in sorted(splits.items()):
+        if counts:
+            yield f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    for what in ("missing", "unlisted", "unreadable"):
+        if names := list(getattr(found, what)):
+            yield f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     tried = sources[: max(TRIED, 2 * limits.workers)]
     with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
         tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in tried]
-        results = in_order(_timed, tasks, **vars(limits))
-        with closing(results):
+        with closing(in_order(_timed, tasks, **vars(limits))) as results:
             outcomes = list(results)
-    made = [one for one in outcomes if isinstance(one, tuple)]
-    size = sum(size for size, _ in made)
-    share = sum(sizes) / max(1, sum(sizes[: len(tried)]))
-    return DryRun(
-        videos=len(sources),
-        bytes=sum(sizes),
-        shards=len(shards),
-        splits=dict(sorted(splits.items())),
-        tried=len(tasks),
-        rejected=Counter(one.reason for one in outcomes if isinstance(one, Reject)),
-        size=round(size * share) if size else None,
-        seconds=sum(seconds for _, seconds in made) * share / limits.workers if size else None,
-    )
+    rejected = Counter(one.reason for one in outcomes if isinstance(one, Reject))
+    yield f"tried      {len(tried)} videos" + "".join(f", {n} {reason}" for reason, n in rejected.items())
+    made = [one for one in outcomes if not isinstance(one, Reject)]
+    if any(size for size, _ in made):
+        share = sum(sizes) / max(1, sum(sizes[: len(tried)]))
+        size, seconds = (sum(values) * share for values in zip(*made, strict=True))
+        minutes = seconds / limits.workers / 60
+        yield f"expected   {size / 1e6:.1f} MB in {minutes:.1f} minutes, {limits.workers} workers"
 
 
 def _timed(task: Task) -> tuple[int, float] | Reject:

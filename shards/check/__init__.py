@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -103,8 +103,7 @@ def examine_tar(tar: Path) -> TarFound:
     return TarFound(tar.name, contents=contents, index=wrong, **stamp(tar))
 
 
-@dataclass(frozen=True)
-class _VideoTask:
+class _VideoTask(NamedTuple):
     """A row's video and flow, and what the table says of them; flow_sha256: None where it says nothing."""
 
     tar: Path
@@ -115,15 +114,6 @@ class _VideoTask:
     num_frames: int
     size: tuple[int, int]  # width, height
     decode: bool
-
-
-@dataclass(frozen=True)
-class _VideoFound:
-    """sha256 of the bytes that are there, and a kind of PROBLEMS with its detail, or ""."""
-
-    sha256: str
-    problem: str = ""
-    detail: str = ""
 
 
 def check(folder: Path, *, fast: bool = False, workers: int = 1, timeout: float = 600.0) -> Report:
@@ -167,9 +157,10 @@ def check(folder: Path, *, fast: bool = False, workers: int = 1, timeout: float 
                 if isinstance(result, Reject):
                     report.add("undecodable", keys[row], result.detail, row)
                     continue
-                same[result.sha256].append(row)
-                if result.problem:
-                    report.add(result.problem, keys[row], result.detail, row)
+                digest, *problem = result
+                same[digest].append(row)
+                if problem:
+                    report.add(problem[0], keys[row], problem[1], row)
     for first, *others_of_it in same.values():
         for row in others_of_it:
             report.add("duplicate", keys[row], f"the same bytes as {keys[first]}", row)
@@ -177,9 +168,6 @@ def check(folder: Path, *, fast: bool = False, workers: int = 1, timeout: float 
 
 
 def _description(folder: Path, report: Report) -> dict[str, Any]:
-    if not (folder / DESCRIPTION).is_file():
-        report.add("description", DESCRIPTION, "missing")
-        return {}
     try:
         return read_description(folder)
     except InputError as error:
@@ -189,10 +177,7 @@ def _description(folder: Path, report: Report) -> dict[str, Any]:
 
 def _table(folder: Path, info: dict[str, Any], report: Report) -> Table | None:
     path = folder / TABLE
-    if not path.is_file():
-        report.add("table", TABLE, "missing")
-        return None
-    if info.get("table") and stamp(path) != info["table"]:
+    if path.is_file() and info.get("table") and stamp(path) != info["table"]:
         report.add("table", TABLE, f"not the one that {DESCRIPTION} describes")
     try:
         columns = Table(path, len(info["classes"]) if info else None)
@@ -284,11 +269,14 @@ def _task(folder: Path, columns: Table, row: int, decode: bool) -> _VideoTask:
     )
 
 
-def _examine(task: _VideoTask) -> _VideoFound:
-    """Compare a row with its bytes, and, when asked to, with every frame they decode to."""
+def _examine(task: _VideoTask) -> tuple[str, ...]:
+    """Compare a row with its bytes, and, when asked to, with every frame they decode to.
+
+    Gives the sha256 of the bytes that are there, and then, where something is wrong, a kind of PROBLEMS and its detail.
+    """
     data, (width, height) = read_extent(task.tar, task.video), task.size
     digest = hashlib.sha256(data).hexdigest()
-    kind, changed = "undecodable", ("checksum", CHANGED) if digest != task.sha256 else None
+    kind, changed = "undecodable", ("checksum", CHANGED) if digest != task.sha256 else ()
     if task.flow and not changed:
         flow = read_extent(task.tar, task.flow)
         if task.flow_sha256 and hashlib.sha256(flow).hexdigest() != task.flow_sha256:
@@ -296,16 +284,16 @@ def _examine(task: _VideoTask) -> _VideoFound:
     try:
         if task.decode:
             frames, size = _count_frames(data)
-            if changed is None and (frames, size) != (task.num_frames, task.size):
+            if not changed and (frames, size) != (task.num_frames, task.size):
                 found = f"{frames} frames of {size} pixels decode, not {task.num_frames} of {task.size}"
-                return _VideoFound(digest, "frame_count", found)
-            if changed is None and task.flow:
+                return digest, "frame_count", found
+            if not changed and task.flow:
                 kind, expected = "flow", (task.num_frames, (width, 2 * height))
                 if (counted := _count_frames(flow)) != expected:
-                    return _VideoFound(digest, "flow", f"{counted} frames and pixels, not {expected}")
+                    return digest, "flow", f"{counted} frames and pixels, not {expected}"
     except (av.FFmpegError, ValueError, IndexError) as error:
-        return _VideoFound(digest, kind, str(error).splitlines()[0])
-    return _VideoFound(digest, *(changed or ()))
+        return digest, kind, str(error).splitlines()[0]
+    return digest, *changed
 
 
 def _count_frames(data: bytes) -> tuple[int, tuple[int, int]]:
