@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_json, short, whole
+from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_bytes, short, whole
 from shards.errors import InputError
 
 TABLE = "samples.parquet"
@@ -109,16 +109,13 @@ _CONTENT = {
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, with `settings` in any case. Raises InputError where it is not one."""
-    return _whole(read_json(folder / DESCRIPTION, _CONTENT, AGAIN))
+    return parse_description(read_bytes(folder / DESCRIPTION, AGAIN), str(folder / DESCRIPTION), AGAIN)
 
 
-def parse_description(content: bytes, name: str) -> dict[str, Any]:
+def parse_description(content: bytes, name: str, fix: str = "upload the data set again") -> dict[str, Any]:
     """The same of bytes that were fetched from `name`."""
-    return _whole(parse(content, _CONTENT, name, "upload the data set again"))
-
-
-def _whole(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"settings": content.get("settings") or {}}
+    found = parse(content, _CONTENT, name, fix)
+    return {**found, "settings": found.get("settings") or {}}
 
 
 REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
@@ -164,16 +161,13 @@ FACTS = {
 
 
 def check_columns(schema: pa.Schema, path: Path) -> None:
-    """Raise InputError unless a table has what every data set has, each column once and of its type."""
+    """Raise InputError unless a table has what every data set has, each column once."""
     names = list(schema.names)
     for name in names:
         if problem(name, TEXT) or names.count(name) > 1:
             raise InputError(f"{path}: column {short(name)} is there twice, or is no name; {REPAIR}")
     if missing := [name for name in REQUIRED if name not in names]:
         raise InputError(f"{path}: no column {missing[0]!r}; {REPAIR}")
-    for field in schema:
-        if _is_ours(field.name):
-            _check_type(field.name, field.type, path)
 
 
 def type_of(name: str, kind: pa.DataType) -> pa.DataType:

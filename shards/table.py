@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from shards.schema import (
     type_of,
 )
 from shards.storage import open_regular, stamp
+from shards.tar import Shard
 
 # texts that hardly repeat; any other is stored as a number a row
 OF_EACH_ROW = ("key", "source", "sha256", "flow.mp4_sha256", "mp4_gops", "flow.mp4_gops")
@@ -109,10 +110,7 @@ class Table:
         return self._codes[name]
 
     def take(self, name: str, rows: np.ndarray) -> list[str | None]:
-        """The texts of some rows, without making an object for any other."""
-        if self._is_coded(name):
-            codes, texts = self.codes(name)
-            return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
+        """The texts of some rows in a column of OF_EACH_ROW, without making an object for any other."""
         return list(self._read(name).take(pa.array(rows)).to_pylist())
 
     def text(self, name: str, row: int) -> str | None:
@@ -155,7 +153,7 @@ def write_table(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 def publish(
     out: Path,
     classes: Sequence[str],
-    shards: Sequence[dict[str, Any]],
+    shards: Iterable[Shard | None],
     settings: dict[str, Any],
     rejected: Sequence[dict[str, Any]] = (),
     *,
@@ -163,10 +161,11 @@ def publish(
 ) -> dict[str, Any]:
     """Write what makes the tars in `out` a data set; returns its description, the content of dataset.json.
 
-    shards: for each, `name`, `size` (bytes), `sha256` and its `rows`. The description is written last: a
-    folder that has one is complete.
+    shards: what write_shard made; None, which had no samples, is left out. The description is written last: a folder
+    that has one is complete.
     """
-    rows = [row for shard in shards for row in shard["rows"]]
+    there = [shard for shard in shards if shard]
+    rows = [row for shard in there for row in shard.rows]
     reasons = Counter(one["reason"] for one in rejected)
     write_json_lines(out / REJECTED, rejected)
     write_table(out, rows)
@@ -179,7 +178,7 @@ def publish(
         "settings": settings,
         "tools": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info, "pyarrow": pa.__version__},
         "table": stamp(out / TABLE),
-        "tars": {one["name"]: {"bytes": one["size"], "sha256": one["sha256"]} for one in shards},
+        "tars": {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in there},
     }
     write_json(out / DESCRIPTION, description)
     return description

@@ -126,7 +126,7 @@ class Shard:
     """A finished tar: its file name, bytes, sha256, and a table row per sample."""
 
     name: str
-    size: int
+    bytes: int
     sha256: str
     rows: list[dict[str, Any]]
 

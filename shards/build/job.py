@@ -12,7 +12,7 @@ from typing import Any
 from shards.atomic import WriterLock, lock_of, locked, sweep
 from shards.build.process_video import Processing
 from shards.build.scan import Found, Source
-from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole, write_json
+from shards.documents import SHA256, read_json, whole, write_json
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, REJECTED, TAR, safe_name
 from shards.tar import Shard
@@ -21,17 +21,18 @@ from shards.video.read import IO_ERROR
 LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
 OUTLINE = "job.json"
+_REJECT = {"source": str, "reason": str, "detail": str}
 _OUTLINE = {
     "settings": {"layout": str},
     "classes": [str],
     "shards": whole(0, 2**32),
-    "missing": [str],
     "unlisted": [str],
+    "absent": [_REJECT],
 }
-_SHARD = {"name": TAR, "size": whole(0), "sha256": SHA256, "rows": [dict]}
+_SHARD = {"name": TAR, "bytes": whole(0), "sha256": SHA256, "rows": [dict]}
 _NOTE = {
-    "shard": AnyOf(NOTHING, _SHARD),
-    "rejected": [{"source": str, "reason": str, "detail": str}],
+    "shard?": _SHARD,
+    "rejected": [_REJECT],
 }
 
 
@@ -107,7 +108,7 @@ class Notes:
         if note is None or note["shard"] is None:
             return note is not None
         tar = self.out / note["shard"]["name"]
-        whole_tar = tar.is_file() and tar.stat().st_size == note["shard"]["size"]
+        whole_tar = tar.is_file() and tar.stat().st_size == note["shard"]["bytes"]
         return whole_tar and tar.with_suffix(".idx").is_file()
 
 
@@ -159,8 +160,7 @@ class Job:
                 found = f"holds {strangers[0]} and no data set"
                 raise InputError(f"--out {out}: {found}; give an empty or a new folder")
         with notes.locked(None if part is None else self.shards(part)):
-            names = ("missing", "unlisted", "unreadable", "classes")
-            outline = {name: getattr(self.found, name) for name in names}
+            outline = {name: getattr(self.found, name) for name in ("unlisted", "absent", "classes")}
             notes.begin(outline | {"settings": self.settings, "shards": len(self.batches)})
             if self.unread:  # the tars change: until they have, this is no complete data set
                 (out / DESCRIPTION).unlink(missing_ok=True)

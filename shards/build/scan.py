@@ -75,6 +75,15 @@ class Found:
     unlisted: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def absent(self) -> list[dict[str, str]]:
+        """The rejects that no job has to try: missing and unreadable ones."""
+        why = f"in the annotations ({self.layout}), not on the disk"
+        absent = [{"source": name, "reason": "missing", "detail": why} for name in self.missing]
+        return absent + [
+            {"source": name, "reason": "unreadable", "detail": why} for name, why in self.unreadable.items()
+        ]
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
     publish(
         folder,
         max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones
-        [asdict(shard) for shard in shards],
+        shards,
         old.get("settings", {}),
         _old_rejects(folder),
         name=old.get("name") or folder.resolve().name,

@@ -74,9 +74,7 @@ def render(
                     raise RuntimeError(f"demo set: rendering {clip.key} failed: {result.detail}")
                 samples.append(result)
                 bar.update()
-            shard = write_shard(out, f"demo-{first // PER_SHARD:06d}", samples)
-            if shard is not None:
-                shards.append(asdict(shard))
+            shards.append(write_shard(out, f"demo-{first // PER_SHARD:06d}", samples))
     settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
     publish(out, CLASSES, shards, settings, name=name)
     return out
