@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +82,7 @@ class Dataset:
         return len(self._table)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._address, self._cache_gb, self._damaged)
+        return partial(Dataset, cache_gb=self._cache_gb, damaged=self._damaged), (self._address,)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
@@ -331,7 +332,3 @@ class Dataset:
             order = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
             share[order[: max(1, round(fraction * len(rows)))]] = True
         return share
-
-
-def _reopened(source: str, cache_gb: float | None, damaged: bool) -> Dataset:
-    return Dataset(source, cache_gb=cache_gb, damaged=damaged)

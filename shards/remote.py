@@ -58,9 +58,9 @@ class RemoteShards(LocalShards):
     def __init__(self, url: str, cache_gb: float | None = None) -> None:
         limit = _capacity(cache_gb)
         self.place, self.capacity = shown(url), limit or None
-        self._secrets = _secrets(url)
+        self._url = url
         self._ended = threading.Event()
-        self._files, self._base = self._filesystem(url)
+        self._files, self._base = filesystem(url)
         self._root = cache_folder() / "remote"
         self._cache = Cache(self._root, limit)
         folder, self._tars = self._fetch_table()
@@ -180,7 +180,9 @@ class RemoteShards(LocalShards):
                 stalls += isinstance(error, TimeoutError)
                 absent = isinstance(error, FileNotFoundError)
                 if absent or stalls == STALLS or attempt == ATTEMPTS:
-                    problem = f"nothing came for {SILENCE:g} s" if stalls == STALLS else self._line(error)
+                    problem = (
+                        f"nothing came for {SILENCE:g} s" if stalls == STALLS else said_of(error, self._url)
+                    )
                     raise _Failed(f"{self.place}/{name}", attempt, problem, absent) from error
             self._ended.wait(PAUSE * 2.0**attempt)
         raise AssertionError
@@ -234,29 +236,6 @@ class RemoteShards(LocalShards):
                 failed.args = (f"{self.place}: {found}",)
             raise
 
-    def _filesystem(self, url: str) -> tuple[Any, str]:
-        options: dict[str, Any] = {}
-        try:
-            if url.startswith("http"):
-                # aiohttp would end each answer after five minutes
-                timeout = importlib.import_module("aiohttp").ClientTimeout
-                silence = timeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-                options["client_kwargs"] = {"timeout": silence}
-            files, base = importlib.import_module("fsspec.core").url_to_fs(url, **options)
-        except ImportError as error:
-            fix = "pip install fsspec aiohttp s3fs (for gs:// gcsfs)"
-            raise InputError(f"--data {self.place}: {self._line(error)}; {fix}") from None
-        except ValueError as error:
-            fix = "give a folder, s3://, gs:// or https://"
-            raise InputError(f"--data {self.place}: {self._line(error)}; {fix}") from None
-        return files, base.rstrip("/")
-
-    def _line(self, error: Exception) -> str:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        for secret in self._secrets:
-            text = text.replace(secret, "…")
-        return text
-
 
 class _Failed(InputError):
     """A file that could not be fetched. problem: of the last try. absent: it is not there."""
@@ -285,13 +264,35 @@ def _pieces(there: Any, most: int) -> Iterator[bytes]:
         yield piece
 
 
-def _secrets(url: str) -> list[str]:
-    """What messages must not hold: the user's part of a URL, and in it the password, as written and decoded."""
-    user = re.match(r"[a-z][a-z0-9+.-]+://([^/@]*)@", url)
-    if not user:
-        return []
-    parts = (user[1], user[1].partition(":")[2])
-    return [f"{user[1]}@", *(text for part in parts if part for text in (part, unquote(part)))]
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Raises InputError where there is none, or not all it needs."""
+    options: dict[str, Any] = {}
+    try:
+        if url.startswith("http"):
+            # aiohttp would end each answer after five minutes
+            timeout = importlib.import_module("aiohttp").ClientTimeout
+            silence = timeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+            options["client_kwargs"] = {"timeout": silence}
+        files, base = importlib.import_module("fsspec.core").url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        fix = "give a folder, s3://, gs:// or https://"
+        fix = (
+            'pip install "slipstream[remote]" (for gs:// "slipstream[gcs]")'
+            if isinstance(error, ImportError)
+            else fix
+        )
+        raise InputError(f"{shown(url)}: {said_of(error, url)}; {fix}") from None
+    return files, base.rstrip("/")
+
+
+def said_of(error: Exception, url: str) -> str:
+    """The first line of what a library says of a URL, without the user's part of it and the password in that."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if user := re.match(r"[a-z][a-z0-9+.-]+://([^/@]*)@", url):
+        text = text.replace(f"{user[1]}@", "")
+        for part in filter(None, (user[1], user[1].partition(":")[2])):
+            text = text.replace(part, "…").replace(unquote(part), "…")
+    return text
 
 
 def _capacity(cache_gb: float | None) -> int:

@@ -195,13 +195,8 @@ def checked(name: str, column: pa.ChunkedArray, path: Path, classes: int | None 
         pattern, says = _PATTERNS[name]
         _check_all(name, _texts(column), lambda texts: pc.match_substring_regex(texts, pattern), says, path)
     elif name == "shard":
-        _check_all(
-            name,
-            _texts(column).unique(),
-            lambda texts: pa.array(map(is_tar, texts.to_pylist())),
-            TAR.says,
-            path,
-        )
+        tars = _texts(column).unique()
+        _check_all(name, tars, lambda texts: pa.array(map(is_tar, texts.to_pylist())), TAR.says, path)
     elif bounds := _bounds(name, classes):
         low, high = bounds
         _check_all(
@@ -242,14 +237,14 @@ def _is_ours(name: str) -> bool:
 
 
 def _check_type(name: str, kind: pa.DataType, path: Path) -> None:
-    expected, is_number = type_of(name, kind), pa.types.is_integer(kind)
+    expected, sound = type_of(name, kind), pa.types.is_integer(kind) or pa.types.is_null(kind)
     if pa.types.is_string(expected):
-        sound = _is_text(kind)
+        sound = _is_text(kind) or pa.types.is_null(kind)
     elif pa.types.is_floating(expected):
-        sound = is_number or pa.types.is_floating(kind)
-    else:
-        sound = is_number or (not _is_ours(name) and pa.types.is_boolean(kind))
-    if not sound and not pa.types.is_null(kind):
+        sound |= pa.types.is_floating(kind)
+    elif not _is_ours(name):
+        sound |= pa.types.is_boolean(kind)
+    if not sound:
         wanted = expected if _is_ours(name) else "text or numbers"
         raise InputError(f"{path}: column {name} holds {kind}, not {wanted}; {REPAIR}")
 

@@ -95,7 +95,7 @@ class Notes:
         """The note of a finished shard; None where there is none."""
         path = self.note(shard)
         fix = "remove it: its shard is made again"
-        return dict(read_json(path, _NOTE, fix)) if path.is_file() else None
+        return {"shard": None} | read_json(path, _NOTE, fix) if path.is_file() else None
 
     def unread(self, shard: int) -> list[str]:
         """Sources of a finished shard that the disk did not give."""
@@ -167,30 +167,6 @@ class Job:
             for shard in self.shards(part):
                 shutil.rmtree(notes.scratch(shard), ignore_errors=True)
             yield
-
-
-def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int, seed: int) -> Job:
-    """The job of making `found` into `out`: the order of the videos depends on `seed` and their names only."""
-    if per_shard < 1:
-        raise InputError(f"--per-shard {per_shard}: give 1 or more")
-    place = {
-        one.relative: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest() for one in found.sources
-    }
-    sources = sorted(found.sources, key=lambda one: place[one.relative])
-    # names, sizes and annotations: enough to notice other videos without reading them all again
-    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
-    settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
-    settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
-    starts = range(0, len(sources), per_shard)
-    return Job(
-        notes=Notes(out),
-        processing=processing,
-        found=found,
-        sources=sources,
-        keys=keys([source.relative for source in sources]),
-        batches=[range(start, min(start + per_shard, len(sources))) for start in starts],
-        settings=settings,
-    )
 
 
 def keys(relatives: Sequence[str]) -> list[str]:

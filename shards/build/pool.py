@@ -118,22 +118,19 @@ class _Ended(Exception):
     """Nobody waits for the results any longer."""
 
 
+@dataclass(eq=False)
 class _Worker:
     """A spawned process, begun when it is needed, that lives no longer than this one, however this one ends.
 
     ended: becomes readable when nobody waits for results any longer.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Any], Any],
-        timeout: float | None,
-        memory: float | None,
-        ended: Connection,
-    ) -> None:
-        self._function, self._timeout, self._memory, self._ended = function, timeout, memory, ended
-        self._process: Any = None
-        self._connection: Connection
+    function: Callable[[Any], Any]
+    timeout: float | None
+    memory: float | None
+    ended: Connection
+    _process: Any = None
+    _connection: Any = None
 
     def work(self, task: Any) -> Any:
         """The function's result, or a Reject. Raises what the function raises."""
@@ -143,9 +140,9 @@ class _Worker:
                 self._start()
             try:
                 self._connection.send(task)
-                if not self._answers(self._timeout):
+                if not self._answers(self.timeout):
                     self.end()
-                    return Reject("timeout", f"not done after {self._timeout:g} s")
+                    return Reject("timeout", f"not done after {self.timeout:g} s")
                 succeeded, value = self._connection.recv()
             except (EOFError, OSError):
                 cause = self._cause_of_death()
@@ -167,7 +164,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, far = context.Pipe()
         with far:
-            process = context.Process(target=_serve, args=(far, self._function, self._memory), daemon=True)
+            process = context.Process(target=_serve, args=(far, self.function, self.memory), daemon=True)
             process.start()
         self._process = process
         try:
@@ -181,8 +178,8 @@ class _Worker:
 
     def _answers(self, timeout: float | None) -> bool:
         """Whether the process says something in time. Raises _Ended, when it has ended the process."""
-        ready = wait([self._connection, self._ended], timeout)
-        if self._ended in ready:
+        ready = wait([self._connection, self.ended], timeout)
+        if self.ended in ready:
             self.end()
             raise _Ended
         return bool(ready)

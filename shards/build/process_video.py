@@ -15,7 +15,7 @@ from shards.build.scan import Member
 from shards.errors import InputError
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
-from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, check_rate, watched, write_video
+from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched, write_video
 from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
@@ -43,8 +43,10 @@ class Processing:
     def __post_init__(self) -> None:
         if not 0 <= self.keep_damaged <= 1:
             raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
-        if self.frames_fps is not None:
-            check_rate(self.frames_fps)
+        if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
+            raise InputError(
+                f"--frames-fps {self.frames_fps:g}: give frames per second, above 0 and at most 1000"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -119,10 +121,8 @@ def _on_disk(task: Task) -> Iterator[Path]:
         return
     with watched(task.path) as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
         tar.seek(task.member.offset)
-        left = task.member.size
-        while left and (piece := tar.read(min(left, 2**20))):
-            copied.write(piece)
-            left -= len(piece)
+        for left in range(task.member.size, 0, -(2**20)):
+            copied.write(tar.read(min(left, 2**20)))
         copied.flush()
         yield Path(copied.name)
 

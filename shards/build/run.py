@@ -3,6 +3,7 @@
 --dry-run: what a job would do, its size and time extrapolated from a few of its videos.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -11,14 +12,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from shards.build.finish import Summary, already_made, finish
-from shards.build.job import Job, plan_job
+from shards.build.job import Job, Notes, keys
 from shards.build.pool import Limits, Reject, in_order
 from shards.build.process_video import Processing, Task, process_video
 from shards.errors import InputError
@@ -50,6 +50,8 @@ def prepare(
 
     Raises InputError when the folder holds nothing usable, or the processing cannot be done here.
     """
+    if per_shard < 1:
+        raise InputError(f"--per-shard {per_shard}: give 1 or more")
     if processing.flow is not None:
         processing.flow.estimator()
     found = find(folder, layout, annotations, frames=processing.frames_fps is not None)
@@ -57,8 +59,24 @@ def prepare(
         found = hold_out(found, held_out)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"--out {out}: lies inside {folder}, where the videos are; give another --out")
-    job = plan_job(out, found, processing, per_shard=per_shard, seed=seed)
-    return job if held_out is None else replace(job, settings=job.settings | {"hold_out": held_out})
+    sources = sorted(
+        found.sources, key=lambda one: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest()
+    )
+    # names, sizes and annotations: enough to notice other videos without reading them all again
+    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
+    settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
+    settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
+    return Job(
+        notes=Notes(out),
+        processing=processing,
+        found=found,
+        sources=sources,
+        keys=keys([source.relative for source in sources]),
+        batches=[
+            range(len(sources))[start : start + per_shard] for start in range(0, len(sources), per_shard)
+        ],
+        settings=settings if held_out is None else settings | {"hold_out": held_out},
+    )
 
 
 def build(

@@ -16,8 +16,7 @@ from typing import Any
 
 import av
 from av.video.frame import PictureType
-
-from shards.errors import InputError
+from PIL import Image
 
 WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file is not a sample
 UNANNOUNCED = "an unannounced number"
@@ -49,8 +48,6 @@ REASONS = {
     "unexpected": "an error that this list does not foresee; the detail names it",
 }
 IMAGE = re.compile(r"(?!flow).*\.(jpe?g|png)", re.IGNORECASE)  # TSN keeps flow_x_… and flow_y_… beside img_…
-_MAGIC = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
-_FASTEST = 1000.0
 
 
 class Rejected(Exception):
@@ -288,12 +285,6 @@ def _plausible(rate: Fraction | None) -> Fraction | None:
     return rate.limit_denominator(100_000) if rate and 0.01 <= rate <= 1000 else None
 
 
-def check_rate(fps: float) -> None:
-    """Raises InputError for what is no frame rate."""
-    if not 0 < fps <= _FASTEST:
-        raise InputError(f"--frames-fps {fps:g}: give frames per second, above 0 and at most {_FASTEST:g}")
-
-
 def images(folder: Path) -> list[Path]:
     """The pictures in a folder in the order of the numbers in their names: frame2 comes before frame10."""
     names = [one for one in folder.iterdir() if IMAGE.fullmatch(one.name) and not one.name.startswith(".")]
@@ -315,15 +306,11 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
     with av.open(str(into), "w", format="avi") as file:
         stream, kind = None, None
         for number, path in enumerate(frames):
-            with watched(path) as picture:
-                data = picture.read()
-            codec = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+            data, codec, (width, height) = _picture(path)
             kind = kind or codec
-            if codec is None or codec != kind:
-                what = "no JPEG or PNG" if codec is None else "not of the first picture's kind"
-                raise Rejected("damaged", f"{path.name}: {what}")
+            if codec != kind:
+                raise Rejected("damaged", f"{path.name}: not of the first picture's kind")
             if stream is None:
-                width, height = _size(data, codec, path.name)
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = file.add_mux_stream(codec, rate=rate, width=width, height=height)
                 stream.time_base = 1 / rate
@@ -334,10 +321,12 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
             file.mux(packet)
 
 
-def _size(data: bytes, codec: str, name: str) -> tuple[int, int]:
-    decoder: Any = av.CodecContext.create(codec, "r")
+def _picture(path: Path) -> tuple[bytes, str, tuple[int, int]]:
+    """A picture's bytes, FFmpeg's name of its codec, width and height."""
+    with watched(path) as handle:
+        data = handle.read()
     try:
-        frames = decoder.decode(av.Packet(data)) or decoder.decode(None)
-        return frames[0].width, frames[0].height
-    except (av.FFmpegError, IndexError) as error:
-        raise Rejected("damaged", f"{name}: no picture decodes") from error
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            return data, "png" if picture.format == "PNG" else "mjpeg", picture.size
+    except Exception as error:  # Pillow has many for a damaged file
+        raise Rejected("damaged", f"{path.name}: no JPEG or PNG") from error
