@@ -69,19 +69,25 @@ def command_line(kind: type[Command], **options: Any) -> Command:
         raise
 
 
+def require(settings: object, *rules: tuple[str, bool, str]) -> None:
+    """Raise InputError, naming the flag, for the first (field, whether it is right, what to give) that is not right."""
+    for name, right, advice in rules:
+        if not right:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name)}: {advice}")
+
+
 def at_least(settings: object, least: int, *names: str) -> None:
     """Raise InputError, naming the flag, for the first of these fields that is not a finite number ≥ `least`."""
     for name in names:
-        value = getattr(settings, name)
-        if not least <= value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        right = least <= getattr(settings, name) < float("inf")
+        require(settings, (name, right, f"must be at least {least}"))
 
 
 def above(settings: object, least: int, *names: str) -> None:
     """Raise InputError, naming the flag, for the first of these fields that is not a finite number > `least`."""
     for name in names:
-        if not least < (value := getattr(settings, name)) < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be above {least}")
+        right = least < getattr(settings, name) < float("inf")
+        require(settings, (name, right, f"must be above {least}"))
 
 
 def new_or_empty(folder: Path, name: str) -> None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, w
 from shards import InputError, one_line
 from shards.build.finish import UNLISTED, Summary, index_in_place
 from shards.build.job import part_of
-from shards.build.pool import MEMORY, Limits
+from shards.build.pool import Limits
 from shards.build.process_video import Processing
 from shards.build.run import build, build_on_ray, dry_run, prepare
 from shards.errors import command_line
@@ -85,12 +85,9 @@ class Arguments:
     """Videos in a tar; about 1 GB is customary. It is also the unit of work that a restart keeps."""
     seed: int = 0
     """Of the order of the videos over the shards."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes, each with one video at a time; as many as there are cores when not given."""
-    timeout: float | None = None
-    """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
-    memory: float = MEMORY
-    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory."""
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(
+        default_factory=lambda: Limits(len(os.sched_getaffinity(0)), timeout=None)
+    )
     part: str | None = None
     """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
     ray: str | None = None
@@ -148,7 +145,7 @@ def _index_in_place(arguments: Arguments) -> None:
     found = find(arguments.src, arguments.layout, arguments.annotations)
     if arguments.hold_out is not None:
         found = hold_out(found, arguments.hold_out)
-    limits = Limits(arguments.workers, arguments.timeout or TIMEOUT, arguments.memory)
+    limits = _limits(arguments, TIMEOUT)
     summary = index_in_place(found, arguments.encoding, limits)
     _report(found.sources[0].path.parent, summary)
 
@@ -158,9 +155,7 @@ def _run(arguments: Arguments, out: Path) -> None:
     if part is not None and arguments.ray is not None:
         raise InputError("--part and --ray: each divides the work; give one of them")
     flow = None if arguments.flow is None else Flow(arguments.flow, arguments.flow_limit)
-    usual = TIMEOUT if flow is None else TIMEOUT_WITH_FLOW
-    timeout = usual if arguments.timeout is None else arguments.timeout
-    limits = Limits(arguments.workers, timeout, arguments.memory)
+    limits = _limits(arguments, TIMEOUT if flow is None else TIMEOUT_WITH_FLOW)
     encoding, made_for = arguments.encoding, arguments.made_for
     stride = _suits(made_for).stride_at(encoding.fps) if made_for else None
     job = prepare(
@@ -195,6 +190,11 @@ def _run(arguments: Arguments, out: Path) -> None:
         print(f"{out}: part {arguments.part} is done; when all are, tools/merge_shards.py {out}")
     else:
         _report(out, summary)
+
+
+def _limits(arguments: Arguments, timeout: float) -> Limits:
+    """What the command line says; `timeout` seconds where it names none."""
+    return replace(arguments.limits, timeout=arguments.limits.timeout or timeout)
 
 
 def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from shards.errors import InputError
+from shards.errors import require
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -36,28 +36,28 @@ ATTEMPTS = 2  # a process may be killed for the memory that another one took
 GIB = 2**30
 
 
-MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What one machine gives to the work; none of it changes a byte of a video that is made.
-
-    workers: processes, each with one video at a time. timeout: seconds a video may take; memory: GiB a worker may
-    allocate. A video beyond either is rejected.
-    """
+    """What one machine gives to the work; none of it changes a byte of a video that is made."""
 
     workers: int = 1
+    """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = 1800.0
-    memory: float | None = MEMORY
+    """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
+    memory: float | None = 1.0
+    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory. 8K H.264 takes a third."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"--workers {self.workers}: give 1 or more")
-        if self.timeout is not None and self.timeout <= 0:
-            raise InputError(f"--timeout {self.timeout:g}: give seconds, more than 0")
-        if self.memory is not None and self.memory < 0.25:
-            raise InputError(f"--memory {self.memory:g}: a worker does not start with less than 0.25 GiB")
+        require(
+            self,
+            ("workers", self.workers >= 1, "give 1 or more"),
+            ("timeout", self.timeout is None or self.timeout > 0, "give seconds, more than 0"),
+            (
+                "memory",
+                self.memory is None or self.memory >= 0.25,
+                "a worker does not start with less than 0.25 GiB",
+            ),
+        )
 
 
 @dataclass(frozen=True)

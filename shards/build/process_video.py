@@ -12,7 +12,7 @@ from typing import Any
 
 from shards.build.pool import Reject
 from shards.build.scan import Member
-from shards.errors import InputError
+from shards.errors import InputError, require
 from shards.video.encode import Encoding
 from shards.video.flow import Flow, flow_video
 from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched, write_video
@@ -41,12 +41,12 @@ class Processing:
     frames_fps: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_damaged <= 1:
-            raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
-        if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
-            raise InputError(
-                f"--frames-fps {self.frames_fps:g}: give frames per second, above 0 and at most 1000"
-            )
+        rate = self.frames_fps is None or 0 < self.frames_fps <= 1000
+        require(
+            self,
+            ("keep_damaged", 0 <= self.keep_damaged <= 1, "give a share from 0 to 1"),
+            ("frames_fps", rate, "give frames per second, above 0 and at most 1000"),
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import av
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-from shards.errors import InputError
+from shards.errors import require
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 
@@ -54,36 +54,25 @@ class Encoding:
     they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
 
     def __post_init__(self) -> None:
-        if self.codec not in CRF:
-            raise InputError(f"--codec {self.codec}: not one of {', '.join(CRF)}")
-        side, multiple, fps = self.short_side, self.multiple, self.fps
-        low, high = CRF_RANGE[self.codec]
-        for right, problem in (
-            (side >= 16, f"--short-side {side}: no decoder takes less than 16 pixels"),
-            (
-                multiple == 1 or (multiple % 2 == 0 and 2 <= multiple <= 64),
-                f"--multiple {multiple}: give an even number from 2 to 64, or 1 for none",
-            ),
-            (
-                side >= multiple,
-                f"--short-side {side}: is less than --multiple {multiple}; give a larger side or --multiple 1",
-            ),
-            (
-                fps is None or 0.1 <= fps <= 1000,
-                f"--fps {fps}: give frames per second between 0.1 and 1000, or leave it out",
-            ),
-            (1 <= self.gop <= 1000, f"--gop {self.gop}: give 1 to 1000 frames"),
-            (low <= self.quality <= high, f"--crf {self.crf}: {self.codec} takes {low} to {high}"),
-            (self.preset in PRESETS, f"--preset {self.preset}: not one of {', '.join(PRESETS)}"),
-            (self.tune in get_args(Tune), f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}"),
-            (0 <= self.b_frames_in_a_row <= 15, f"--b-frames {self.b_frames}: give 0 to 15 in a row"),
-            (
-                not self.b_frames or self.codec == "h264",
-                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}",
-            ),
-        ):
-            if not right:
-                raise InputError(problem)
+        require(self, ("codec", self.codec in CRF, f"not one of {', '.join(CRF)}"))
+        multiple, (low, high) = self.multiple, CRF_RANGE[self.codec]
+        even = multiple == 1 or (multiple % 2 == 0 and 2 <= multiple <= 64)
+        larger = f"is less than --multiple {multiple}; give a larger side or --multiple 1"
+        rate = "give frames per second between 0.1 and 1000, or leave it out"
+        b_frames = not self.b_frames or self.codec == "h264"
+        require(
+            self,
+            ("short_side", self.short_side >= 16, "no decoder takes less than 16 pixels"),
+            ("multiple", even, "give an even number from 2 to 64, or 1 for none"),
+            ("short_side", self.short_side >= multiple, larger),
+            ("fps", self.fps is None or 0.1 <= self.fps <= 1000, rate),
+            ("gop", 1 <= self.gop <= 1000, "give 1 to 1000 frames"),
+            ("crf", low <= self.quality <= high, f"{self.codec} takes {low} to {high}"),
+            ("preset", self.preset in PRESETS, f"not one of {', '.join(PRESETS)}"),
+            ("tune", self.tune in get_args(Tune), f"not one of {', '.join(get_args(Tune))}"),
+            ("b_frames", 0 <= self.b_frames_in_a_row <= 15, "give 0 to 15 in a row"),
+            ("b_frames", b_frames, f"of h264 only; leave it out with --codec {self.codec}"),
+        )
 
     @property
     def quality(self) -> int:
