@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -296,13 +297,10 @@ def said_of(error: Exception, url: str) -> str:
 
 
 def _capacity(cache_gb: float | None) -> int:
-    flag, text = "--cache-gb", str(cache_gb)
+    flag, size = "--cache-gb", str(cache_gb)
     if cache_gb is None:
-        flag, text = "SLIPSTREAM_CACHE_GB", os.environ.get("SLIPSTREAM_CACHE_GB") or str(DEFAULT_GB)
-    try:
-        capacity = float(text) * 1e9
-    except ValueError:
-        capacity = -1.0
-    if not 0 <= capacity < float("inf"):
-        raise InputError(f"{flag} {text}: give the size of the local cache in GB, or 0 for none")
-    return int(capacity)
+        flag, size = "SLIPSTREAM_CACHE_GB", os.environ.get("SLIPSTREAM_CACHE_GB") or str(DEFAULT_GB)
+    with suppress(ValueError):
+        if 0 <= float(size) < float("inf"):
+            return int(float(size) * 1e9)
+    raise InputError(f"{flag} {size}: give the size of the local cache in GB, or 0 for none")

@@ -53,11 +53,15 @@ COLUMNS = pa.schema(
         *[(f"{name}_{what}", kind) for name in ("mp4", "flow.mp4") for what, kind in PARTS.items()],
     ]
 )
-ONLY_WHEN_USED = (
-    *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
-    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
-    *(f"{name}_{what}" for name in ("mp4", "flow.mp4") for what in PARTS),
-)
+REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
+WITHOUT_NULLS = (*REQUIRED, "fps")
+WRITTEN = (
+    *WITHOUT_NULLS,
+    "label_name",
+    "source",
+    "json_offset",
+    "json_size",
+)  # any other one only when it is used
 
 AGAIN = "make the shards again, or fetch the data set again"
 REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
@@ -118,8 +122,6 @@ def parse_description(content: bytes, name: str, fix: str = "upload the data set
     return {**found, "settings": found.get("settings") or {}}
 
 
-REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
-WITHOUT_NULLS = (*REQUIRED, "fps")
 BOUNDS: dict[str, tuple[float, float]] = {
     "num_frames": (1, 2**24),
     "width": (1, 2**15),

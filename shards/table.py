@@ -24,11 +24,11 @@ from shards.errors import InputError
 from shards.schema import (
     COLUMNS,
     DESCRIPTION,
-    ONLY_WHEN_USED,
     QUARANTINE,
     REJECTED,
     REPAIR,
     TABLE,
+    WRITTEN,
     check_columns,
     checked,
     type_of,
@@ -143,8 +143,8 @@ class Table:
 
 def write_table(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `samples.parquet` from rows that have COLUMNS' names; optional columns only when used."""
-    unused = {name for name in ONLY_WHEN_USED if all(row.get(name) is None for row in rows)}
-    schema = pa.schema([column for column in COLUMNS if column.name not in unused])
+    used = {name for row in rows for name in row if row[name] is not None}
+    schema = pa.schema([column for column in COLUMNS if column.name in used.union(WRITTEN)])
     table = pa.Table.from_pylist(list(rows), schema=schema)
     with atomic_write(folder / TABLE) as temporary:
         pq.write_table(table, temporary)

@@ -51,13 +51,12 @@ class Processing:
     @property
     def settings(self) -> dict[str, Any]:
         """As dataset.json tells it."""
-        settings = self.encoding.settings() | {"copy": self.copy}
-        settings |= {"keep_damaged": self.keep_damaged, "keep_stills": self.keep_stills}
+        settings = self.encoding.settings()
+        settings |= {name: getattr(self, name) for name in ("copy", "keep_damaged", "keep_stills")}
         settings["flow"] = self.flow.algorithm if self.flow else None
-        settings |= {"flow_limit": self.flow.limit} if self.flow else {}
-        settings |= {"for": self.made_for} if self.made_for else {}
-        settings |= {"frames_fps": self.frames_fps} if self.frames_fps else {}
-        return settings | ({"stride": self.stride} if self.stride else {})
+        more = {"flow_limit": self.flow and self.flow.limit, "for": self.made_for}
+        more |= {"frames_fps": self.frames_fps, "stride": self.stride}
+        return settings | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)

@@ -189,15 +189,6 @@ def _are_frames(files: list[str]) -> bool:
     return any(IMAGE.fullmatch(name) for name in shown) and all(NOT_VIDEOS.fullmatch(name) for name in shown)
 
 
-def has_videos(folder: Path) -> bool:
-    """Whether a file below the folder can be a video, by its name; hidden files, and those in hidden folders, are not."""
-    return any(
-        path.is_file() and not NOT_VIDEOS.fullmatch(path.name)
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
 def _not_a_file(path: Path) -> str:
     """Why a path is nothing to read from; "" for a file."""
     try:
