@@ -4,11 +4,9 @@ import errno
 import hashlib
 import json
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +26,7 @@ _log = logging.getLogger(__name__)
 # seconds between tries at a tar that cannot be read: a server that comes back, a folder that is mounted again
 PAUSES = (0.1, 0.3, 0.7, 1.4)
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR)  # no regular file of that name
-_MOST_PARTS = 2**26  # bytes of memory: the indexes of some 4,000 videos of 300 frames
+_MOST_PARTS = 128  # videos whose index stays in memory: 16 KB for one of 300 frames
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
 Result = TypeVar("Result")
 
@@ -65,8 +63,7 @@ class Dataset:
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._gone: set[str] = set()  # tars that were waited for in vain
-        self._known: OrderedDict[tuple[int, str], Parts] = OrderedDict()
-        self._known_bytes, self._lock = 0, threading.Lock()
+        self._parts = lru_cache(_MOST_PARTS)(self._read_parts)
         self._table = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
@@ -180,21 +177,12 @@ class Dataset:
         begin, end = parts.range(first, last)
         return self._checked(row, component, begin, end - begin, lambda data: parts.excerpt(begin, data))
 
-    def _parts(self, row: int, component: str) -> Parts | None:
-        """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
-        if known := self._known.get((row, component)):
-            return known
+    def _read_parts(self, row: int, component: str) -> Parts | None:
+        """How parts of a row's file are read; None where it is read whole."""
         sums = self._table.text(f"{component}_gops", row)
         if sums is None or np.isnan(head := self.column(f"{component}_head")[row]):
             return None
-        parts = self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
-        with self._lock:
-            if (row, component) not in self._known:
-                self._known[row, component] = parts
-                self._known_bytes += parts.nbytes
-            while self._known_bytes > _MOST_PARTS:
-                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
-        return parts
+        return self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
 
     def _checked(
         self, row: int, component: str, begin: int, size: int | None, check: Callable[[bytes], Result]

@@ -251,13 +251,6 @@ class Parts:
             raise DecodeError(f"the table has checksums of {len(expected) - 1} GOPs of {len(bounds) - 1}")
         return cls(index, bounds, tuple(expected[1:]))
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes, about."""
-        index = self.index
-        arrays = (index.offsets, index.sizes, index.numbers, index.keys, index.ranks, self.bounds)
-        return sum(array.nbytes for array in arrays) + 40 * len(self.sums) + 1000
-
     def range(self, first: int, last: int) -> tuple[int, int]:
         """The bytes (begin, end) of the GOPs that hold the packets from `first` to `last`."""
         begin, end = np.searchsorted(self.index.gops, [first, last], side="right")

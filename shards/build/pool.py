@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -84,24 +83,20 @@ def in_order(
     """
     resource_tracker.ensure_running()  # its start would unblock SIGINT in the thread that starts the first process
     ended, end = multiprocessing.Pipe(duplex=False)
-    crew = [_Worker(function, timeout, memory, ended) for _ in range(workers)]
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in crew:
-        idle.put(worker)
+    crew: list[_Worker] = []
+    own = threading.local()  # each thread has a worker
 
-    def work(task: Task) -> Any:
-        worker = idle.get()
-        try:
-            return worker.work(task)
-        finally:
-            idle.put(worker)
+    def begin() -> None:
+        # a process inherits its thread's mask: Ctrl-C is for the parent to handle, with one line
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        own.worker = _Worker(function, timeout, memory, ended)
+        crew.append(own.worker)
 
-    # a process inherits its thread's mask: Ctrl-C is for the parent to handle, with one line
-    threads = ThreadPoolExecutor(workers, "pool", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
+    threads = ThreadPoolExecutor(workers, "pool", begin)
     waiting: deque[Future[Any]] = deque()
     try:
         for task in tasks:
-            waiting.append(threads.submit(work, task))
+            waiting.append(threads.submit(lambda task: own.worker.work(task), task))
             while len(waiting) == AHEAD * workers or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
