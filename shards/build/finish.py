@@ -245,7 +245,7 @@ def _facts(task: tuple[Source, Member, Encoding]) -> dict[str, Any] | Reject:
             ):
                 if differs:
                     return Reject("unsuited", why)
-            unlike = unlike_house(container, stream, rate, encoding, tally)
+            unlike = unlike_house(stream, rate, encoding, tally)
             if unlike or tally.unsound or tally.frames != indexed:
                 sound = f"{tally.sound} of {indexed} frames decode soundly"
                 return Reject(

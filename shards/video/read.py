@@ -179,13 +179,12 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
     return _plausible(stream.average_rate) or _plausible(stream.guessed_rate) or Fraction(25)
 
 
-def decoded(
-    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, tally: Tally
-) -> Iterator[av.VideoFrame]:
+def decoded(stream: av.VideoStream, rate: Fraction, tally: Tally) -> Iterator[av.VideoFrame]:
     """Every frame, up to the end or the first error, which is noted in `tally`; every frame has a time.
 
     Raises Rejected when the frames are encrypted, MemoryError when FFmpeg gets no memory: neither is damage.
     """
+    container: Any = stream.container
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.time_base is not None:
@@ -209,9 +208,7 @@ def decoded(
         tally.error = message(error)
 
 
-def _decoded_fraction(
-    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally
-) -> tuple[str, float | None]:
+def _decoded_fraction(stream: av.VideoStream, tally: Tally) -> tuple[str, float | None]:
     """What the container announces, in words, and how much of it came sound; None when it announces nothing."""
     # a clip cut without encoding keeps frames before its start, which no player shows
     announced = stream.frames - tally.discarded - tally.repeats
@@ -221,6 +218,7 @@ def _decoded_fraction(
     first = tally.first or 0.0
     # Matroska counts no frames, but its muxers note the time at which each track ends
     end, came = _noted_end(stream), tally.end
+    container: Any = stream.container
     kind = container.format.name.split(",")[0]
     if end is None and container.duration and kind in ("matroska", "flv", "asf"):
         # the end of the whole file, its sound's included: compare with where any stream's data end
@@ -231,14 +229,12 @@ def _decoded_fraction(
     return f"{end - first:.2f} s announced ({covered:.2f} s came)", share * covered / (end - first)
 
 
-def check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally, keep_damaged: float
-) -> float | None:
+def check_whole(stream: av.VideoStream, tally: Tally, keep_damaged: float) -> float | None:
     """The share of what the container announces that came. Raises Rejected below `keep_damaged`.
 
     When the container announces nothing, an error on the way is what counts; keep_damaged 0 keeps that too.
     """
-    announced, fraction = _decoded_fraction(container, stream, tally)
+    announced, fraction = _decoded_fraction(stream, tally)
     unknown = announced == UNANNOUNCED and tally.error and keep_damaged > 0
     if unknown or (fraction is not None and fraction < keep_damaged):
         then = f", then: {tally.error}" if tally.error else ""

@@ -75,14 +75,14 @@ def transcode(
             if not keep_stills:
                 check_no_still(container)
             stream, path, tally = largest_video(container), Path(folder) / "clip.mp4", Tally()
-            made = make(source, container, stream, encoding, tally, path)
+            made = make(source, stream, encoding, tally, path)
             if made is None:
                 continue
             written, rate = made
             if not keep_stills:
                 check_no_still(container, tally.frames)
             seen = {
-                "decoded_fraction": check_whole(container, stream, tally, keep_damaged),
+                "decoded_fraction": check_whole(stream, tally, keep_damaged),
                 "source_codec": stream.codec_context.name,
                 "source_width": stream.width,
                 "source_height": stream.height,
@@ -97,19 +97,14 @@ def transcode(
 
 
 def _encoded(
-    source: Path | bytes,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    encoding: Encoding,
-    tally: Tally,
-    path: Path,
+    source: Path | bytes, stream: av.VideoStream, encoding: Encoding, tally: Tally, path: Path
 ) -> tuple[Written, Fraction]:
     """Encode the frames into `path`; gives what was written, and its frames a second."""
     stream.codec_context.thread_count = 1
     own_rate = frame_rate(stream)
-    repeats = find_repeats(source, container, stream)
+    repeats = find_repeats(source, stream)
     tally.repeats = repeats.count if stream.frames else 0
-    frames = upright(decoded(container, stream, own_rate, tally), encoding, stream.sample_aspect_ratio)
+    frames = upright(decoded(stream, own_rate, tally), encoding, stream.sample_aspect_ratio)
     if encoding.fps is None:
         rate = repeats.rate(own_rate)
     else:
@@ -125,12 +120,7 @@ def _encoded(
 
 
 def _copied(
-    source: Path | bytes,
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    encoding: Encoding,
-    tally: Tally,
-    path: Path,
+    source: Path | bytes, stream: av.VideoStream, encoding: Encoding, tally: Tally, path: Path
 ) -> tuple[Written, Fraction] | None:
     """Put the encoded frames themselves into `path`; None when they are not as `encoding` asks.
 
@@ -140,16 +130,16 @@ def _copied(
     cropped. The new file is decoded whole.
     """
     rate = frame_rate(stream)
-    if not _suits(stream, rate, encoding) or find_repeats(source, container, stream).count:
+    if not _suits(stream, rate, encoding) or find_repeats(source, stream).count:
         return None
     try:
-        if not _remux(container, stream, rate, path, tally):
+        if not _remux(stream, rate, path, tally):
             return None
     except av.FFmpegError:
         return None  # the way over the frames will tell what is wrong with it
     with av.open(str(path), "r") as remuxed:
         decoding = Tally()
-        unlike = unlike_house(remuxed, remuxed.streams.video[0], rate, encoding, decoding, copied=True)
+        unlike = unlike_house(remuxed.streams.video[0], rate, encoding, decoding, copied=True)
     if unlike or decoding.unsound or decoding.frames != tally.frames:
         return None
     return Written(tally.frames, stream.width, stream.height), rate
@@ -175,9 +165,7 @@ def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
     )
 
 
-def _remux(
-    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, path: Path, tally: Tally
-) -> bool:
+def _remux(stream: av.VideoStream, rate: Fraction, path: Path, tally: Tally) -> bool:
     """Write the packets, frame n at n / rate, and count them.
 
     False when there are none, the source's times are not steady, or a frame comes more than one early.
@@ -186,6 +174,7 @@ def _remux(
     count = last_key = 0
     # PyAV tells whether frames are reordered, not how deep: with one ahead dts stays below pts, unless in a pyramid
     ahead = 1 if stream.codec_context.has_b_frames else 0
+    container: Any = stream.container
     with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
         copied = target.add_stream_from_template(stream, opaque=True)
         copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
@@ -217,12 +206,7 @@ def _remux(
 
 
 def unlike_house(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    rate: Fraction,
-    encoding: Encoding,
-    tally: Tally,
-    copied: bool = False,
+    stream: av.VideoStream, rate: Fraction, encoding: Encoding, tally: Tally, copied: bool = False
 ) -> str:
     """What makes a file another than our encoder would write, all of it decoded; "" where nothing does.
 
@@ -231,7 +215,7 @@ def unlike_house(
     stream.codec_context.thread_count = 1
     start: Fraction | None = None
     last_key, b_frames, size = -1, 0, (stream.width, stream.height)
-    for n, frame in enumerate(decoded(container, stream, rate, tally)):
+    for n, frame in enumerate(decoded(stream, rate, tally)):
         assert frame.pts is not None and frame.time_base is not None
         time = frame.pts * frame.time_base
         start = time if start is None else start

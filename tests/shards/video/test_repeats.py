@@ -125,7 +125,7 @@ def test_chunks_of_odd_size_that_were_not_filled_up_are_followed(tmp_path: Path)
         b"RIFF" + struct.pack("<I", 0) + b"AVI " + b"LIST" + struct.pack("<I", len(inside)) + inside
     )
     with av.open(str(_as_stored_film(tmp_path / "other.avi"))) as container:
-        found = find_repeats(path, container, container.streams.video[0])
+        found = find_repeats(path, container.streams.video[0])
     assert found == Repeats(coded=3, count=4, trailing=1)
 
 
