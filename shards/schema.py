@@ -4,7 +4,6 @@ A data set may come from anybody. Nothing that it says becomes a path, an offset
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,32 +190,22 @@ def checked(name: str, column: pa.ChunkedArray, path: Path, classes: int | None 
     expected = type_of(name, column.type)
     if column.type not in (expected, pa.dictionary(pa.int32(), pa.string())):
         column = column.cast(expected)
-    if name in WITHOUT_NULLS and column.null_count:
-        _check_all(name, column, lambda values: pc.is_valid(values), "a value", path)
+    checks = [(column, pc.is_valid(column), "a value")] if name in WITHOUT_NULLS else []
     if name in _PATTERNS:
-        pattern, says = _PATTERNS[name]
-        _check_all(name, _texts(column), lambda texts: pc.match_substring_regex(texts, pattern), says, path)
+        (pattern, says), texts = _PATTERNS[name], _texts(column)
+        checks.append((texts, pc.match_substring_regex(texts, pattern), says))
     elif name == "shard":
         tars = _texts(column).unique()
-        _check_all(name, tars, lambda texts: pa.array(map(is_tar, texts.to_pylist())), TAR.says, path)
+        checks.append((tars, pa.array(map(is_tar, tars.to_pylist())), TAR.says))
     elif bounds := _bounds(name, classes):
         low, high = bounds
-        _check_all(
-            name,
-            column,
-            lambda values: pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)),
-            f"from {low:g} to {high:g}",
-            path,
-        )
+        inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
+        checks.append((column, inside, f"from {low:g} to {high:g}"))
+    for values, sound, says in checks:  # nulls pass, unless they are what is looked for
+        if (place := pc.index(sound, False).as_py()) >= 0:
+            value = short(values[place].as_py())
+            raise InputError(f"{path}: column {name}: {value} is not {says}; {REPAIR}")
     return column
-
-
-def _check_all(name: str, values: Any, test: Callable[[Any], Any], says: str, path: Path) -> None:
-    """Raise InputError that names the first value that fails the test; nulls pass."""
-    failing = pc.index(test(values), False).as_py()
-    if failing >= 0:
-        value = short(values[failing].as_py())
-        raise InputError(f"{path}: column {name}: {value} is not {says}; {REPAIR}")
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -1,7 +1,6 @@
 """Indexes, table and description rebuilt from the tars, which stay as they are."""
 
 import hashlib
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +46,8 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
     old, classes = _old_description(folder), _classes(shards)
     for name in (TABLE, DESCRIPTION):
         if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
-            _keep(folder / name)
+            with atomic_write(folder / f"{name}{KEPT}") as temporary:
+                shutil.copyfile(folder / name, temporary)
     publish(
         folder,
         max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones
@@ -57,16 +57,6 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         name=old.get("name") or folder.resolve().name,
     )
     return sum(len(shard.rows) for shard in shards), lost
-
-
-def _keep(path: Path) -> None:
-    """Give a file a second name. The first stays until the file is replaced, or a full disk would lose the settings."""
-    kept = path.with_name(f"{path.name}{KEPT}")
-    try:
-        os.link(path, kept)
-    except OSError:  # a file system without links
-        with atomic_write(kept) as temporary:
-            shutil.copyfile(path, temporary)
 
 
 def _rows(path: Path, seen: TarFound, lost: list[str]) -> list[dict[str, Any]]:
