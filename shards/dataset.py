@@ -296,15 +296,12 @@ class Dataset:
             raise InputError(f"--split {split}: {self.source} has no column {column!r}; leave --split out")
         codes, there = self._table.codes(column)
         if value not in there:
-            known = one_line_of(", ".join(self._splits()[:20]) or "none")
+            columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
+            splits = [(name, text) for name in columns for text in self._table.codes(name).texts]
+            names = [text if name == "split" else f"{name}:{text}" for name, text in splits[:20]]
+            known = one_line_of(", ".join(names) or "none")
             raise InputError(f"--split {split}: {self.source} has the splits {known}")
         return np.asarray(codes == there.index(value), dtype=bool)
-
-    def _splits(self) -> list[str]:
-        """What `select` takes as split."""
-        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
-        named = [(name, value) for name in columns for value in self._table.codes(name)[1]]
-        return [value if name == "split" else f"{name}:{value}" for name, value in named]
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         if not 0 < fraction <= 1:

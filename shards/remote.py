@@ -155,7 +155,7 @@ class RemoteShards(LocalShards):
         with self._opened(shard) as there, open(to, "r+b", opener=not_through_a_link) as here:
             for piece in _pieces(there, expected["bytes"]):
                 if self._ended.is_set():
-                    raise _Ended
+                    raise InterruptedError("the data set was closed")
                 try:
                     here.write(piece)
                 except OSError as error:
@@ -175,12 +175,12 @@ class RemoteShards(LocalShards):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return fetch()
-            except (_Ended, _OwnDisk):
+            except _OwnDisk:
                 raise
             except Exception as error:  # each protocol's library has errors of its own
                 stalls += isinstance(error, TimeoutError)
                 absent = isinstance(error, FileNotFoundError)
-                if absent or stalls == STALLS or attempt == ATTEMPTS:
+                if absent or stalls == STALLS or attempt == ATTEMPTS or self._ended.is_set():
                     problem = (
                         f"nothing came for {SILENCE:g} s" if stalls == STALLS else said_of(error, self._url)
                     )
@@ -249,10 +249,6 @@ class _Failed(InputError):
 
 class _OwnDisk(OSError):
     """The cache cannot be written: no fault of the network."""
-
-
-class _Ended(Exception):
-    """The data set was closed while a tar was on its way."""
 
 
 def _pieces(there: Any, most: int) -> Iterator[bytes]:

@@ -47,19 +47,6 @@ class EndsEarly(OSError):
     """A file that is shorter than what is asked for."""
 
 
-def read_part(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    """That many bytes of a file from there on. Raises EndsEarly where it ends before."""
-    parts: list[bytes] = []
-    missing = size
-    while missing:
-        part = os.pread(descriptor.number, missing, offset + size - missing)
-        if not part:
-            raise EndsEarly(f"ends {missing} bytes before the end of the video")
-        parts.append(part)
-        missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 def stamp(path: Path) -> dict[str, Any]:
     """Length and sha256 of a file, as dataset.json and a checkpoint's files.json state them."""
     with open(open_regular(path), "rb") as handle:
@@ -108,7 +95,14 @@ class LocalShards:
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """That many bytes of a tar. Raises OSError where it cannot be read or ends before, InputError if not fetched."""
-        return read_part(self.descriptor(shard), offset, size)
+        descriptor, parts, missing = self.descriptor(shard), [], size
+        while missing:
+            part = os.pread(descriptor.number, missing, offset + size - missing)
+            if not part:
+                raise EndsEarly(f"ends {missing} bytes before the end of the video")
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def forget(self, shard: str) -> None:
         """Open the tar again when it is next asked for."""

@@ -80,7 +80,7 @@ class Table:
     def values(self, name: str) -> np.ndarray:
         """(rows,) int32, int64, float64, or object for text, where equal texts share one object. Read-only."""
         if name not in self._values:
-            if self._is_coded(name):
+            if name in self.names and pa.types.is_string(self._types[name]) and name not in OF_EACH_ROW:
                 codes, texts = self.codes(name)
                 values = np.array([*texts, None], dtype=object)[codes]
             else:
@@ -120,9 +120,6 @@ class Table:
     def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
         """(rows,) bool: whether a row's text is one of these."""
         return np.asarray(pc.is_in(self._read(name), pa.array(sorted(texts), pa.string())).to_numpy(), bool)
-
-    def _is_coded(self, name: str) -> bool:
-        return name in self.names and pa.types.is_string(self._types[name]) and name not in OF_EACH_ROW
 
     def _read(self, name: str) -> pa.ChunkedArray:
         if name not in self.names:

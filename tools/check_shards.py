@@ -61,7 +61,10 @@ def main() -> int:
         if arguments.workers < 1:
             raise InputError(f"--workers {arguments.workers}: give 1 or more")
         if arguments.repair:
-            _repair(arguments)
+            rows, lost = repair(arguments.folder, workers=arguments.workers)
+            print(f"rebuilt from the tars: {rows} rows")
+            for line in lost:
+                print(f"  not in the table: {line}")
         options = {name: getattr(arguments, name) for name in ("fast", "workers", "timeout")}
         report = check(arguments.folder, **options)
         _tell(arguments, report)
@@ -69,13 +72,6 @@ def main() -> int:
         _draw(arguments, report)
     left = [one for one in report.problems if one.row is None or one.row not in noted]
     return 1 if left else 0
-
-
-def _repair(arguments: Arguments) -> None:
-    rows, lost = repair(arguments.folder, workers=arguments.workers)
-    print(f"rebuilt from the tars: {rows} rows")
-    for line in lost:
-        print(f"  not in the table: {line}")
 
 
 def _tell(arguments: Arguments, report: Report) -> None:

@@ -162,9 +162,11 @@ def list_files(folder: Path, annotations: Path | None = None, *, frames: bool = 
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if frames and not folders and Path(parent) != folder and _are_frames(files):
-            videos.append(Path(parent))
-            continue
+        if frames and not folders and Path(parent) != folder:
+            shown = [name for name in files if not name.startswith(".")]
+            if any(map(IMAGE.fullmatch, shown)) and all(map(NOT_VIDEOS.fullmatch, shown)):
+                videos.append(Path(parent))
+                continue
         for name in files:
             path = Path(parent, name)
             if name.startswith("."):
@@ -182,11 +184,6 @@ def list_files(folder: Path, annotations: Path | None = None, *, frames: bool = 
             found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
     return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
-
-
-def _are_frames(files: list[str]) -> bool:
-    shown = [name for name in files if not name.startswith(".")]
-    return any(IMAGE.fullmatch(name) for name in shown) and all(NOT_VIDEOS.fullmatch(name) for name in shown)
 
 
 def _not_a_file(path: Path) -> str:
