@@ -18,7 +18,7 @@ import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -35,9 +35,8 @@ from shards.remote import url_of
 from shards.schema import REJECTED, TABLE, safe_name
 from shards.table import Table
 from shards.video.encode import Encoding
-from shards.video.flow import Flow
 from shards.video.pictures import sides_remark
-from shards.video.read import REASONS, WHOLE_ENOUGH
+from shards.video.read import REASONS
 
 if TYPE_CHECKING:
     from objectives.base import ShardSettings
@@ -59,9 +58,6 @@ class Arguments:
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
-    frames_fps: float | None = None
-    """Folders of extracted frames (JPEG or PNG, in the order of the numbers in their names) are videos, of this many frames
-    per second. Without it pictures are left out."""
     hold_out: float | None = None
     """Where SRC has no splits: this share of each class becomes split test, the rest train. Chosen by a hash of the
     names; videos with the same value in a list's column `group` stay together."""
@@ -70,17 +66,7 @@ class Arguments:
     made_for: Annotated[str | None, tyro.conf.arg(name="for", metavar="METHOD")] = None
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left. METHOD: a --objective of train.py."""
-    encoding: tyro.conf.OmitArgPrefixes[Encoding] = field(default_factory=Encoding)
-    copy: bool = False
-    """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
-    keep_damaged: float = WHOLE_ENOUGH
-    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
-    keep_stills: bool = False
-    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
-    flow: Literal["tvl1", "dis"] | None = None
-    """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
-    flow_limit: float = Flow.limit
-    """Pixels a frame at which flow is clipped before it becomes 8 bits: MemDPC 20, TCP 10."""
+    processing: tyro.conf.OmitArgPrefixes[Processing] = field(default_factory=Processing)
     per_shard: int = 1000
     """Videos in a tar; about 1 GB is customary. It is also the unit of work that a restart keeps."""
     seed: int = 0
@@ -116,7 +102,8 @@ def _defaults(argv: list[str]) -> Arguments:
     if made_for is None:
         return plain
     suits = _suits(made_for)
-    return replace(plain, encoding=Encoding(fps=suits.fps, short_side=suits.short_side, gop=suits.gop))
+    encoding = Encoding(fps=suits.fps, short_side=suits.short_side, gop=suits.gop)
+    return replace(plain, processing=Processing(encoding))
 
 
 def _suits(method: str) -> "ShardSettings":
@@ -138,15 +125,14 @@ def _name(src: Path) -> str:
 
 def _index_in_place(arguments: Arguments) -> None:
     kept = ("out", "frames_fps", "part", "ray", "flow", "copy", "dry_run")
-    if given := [name for name in kept if getattr(arguments, name)]:
+    if given := [name for name in kept if (vars(arguments) | vars(arguments.processing))[name]]:
         raise InputError(f"--in-place: nothing is encoded, so leave out --{given[0].replace('_', '-')}")
     if url_of(arguments.src):
         raise InputError("--in-place: SRC is a URL, where nothing can be written; fetch the tars first")
     found = find(arguments.src, arguments.layout, arguments.annotations)
     if arguments.hold_out is not None:
         found = hold_out(found, arguments.hold_out)
-    limits = _limits(arguments, TIMEOUT)
-    summary = index_in_place(found, arguments.encoding, limits)
+    summary = index_in_place(found, arguments.processing.encoding, _limits(arguments))
     _report(found.sources[0].path.parent, summary)
 
 
@@ -154,28 +140,20 @@ def _run(arguments: Arguments, out: Path) -> None:
     part = None if arguments.part is None else part_of(arguments.part)
     if part is not None and arguments.ray is not None:
         raise InputError("--part and --ray: each divides the work; give one of them")
-    flow = None if arguments.flow is None else Flow(arguments.flow, arguments.flow_limit)
-    limits = _limits(arguments, TIMEOUT if flow is None else TIMEOUT_WITH_FLOW)
-    encoding, made_for = arguments.encoding, arguments.made_for
+    limits = _limits(arguments)
+    encoding, made_for = arguments.processing.encoding, arguments.made_for
     stride = _suits(made_for).stride_at(encoding.fps) if made_for else None
     job = prepare(
         arguments.src,
         out,
-        Processing(
-            encoding,
-            arguments.copy,
-            flow,
-            arguments.keep_damaged,
-            made_for,
-            stride,
-            keep_stills=arguments.keep_stills,
-            frames_fps=arguments.frames_fps,
-        ),
+        arguments.processing,
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
         seed=arguments.seed,
         held_out=arguments.hold_out,
+        made_for=made_for,
+        stride=stride,
     )
     if made_for:
         print(_suiting(made_for, encoding, stride))
@@ -192,9 +170,10 @@ def _run(arguments: Arguments, out: Path) -> None:
         _report(out, summary)
 
 
-def _limits(arguments: Arguments, timeout: float) -> Limits:
-    """What the command line says; `timeout` seconds where it names none."""
-    return replace(arguments.limits, timeout=arguments.limits.timeout or timeout)
+def _limits(arguments: Arguments) -> Limits:
+    """What the command line says, and the usual timeout where it names none."""
+    usual = TIMEOUT_WITH_FLOW if arguments.processing.flow else TIMEOUT
+    return replace(arguments.limits, timeout=arguments.limits.timeout or usual)
 
 
 def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:

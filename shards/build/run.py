@@ -41,10 +41,12 @@ def prepare(
     per_shard: int = 1000,
     seed: int = 0,
     held_out: float | None = None,
+    made_for: str | None = None,
+    stride: int | None = None,
 ) -> Job:
     """Look at the videos in `folder`, and plan their data set `out`. Writes nothing.
 
-    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. The order of the videos follows from
+    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. made_for, stride: see `Processing.settings`. The order of the videos follows from
     `seed` and their names, a shard is `per_shard` of them, and one thread encodes each: neither workers, nor parts, nor
     a restart change a byte.
 
@@ -52,8 +54,8 @@ def prepare(
     """
     if per_shard < 1:
         raise InputError(f"--per-shard {per_shard}: give 1 or more")
-    if processing.flow is not None:
-        processing.flow.estimator()
+    if processing.stored_flow:
+        processing.stored_flow.estimator()
     found = find(folder, layout, annotations, frames=processing.frames_fps is not None)
     if held_out is not None:
         found = hold_out(found, held_out)
@@ -64,7 +66,11 @@ def prepare(
     )
     # names, sizes and annotations: enough to notice other videos without reading them all again
     facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
-    settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
+    settings = processing.settings(made_for, stride) | {
+        "per_shard": per_shard,
+        "seed": seed,
+        "layout": found.layout,
+    }
     settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
     return Job(
         notes=Notes(out),
