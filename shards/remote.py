@@ -184,7 +184,11 @@ class RemoteShards(LocalShards):
                     problem = (
                         f"nothing came for {SILENCE:g} s" if stalls == STALLS else said_of(error, self._url)
                     )
-                    raise _Failed(f"{self.place}/{name}", attempt, problem, absent) from error
+                    found = f"cannot be fetched, {attempt} times tried ({problem})"
+                    advice = "check address, credentials and network, and that the upload is whole"
+                    failed = _Failed(f"{self.place}/{name}: {found}; {advice}")
+                    failed.problem, failed.absent = problem, absent
+                    raise failed from error
             self._ended.wait(PAUSE * 2.0**attempt)
         raise AssertionError
 
@@ -241,10 +245,8 @@ class RemoteShards(LocalShards):
 class _Failed(InputError):
     """A file that could not be fetched. problem: of the last try. absent: it is not there."""
 
-    def __init__(self, name: str, times: int, problem: str, absent: bool) -> None:
-        advice = "check address, credentials and network, and that the upload is whole"
-        super().__init__(f"{name}: cannot be fetched, {times} times tried ({problem}); {advice}")
-        self.problem, self.absent = problem, absent
+    problem: str
+    absent: bool
 
 
 class _OwnDisk(OSError):
