@@ -34,10 +34,6 @@ class Encoding:
     """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = 256
     """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
-    multiple: int = 16
-    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
-    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
-    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
     fps: float | None = None
     """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
     gop: int = 16
@@ -52,6 +48,10 @@ class Encoding:
     b_frames: int | None = None
     """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
     they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
+    multiple: int = 16
+    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
+    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
+    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
 
     def __post_init__(self) -> None:
         require(self, ("codec", self.codec in CRF, f"not one of {', '.join(CRF)}"))
