@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def render(arguments: Arguments) -> Path:
     shard = write_shard(out, "rendered-000000", [one for one in samples if isinstance(one, Sample)])
     assert shard is not None
     settings = {**encoding.settings(), "frames": frames, "grain": GRAIN}
-    publish(out, MOTIONS, [asdict(shard)], settings, name="rendered")
+    publish(out, MOTIONS, [shard], settings, name="rendered")
     return out
 
 

@@ -10,7 +10,6 @@ RUN/checkpoints/step-00000200/
 and what training needs to continue from there: see training/state.py.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from safetensors.torch import load_file, save
 from objectives.base import Objective, get
 from pipelines.views import clip_layout, normalisation
 from shards import InputError
-from shards.atomic import atomic_write
+from shards.atomic import atomic_write, flush
 from shards.documents import (
     SHA256,
     TEXT,
@@ -46,7 +45,7 @@ from shards.documents import (
     whole,
 )
 from shards.schema import is_plain
-from shards.storage import open_regular
+from shards.storage import open_regular, stamp
 
 log = logging.getLogger(__name__)
 WEIGHTS, AVERAGE, FILES = "model.safetensors", "ema.safetensors", "files.json"
@@ -74,23 +73,18 @@ def commit(partial: Path, checkpoint: Path) -> None:
     """Flush what was written and give it its name: a checkpoint is whole or not there."""
     list_files(partial)
     for path in [*partial.iterdir(), partial]:
-        _flush(path)
+        flush(path)
     if checkpoint.exists():
         remove(checkpoint)
     partial.rename(checkpoint)
-    _flush(checkpoint.parent)
+    flush(checkpoint.parent)
 
 
 def list_files(directory: Path) -> None:
     """Write files.json: the size and sha256 of every other file."""
     paths = sorted(path for path in directory.iterdir() if path.name != FILES)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    files = {path.name: stamp(path) for path in paths}
     (directory / FILES).write_text(json.dumps(files, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with open(open_regular(path), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(checkpoint: Path) -> None:
@@ -99,14 +93,6 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
     checkpoint.rename(gone)
     shutil.rmtree(gone)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest(run: Path) -> Path | None:
@@ -132,7 +118,7 @@ def what_is_broken(checkpoint: Path) -> str:
             size = (checkpoint / name).stat().st_size
             if size != was["bytes"]:
                 return f"{checkpoint / name} has {size} bytes, not {was['bytes']}"
-            if _sha256(checkpoint / name) != was["sha256"]:
+            if stamp(checkpoint / name) != was:
                 return f"{checkpoint / name} was changed: its sha256 is another"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"

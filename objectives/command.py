@@ -15,6 +15,7 @@ import tyro
 
 from objectives.base import Objective, Recipe, get
 from shards import InputError
+from shards.errors import command_line
 from shards.schema import read_description
 
 S = TypeVar("S")  # a tool's settings: objective, data, small and more
@@ -54,20 +55,9 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         ("tool", flat[settings], defaults),
         ("method", flat[cls.Config], config),
     ]  # type: ignore[valid-type,name-defined]
-    complaint = io.StringIO()
-    try:
-        with redirect_stderr(complaint):
-            parsed: Any = tyro.cli(
-                make_dataclass("Command", parts), args=argv, prog=prog, description=description
-            )
-    except SystemExit as end:
-        under = end.__context__
-        while under:
-            if isinstance(under, InputError):  # tyro would frame its one line in four more
-                raise under from None
-            under = under.__context__
-        sys.stderr.write(complaint.getvalue())
-        raise
+    parsed: Any = command_line(
+        make_dataclass("Command", parts), args=argv, prog=prog, description=description
+    )
     return parsed.tool, parsed.method
 
 

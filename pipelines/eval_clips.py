@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -304,6 +304,5 @@ def _as_dataset(videos: list[Path], encoding: Encoding, folder: Path, threads: i
 
     with ThreadPoolExecutor(threads) as pool:
         shard = tar.write_shard(folder, "videos", pool.map(sample, range(len(videos))))
-    assert shard is not None
-    publish(folder, [], [asdict(shard)], encoding.settings(), name="videos")
+    publish(folder, [], [shard], encoding.settings(), name="videos")
     return Dataset(folder)

@@ -29,20 +29,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary.unlink(missing_ok=True)
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # the rename itself is on the disk only when the folder is
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush(path.parent)  # the rename itself is on the disk only when the folder is
+
+
+def flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
@@ -92,11 +92,17 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         except (BlockingIOError, PermissionError):
             free = False
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if not _without_locks(error, path):
                 raise
-            log.warning("%s: its file system has no locks; let nothing else write there", path)
             free = True
         yield free
+
+
+def _without_locks(error: OSError, path: Path) -> bool:
+    """Whether an error says that a file system has no locks: then a warning is all there is."""
+    if error.errno in _NO_LOCKS:
+        log.warning("%s: its file system has no locks; let nothing else write there", path)
+    return error.errno in _NO_LOCKS
 
 
 def not_through_a_link(path: str, flags: int) -> int:
@@ -131,16 +137,13 @@ class WriterLock:
             for length, part in [(0, 0)] if parts is None else [(1, part) for part in parts]:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, part)
         except OSError as error:
-            if error.errno in _NO_LOCKS:
-                log.warning("%s: its file system has no locks; let nothing else write to it", path)
-            else:
+            if not _without_locks(error, path):
                 holder = self._holder(part, length)
                 self.close()
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
-                raise InputError(
-                    f"{name}: {holder} is writing to it; wait for it, or name another folder"
-                ) from None
+                found = f"{holder} is writing to it; wait for it, or name another folder"
+                raise InputError(f"{name}: {found}") from None
         if parts is None:
             self._file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -4,10 +4,9 @@ import errno
 import hashlib
 import json
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from shards.errors import DamagedError, InputError
 from shards.remote import RemoteShards, shown, url_of
 from shards.schema import DESCRIPTION, REPAIR, TABLE, read_description
 from shards.storage import EndsEarly, LocalShards
-from shards.table import HEAD, Table, quarantine, quarantined
+from shards.table import Table, quarantine, quarantined
 from shards.tar import Excerpt, Parts
 from shards.video.mp4 import DecodeError, PacketIndex
 
@@ -27,7 +26,7 @@ _log = logging.getLogger(__name__)
 # seconds between tries at a tar that cannot be read: a server that comes back, a folder that is mounted again
 PAUSES = (0.1, 0.3, 0.7, 1.4)
 _GONE = (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.EISDIR)  # no regular file of that name
-_MOST_PARTS = 2**26  # bytes of memory: the indexes of some 4,000 videos of 300 frames
+_MOST_PARTS = 128  # videos whose index stays in memory: 16 KB for one of 300 frames
 _OWN_LACK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of this machine: says nothing about a tar
 Result = TypeVar("Result")
 
@@ -64,8 +63,7 @@ class Dataset:
         identity = json.dumps(self.info["tars"], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         self._gone: set[str] = set()  # tars that were waited for in vain
-        self._known: OrderedDict[tuple[int, str], Parts] = OrderedDict()
-        self._known_bytes, self._lock = 0, threading.Lock()
+        self._parts = lru_cache(_MOST_PARTS)(self._read_parts)
         self._table = Table(self.path / TABLE, len(self.classes))
         if unlisted := [shard for shard in self.shards if shard not in self.info["tars"]]:
             found = f"has rows in {unlisted[0]}, which {DESCRIPTION} does not list"
@@ -81,7 +79,7 @@ class Dataset:
         return len(self._table)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self._address, self._cache_gb, self._damaged)
+        return partial(Dataset, cache_gb=self._cache_gb, damaged=self._damaged), (self._address,)
 
     def column(self, name: str) -> np.ndarray:
         """One value a row, shape (rows,): int32, int64, float64, or object for text. Not to be written to."""
@@ -179,24 +177,12 @@ class Dataset:
         begin, end = parts.range(first, last)
         return self._checked(row, component, begin, end - begin, lambda data: parts.excerpt(begin, data))
 
-    def _parts(self, row: int, component: str) -> Parts | None:
-        """How parts of a row's file are read; the last ones stay in memory, up to _MOST_PARTS bytes."""
-        if known := self._known.get((row, component)):
-            return known
-        if f"{component}_gops" not in self._table.names:
+    def _read_parts(self, row: int, component: str) -> Parts | None:
+        """How parts of a row's file are read; None where it is read whole."""
+        sums = self._table.text(f"{component}_gops", row)
+        if sums is None or np.isnan(head := self.column(f"{component}_head")[row]):
             return None
-        head = self.column(f"{component}_head")[row]
-        (sums,) = self._table.take(f"{component}_gops", np.array([row]))
-        if sums is None or np.isnan(head):
-            return None
-        parts = self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
-        with self._lock:
-            if (row, component) not in self._known:
-                self._known[row, component] = parts
-                self._known_bytes += parts.nbytes
-            while self._known_bytes > _MOST_PARTS:
-                self._known_bytes -= self._known.popitem(last=False)[1].nbytes
-        return parts
+        return self._checked(row, component, 0, int(head), lambda data: Parts.of(data, sums))
 
     def _checked(
         self, row: int, component: str, begin: int, size: int | None, check: Callable[[bytes], Result]
@@ -222,15 +208,14 @@ class Dataset:
                     raise DamagedError(f"{self.path / shard}: {error}") from error
 
     def _unchanged(self, row: int, component: str, data: bytes) -> bytes:
-        heads = self._table.heads(component)
-        if heads is None or not heads[row] or hashlib.sha256(data).hexdigest()[:HEAD].encode() == heads[row]:
-            return data
-        raise DecodeError("not the bytes that were written (sha256)")
+        written = self._table.text("sha256" if component == "mp4" else f"{component}_sha256", row)
+        if written and hashlib.sha256(data).hexdigest() != written:
+            raise DecodeError("not the bytes that were written (sha256)")
+        return data
 
     def _bytes(self, shard: str, offset: int, size: int) -> bytes:
         """Part of a tar. What may pass is waited for, once a tar."""
-        pauses = iter(() if shard in self._gone else PAUSES)
-        again = True
+        pauses = [] if shard in self._gone else list(PAUSES)
         while True:
             try:
                 data = self._shards.read(shard, offset, size)
@@ -238,20 +223,18 @@ class Dataset:
                 return data
             except OSError as error:
                 self._shards.forget(shard)  # it may have been put back
-                place, said = self.path / shard, error.strerror or str(error)
                 if isinstance(error, EndsEarly):
-                    if not again:
-                        raise DamagedError(f"{place}: {said}") from error
-                    again = False
+                    del pauses[1:]
+                if pauses and error.errno not in _OWN_LACK:
+                    time.sleep(pauses.pop(0))
                     continue
-                pause = None if error.errno in _OWN_LACK else next(pauses, None)
-                if pause is None:
-                    # the folder is there, and lacks this one file
-                    if error.errno in _GONE and (self.path / DESCRIPTION).is_file():
-                        self._gone.add(shard)
-                        raise DamagedError(f"{place}: {said}") from error
-                    raise OSError(error.errno, said, str(place)) from error
-                time.sleep(pause)
+                place, said = self.path / shard, error.strerror or str(error)
+                # or the folder is there, and lacks this one file
+                absent = error.errno in _GONE and (self.path / DESCRIPTION).is_file()
+                if isinstance(error, EndsEarly) or absent:
+                    self._gone.add(shard)
+                    raise DamagedError(f"{place}: {said}") from error
+                raise OSError(error.errno, said, str(place)) from error
 
     def webdataset(self, rows: Sequence[int] | np.ndarray | None = None, **options: Any) -> Any:
         """webdataset's own reader of the tars (webdataset.WebDataset): dicts of __key__, mp4, json, cls, bytes each.
@@ -311,16 +294,12 @@ class Dataset:
         column = named or column
         codes, there = self._table.codes(column) if column in self._table.names else (np.zeros(0), [])
         if value not in there:
-            known = self._splits()[:20]
-            fix = f"it has {one_line_of(', '.join(known))}" if known else "it has none; leave --split out"
+            columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
+            splits = [(name, text) for name in columns for text in self._table.codes(name).texts]
+            known = ", ".join(text if name == "split" else f"{name}:{text}" for name, text in splits[:20])
+            fix = f"it has {one_line_of(known)}" if known else "it has none; leave --split out"
             raise InputError(f"--split {split}: {self.source} has no such split: {fix}")
         return np.asarray(codes == there.index(value), dtype=bool)
-
-    def _splits(self) -> list[str]:
-        """What `select` takes as split."""
-        columns = [name for name in ("split", "split1", "split2", "split3") if name in self._table.names]
-        named = [(name, value) for name in columns for value in self._table.codes(name)[1]]
-        return [value if name == "split" else f"{name}:{value}" for name, value in named]
 
     def _share_of_each_label(self, chosen: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         if not 0 < fraction <= 1:
@@ -336,7 +315,3 @@ class Dataset:
             order = rows[sorted(range(len(rows)), key=ranks.__getitem__)]
             share[order[: max(1, round(fraction * len(rows)))]] = True
         return share
-
-
-def _reopened(source: str, cache_gb: float | None, damaged: bool) -> Dataset:
-    return Dataset(source, cache_gb=cache_gb, damaged=damaged)

@@ -84,7 +84,6 @@ SHA256 = Is(
     "a sha256 of 64 hexadecimal digits",
     lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
 )
-NOTHING = Is("null", lambda value: value is None)
 _TYPES = {str: "text", bool: "true or false", dict: "an object", list: "a list"}
 
 

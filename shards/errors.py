@@ -1,10 +1,14 @@
 """The one error a command shows to its user as a single line, the checks that most often raise it, and damage."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any, TypeVar
+
+Command = TypeVar("Command")
 
 
 class InputError(ValueError):
@@ -47,19 +51,43 @@ def one_line(advice: str = "", place: Path | None = None, system: int = 1) -> It
     sys.exit(status)
 
 
+def command_line(kind: type[Command], **options: Any) -> Command:
+    """What tyro.cli makes of the command line; an InputError of `kind` itself is raised here, not printed in a frame."""
+    import tyro  # here, since workers need no command line
+
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            return tyro.cli(kind, **options)
+    except SystemExit as end:
+        under = end.__context__
+        while under:
+            if isinstance(under, InputError):
+                raise under from None
+            under = under.__context__
+        sys.stderr.write(complaint.getvalue())
+        raise
+
+
+def require(settings: object, *rules: tuple[str, bool, str]) -> None:
+    """Raise InputError, naming the flag, for the first (field, whether it is right, what to give) that is not right."""
+    for name, right, advice in rules:
+        if not right:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name)}: {advice}")
+
+
 def at_least(settings: object, least: int, *names: str) -> None:
     """Raise InputError, naming the flag, for the first of these fields that is not a finite number ≥ `least`."""
     for name in names:
-        value = getattr(settings, name)
-        if not least <= value < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        right = least <= getattr(settings, name) < float("inf")
+        require(settings, (name, right, f"must be at least {least}"))
 
 
 def above(settings: object, least: int, *names: str) -> None:
     """Raise InputError, naming the flag, for the first of these fields that is not a finite number > `least`."""
     for name in names:
-        if not least < (value := getattr(settings, name)) < float("inf"):
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be above {least}")
+        right = least < getattr(settings, name) < float("inf")
+        require(settings, (name, right, f"must be above {least}"))
 
 
 def new_or_empty(folder: Path, name: str) -> None:

@@ -7,15 +7,14 @@ those of each protocol's own library (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGL
 fsspec's (FSSPEC_S3='{"anon": true}'). What a URL has before its @ is never shown.
 """
 
-import contextlib
 import hashlib
 import importlib
 import os
 import re
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -24,7 +23,7 @@ from shards.atomic import atomic_write, locked, not_through_a_link
 from shards.documents import LARGEST
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, QUARANTINE, TABLE, parse_description, safe_name
-from shards.storage import Cache, Descriptor, cache_folder, read_part
+from shards.storage import Cache, Descriptor, LocalShards, cache_folder
 from shards.table import quarantine, quarantine_entries, quarantined
 
 Result = TypeVar("Result")
@@ -36,7 +35,6 @@ STALLS = 2  # of these attempts, may wait in vain
 SILENCE = 20.0  # seconds without a byte after which a server is taken to stall; a whole tar may take any time
 _BLOCK = 2**22
 _AT_ONCE = 2  # tars fetched ahead at the same time
-_IN_USE = 10.0  # seconds between the notes that a tar is in use
 _LARGEST_NOTES = 2**26  # bytes of quarantine.jsonl
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)")
 
@@ -52,22 +50,28 @@ def shown(address: str) -> str:
     return re.sub(r"^([a-z][a-z0-9+.-]+:/{1,2})[^/@]*@", r"\1", address)
 
 
-class RemoteShards:
+class RemoteShards(LocalShards):
     """The tars of a remote data set. Threads may share one object."""
+
+    # opened again now and then, which notes that it is in use; what has left the cache then leaves the disk too
+    keep_open = 10.0
 
     def __init__(self, url: str, cache_gb: float | None = None) -> None:
         limit = _capacity(cache_gb)
         self.place, self.capacity = shown(url), limit or None
-        self._secrets = _secrets(url)
+        self._url = url
         self._ended = threading.Event()
-        self._files, self._base = self._filesystem(url)
+        self._files, self._base = filesystem(url)
         self._root = cache_folder() / "remote"
         self._cache = Cache(self._root, limit)
-        self.folder, self._tars = self._fetch_table()
+        folder, self._tars = self._fetch_table()
+        super().__init__(folder)
         if not limit:
-            self._check_ranges()
-        self._open: dict[str, tuple[Descriptor, float]] = {}  # and when its use was last noted
-        self._lock = threading.Lock()
+            try:
+                self._range(DESCRIPTION, 0, 1)
+            except _Failed as failed:
+                found = f"{self.place} answers no requests for a part of a file"
+                raise InputError(f"--cache-gb 0: {found}; give a cache ({failed.problem})") from failed
         self._refetched: set[str] = set()
         self._ahead: ThreadPoolExecutor | None = None
         self._coming: dict[str, Future[Descriptor]] = {}
@@ -79,62 +83,41 @@ class RemoteShards:
                 raise InputError(
                     f"{self.place}/{DESCRIPTION}: {shard} is missing or shorter than the table says; upload all again"
                 )
-        least = 2 * max(self._tars[shard]["bytes"] for shard in ends) if ends else 0
+        least = 2 * max((self._tars[shard]["bytes"] for shard in ends), default=0)
         if self.capacity is not None and self.capacity < least:
             raise InputError(
                 f"--cache-gb {self.capacity / 1e9:g}: two tars of {self.place} do not fit; "
                 f"give {least / 1e9:.3g} or more (or SLIPSTREAM_CACHE_GB)"
             )
 
-    def descriptor(self, shard: str) -> Descriptor:
-        """The tar, fetched first where it is not in the cache, open; hold it while reading.
-
-        Raises InputError when it cannot be fetched.
-        """
-        with self._lock:
-            descriptor, noted = self._open.get(shard, (None, 0.0))
-            if descriptor and time.monotonic() - noted < _IN_USE:
-                return descriptor
-        descriptor = descriptor or self._fetched(shard)
-        with self._lock:
-            self._open[shard] = descriptor, time.monotonic()
-            # what has left the cache leaves the disk when the last reader lets go
-            for name in [n for n, (one, _) in self._open.items() if os.fstat(one.number).st_nlink == 0]:
-                del self._open[name]
-        with contextlib.suppress(FileNotFoundError):  # it made room already
-            self._cache.touch(self.folder / shard)
-        return descriptor
+    def obtain(self, shard: str) -> Descriptor:
+        """The tar, newly opened; fetched first where it is not in the cache. Raises InputError when it cannot be."""
+        size = self._tars[shard]["bytes"]
+        return self._cache.open(
+            self.folder / shard, size, lambda to: self._patiently(shard, lambda: self._download(shard, to))
+        )
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """That many bytes of a tar. Raises OSError where it ends before, InputError when it cannot be fetched."""
         if self.capacity is not None:
-            return read_part(self.descriptor(shard), offset, size)
-        return self._tried(shard, lambda: self._range(shard, offset, size))
-
-    def _check_ranges(self) -> None:
-        try:
-            self._patiently(lambda: self._range(DESCRIPTION, 0, 1))
-        except _Failed as failed:
-            found = f"{self.place} answers no requests for a part of a file"
-            raise InputError(f"--cache-gb 0: {found}; give a cache ({failed})") from failed.__cause__
+            return super().read(shard, offset, size)
+        return self._range(shard, offset, size)
 
     def _range(self, name: str, offset: int, size: int) -> bytes:
         place = f"{self._base}/{name}"
-        if self.place.startswith("http"):
-            # as it comes, so that no answer is longer than what was asked for
-            headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
-            with self._files.open(place, "rb", block_size=0, size=size, headers=headers) as there:
-                data = _read_all(there, size)
-        else:
-            data = bytes(self._files.cat_file(place, start=offset, end=offset + size))
-        if len(data) != size:
-            raise ValueError(f"{len(data)} bytes came instead of {size}")
-        return data
 
-    def forget(self, shard: str) -> None:
-        """Open the tar again when it is next asked for."""
-        with self._lock:
-            self._open.pop(shard, None)
+        def fetch() -> bytes:
+            if self.place.startswith("http"):
+                # as it comes, so that no answer is longer than what was asked for
+                headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
+                with self._files.open(place, "rb", block_size=0, size=size, headers=headers) as there:
+                    data = b"".join(_pieces(there, size))
+            else:
+                data = bytes(self._files.cat_file(place, start=offset, end=offset + size))
+            if len(data) != size:
+                raise ValueError(f"{len(data)} bytes came instead of {size}")
+            return data
+
+        return self._patiently(name, fetch)
 
     def refetch(self, shard: str) -> bool:
         """Drop a tar whose bytes are not those that were fetched; False where it was dropped once before."""
@@ -142,7 +125,7 @@ class RemoteShards:
             if shard in self._refetched:
                 return False
             self._refetched.add(shard)
-            self._open.pop(shard, None)
+        self.forget(shard)
         self._cache.discard(self.folder / shard)
         return True
 
@@ -155,49 +138,30 @@ class RemoteShards:
             self._coming = {name: one for name, one in self._coming.items() if not one.done()}
             for shard in shards:
                 if shard not in self._coming:
-                    self._coming[shard] = self._ahead.submit(self._fetched, shard)
+                    self._coming[shard] = self._ahead.submit(self.obtain, shard)
 
     def close(self) -> None:
         """Close the tars and stop fetching."""
+        super().close()
         with self._lock:
-            self._open.clear()
             ahead, self._ahead = self._ahead, None
         if ahead:
             self._ended.set()
             ahead.shutdown(wait=True, cancel_futures=True)
             self._ended.clear()
 
-    def _fetched(self, shard: str) -> Descriptor:
-        return self._cache.open(
-            self.folder / shard, self._tars[shard]["bytes"], lambda to: self._fetch(shard, to)
-        )
-
-    def _fetch(self, shard: str, to: Path) -> None:
-        self._tried(shard, lambda: self._download(shard, to))
-
-    def _tried(self, shard: str, fetch: Callable[[], Result]) -> Result:
-        try:
-            return self._patiently(fetch)
-        except _Failed as failed:
-            raise InputError(
-                f"{self.place}/{shard}: cannot be fetched, {failed.times} times tried ({failed}); "
-                "check the network and that the upload is whole, then go on with --resume"
-            ) from failed.__cause__
-
     def _download(self, shard: str, to: Path) -> None:
         expected, digest, size = self._tars[shard], hashlib.sha256(), 0
         with self._opened(shard) as there, open(to, "r+b", opener=not_through_a_link) as here:
-            while piece := there.read(_BLOCK):
+            for piece in _pieces(there, expected["bytes"]):
                 if self._ended.is_set():
-                    raise _Ended
-                size += len(piece)
-                if size > expected["bytes"]:
-                    raise ValueError(f"more bytes came than the {expected['bytes']} of {DESCRIPTION}")
+                    raise InterruptedError("the data set was closed")
                 try:
                     here.write(piece)
                 except OSError as error:
                     raise _OwnDisk(error.errno, error.strerror, str(to)) from error
                 digest.update(piece)
+                size += len(piece)
         if (size, digest.hexdigest()) != (expected["bytes"], expected["sha256"]):
             raise ValueError(f"{size} bytes came that are not the {expected['bytes']} of {DESCRIPTION}")
 
@@ -205,28 +169,32 @@ class RemoteShards:
         block = 0 if self.place.startswith("http") else _BLOCK  # 0: one answer as it comes, no range requests
         return self._files.open(f"{self._base}/{name}", "rb", block_size=block)
 
-    def _patiently(self, fetch: Callable[[], Result]) -> Result:
-        """What `fetch` gives, tried ATTEMPTS times. Raises _Failed, and FileNotFoundError at once."""
-        problem, stalls = "", 0
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                self._ended.wait(PAUSE * 2.0**attempt)
+    def _patiently(self, name: str, fetch: Callable[[], Result]) -> Result:
+        """What `fetch` gives of a file, tried ATTEMPTS times. Raises _Failed, at once where the file is not there."""
+        stalls = 0
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 return fetch()
-            except (_Ended, _OwnDisk):
+            except _OwnDisk:
                 raise
-            except FileNotFoundError as error:
-                raise _Failed("it is not there", attempt + 1) from error
             except Exception as error:  # each protocol's library has errors of its own
-                problem, cause = self._line(error), error
                 stalls += isinstance(error, TimeoutError)
-                if stalls == STALLS:
-                    raise _Failed(f"nothing came for {SILENCE:g} s", attempt + 1) from error
-        raise _Failed(problem, ATTEMPTS) from cause
+                absent = isinstance(error, FileNotFoundError)
+                if absent or stalls == STALLS or attempt == ATTEMPTS or self._ended.is_set():
+                    problem = (
+                        f"nothing came for {SILENCE:g} s" if stalls == STALLS else said_of(error, self._url)
+                    )
+                    found = f"cannot be fetched, {attempt} times tried ({problem})"
+                    advice = "check address, credentials and network, and that the upload is whole"
+                    failed = _Failed(f"{self.place}/{name}: {found}; {advice}")
+                    failed.problem, failed.absent = problem, absent
+                    raise failed from error
+            self._ended.wait(PAUSE * 2.0**attempt)
+        raise AssertionError
 
     def _fetch_table(self) -> tuple[Path, dict[str, dict[str, Any]]]:
         """A folder of the cache that belongs to this state of the data set, with its table; and what its tars are."""
-        described = self._small(DESCRIPTION, LARGEST)
+        described = self._whole(DESCRIPTION, LARGEST)
         info = parse_description(described, f"{self.place}/{DESCRIPTION}")
         table = info.get("table")
         state = hashlib.sha256(self.place.encode() + described).hexdigest()[:16]
@@ -236,7 +204,7 @@ class RemoteShards:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / ".lock"):
             if not (folder / TABLE).is_file():
-                rows = self._small(TABLE, table["bytes"] if table else self.capacity or _capacity(DEFAULT_GB))
+                rows = self._whole(TABLE, table["bytes"] if table else self.capacity or _capacity(DEFAULT_GB))
                 if table and hashlib.sha256(rows).hexdigest() != table["sha256"]:
                     raise InputError(
                         f"{self.place}/{TABLE}: not the one that {DESCRIPTION} describes; upload both"
@@ -250,100 +218,87 @@ class RemoteShards:
     def _merge_quarantine(self, folder: Path) -> None:
         """Rows noted there are bad here too; those noted here stay here."""
         try:
-            lines = self._patiently(lambda: self._whole(QUARANTINE, _LARGEST_NOTES)).decode().splitlines()
-        except (_Failed, ValueError):  # it need not be there
+            content = self._whole(QUARANTINE, _LARGEST_NOTES)
+        except _Failed:  # it need not be there
             return
         with atomic_write(folder / f"there-{QUARANTINE}") as temporary:
-            temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            temporary.write_bytes(content)
         known = quarantined(folder)
         for key, reason in quarantine_entries(folder / f"there-{QUARANTINE}"):
             if key not in known:
                 quarantine(folder, key, reason)
 
-    def _small(self, name: str, most: int) -> bytes:
-        try:
-            return self._patiently(lambda: self._whole(name, most))
-        except _Failed as failed:
-            if isinstance(failed.__cause__, FileNotFoundError):
-                raise InputError(
-                    f"{self.place}: no {name} there, so not a finished data set; upload the whole folder"
-                ) from None
-            raise InputError(
-                f"{self.place}/{name}: cannot be read ({failed}); check address, credentials and network"
-            ) from failed.__cause__
-
     def _whole(self, name: str, most: int) -> bytes:
-        with self._opened(name) as there:
-            return _read_all(there, most)
+        def fetch() -> bytes:
+            with self._opened(name) as there:
+                return b"".join(_pieces(there, most))
 
-    def _filesystem(self, url: str) -> tuple[Any, str]:
-        options: dict[str, Any] = {}
         try:
-            if url.startswith("http"):
-                # aiohttp would end each answer after five minutes
-                timeout = importlib.import_module("aiohttp").ClientTimeout
-                silence = timeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-                options["client_kwargs"] = {"timeout": silence}
-            files, base = importlib.import_module("fsspec.core").url_to_fs(url, **options)
-        except ImportError as error:
-            fix = "pip install fsspec aiohttp s3fs (for gs:// gcsfs)"
-            raise InputError(f"--data {self.place}: {self._line(error)}; {fix}") from None
-        except ValueError as error:
-            fix = "give a folder, s3://, gs:// or https://"
-            raise InputError(f"--data {self.place}: {self._line(error)}; {fix}") from None
-        return files, base.rstrip("/")
-
-    def _line(self, error: Exception) -> str:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        for secret in self._secrets:
-            text = text.replace(secret, "…")
-        return text
+            return self._patiently(name, fetch)
+        except _Failed as failed:
+            if failed.absent:
+                found = f"no {name} there, so not a finished data set; upload the whole folder"
+                failed.args = (f"{self.place}: {found}",)
+            raise
 
 
-class _Failed(Exception):
-    """What could not be fetched, and how many times that was tried."""
+class _Failed(InputError):
+    """A file that could not be fetched. problem: of the last try. absent: it is not there."""
 
-    def __init__(self, problem: str, times: int) -> None:
-        super().__init__(problem)
-        self.times = times
+    problem: str
+    absent: bool
 
 
 class _OwnDisk(OSError):
     """The cache cannot be written: no fault of the network."""
 
 
-class _Ended(Exception):
-    """The data set was closed while a tar was on its way."""
-
-
-def _read_all(there: Any, most: int) -> bytes:
+def _pieces(there: Any, most: int) -> Iterator[bytes]:
     """What comes until the end. Raises ValueError for more than `most` bytes."""
-    pieces, size = [], 0
+    left = most
     while piece := there.read(_BLOCK):
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
+        left -= len(piece)
+        if left < 0:
             raise ValueError(f"more than {most} bytes came")
-    return b"".join(pieces)
+        yield piece
 
 
-def _secrets(url: str) -> list[str]:
-    """What messages must not hold: the user's part of a URL, and in it the password, as written and decoded."""
-    user = re.match(r"[a-z][a-z0-9+.-]+://([^/@]*)@", url)
-    if not user:
-        return []
-    parts = (user[1], user[1].partition(":")[2])
-    return [f"{user[1]}@", *(text for part in parts if part for text in (part, unquote(part)))]
+def filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it. Raises InputError where there is none, or not all it needs."""
+    options: dict[str, Any] = {}
+    try:
+        if url.startswith("http"):
+            # aiohttp would end each answer after five minutes
+            timeout = importlib.import_module("aiohttp").ClientTimeout
+            silence = timeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+            options["client_kwargs"] = {"timeout": silence}
+        files, base = importlib.import_module("fsspec.core").url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        fix = "give a folder, s3://, gs:// or https://"
+        fix = (
+            'pip install "slipstream[remote]" (for gs:// "slipstream[gcs]")'
+            if isinstance(error, ImportError)
+            else fix
+        )
+        raise InputError(f"{shown(url)}: {said_of(error, url)}; {fix}") from None
+    return files, base.rstrip("/")
+
+
+def said_of(error: Exception, url: str) -> str:
+    """The first line of what a library says of a URL, without the user's part of it and the password in that."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    if user := re.match(r"[a-z][a-z0-9+.-]+://([^/@]*)@", url):
+        text = text.replace(f"{user[1]}@", "")
+        for part in filter(None, (user[1], user[1].partition(":")[2])):
+            text = text.replace(part, "…").replace(unquote(part), "…")
+    return text
 
 
 def _capacity(cache_gb: float | None) -> int:
-    flag, text = "--cache-gb", str(cache_gb)
+    flag, size = "--cache-gb", str(cache_gb)
     if cache_gb is None:
-        flag, text = "SLIPSTREAM_CACHE_GB", os.environ.get("SLIPSTREAM_CACHE_GB") or str(DEFAULT_GB)
-    try:
-        capacity = float(text) * 1e9
-    except ValueError:
-        capacity = -1.0
-    if not 0 <= capacity < float("inf"):
-        raise InputError(f"{flag} {text}: give the size of the local cache in GB, or 0 for none")
-    return int(capacity)
+        flag, size = "SLIPSTREAM_CACHE_GB", os.environ.get("SLIPSTREAM_CACHE_GB") or str(DEFAULT_GB)
+    with suppress(ValueError):
+        if 0 <= float(size) < float("inf"):
+            return int(float(size) * 1e9)
+    raise InputError(f"{flag} {size}: give the size of the local cache in GB, or 0 for none")

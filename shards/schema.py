@@ -4,14 +4,13 @@ A data set may come from anybody. Nothing that it says becomes a path, an offset
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_json, short, whole
+from shards.documents import SHA256, TEXT, Each, Is, number, parse, problem, read_bytes, short, whole
 from shards.errors import InputError
 
 TABLE = "samples.parquet"
@@ -53,11 +52,15 @@ COLUMNS = pa.schema(
         *[(f"{name}_{what}", kind) for name in ("mp4", "flow.mp4") for what, kind in PARTS.items()],
     ]
 )
-ONLY_WHEN_USED = (
-    *("split", "split1", "split2", "split3", "failure_time", "decoded_fraction"),
-    *("cls_offset", "cls_size", "flow.mp4_offset", "flow.mp4_size", "flow.mp4_sha256"),
-    *(f"{name}_{what}" for name in ("mp4", "flow.mp4") for what in PARTS),
-)
+REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
+WITHOUT_NULLS = (*REQUIRED, "fps")
+WRITTEN = (
+    *WITHOUT_NULLS,
+    "label_name",
+    "source",
+    "json_offset",
+    "json_size",
+)  # any other one only when it is used
 
 AGAIN = "make the shards again, or fetch the data set again"
 REPAIR = "rebuild it with tools/check_shards.py DIR --repair, or make the shards again"
@@ -109,20 +112,15 @@ _CONTENT = {
 
 def read_description(folder: Path) -> dict[str, Any]:
     """The content of a folder's dataset.json, with `settings` in any case. Raises InputError where it is not one."""
-    return _whole(read_json(folder / DESCRIPTION, _CONTENT, AGAIN))
+    return parse_description(read_bytes(folder / DESCRIPTION, AGAIN), str(folder / DESCRIPTION), AGAIN)
 
 
-def parse_description(content: bytes, name: str) -> dict[str, Any]:
+def parse_description(content: bytes, name: str, fix: str = "upload the data set again") -> dict[str, Any]:
     """The same of bytes that were fetched from `name`."""
-    return _whole(parse(content, _CONTENT, name, "upload the data set again"))
+    found = parse(content, _CONTENT, name, fix)
+    return {**found, "settings": found.get("settings") or {}}
 
 
-def _whole(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"settings": content.get("settings") or {}}
-
-
-REQUIRED = ("key", "shard", "num_frames", "width", "height", "label", "sha256", "mp4_offset", "mp4_size")
-WITHOUT_NULLS = (*REQUIRED, "fps")
 BOUNDS: dict[str, tuple[float, float]] = {
     "num_frames": (1, 2**24),
     "width": (1, 2**15),
@@ -164,16 +162,13 @@ FACTS = {
 
 
 def check_columns(schema: pa.Schema, path: Path) -> None:
-    """Raise InputError unless a table has what every data set has, each column once and of its type."""
+    """Raise InputError unless a table has what every data set has, each column once."""
     names = list(schema.names)
     for name in names:
         if problem(name, TEXT) or names.count(name) > 1:
             raise InputError(f"{path}: column {short(name)} is there twice, or is no name; {REPAIR}")
     if missing := [name for name in REQUIRED if name not in names]:
         raise InputError(f"{path}: no column {missing[0]!r}; {REPAIR}")
-    for field in schema:
-        if _is_ours(field.name):
-            _check_type(field.name, field.type, path)
 
 
 def type_of(name: str, kind: pa.DataType) -> pa.DataType:
@@ -195,37 +190,22 @@ def checked(name: str, column: pa.ChunkedArray, path: Path, classes: int | None 
     expected = type_of(name, column.type)
     if column.type not in (expected, pa.dictionary(pa.int32(), pa.string())):
         column = column.cast(expected)
-    if name in WITHOUT_NULLS and column.null_count:
-        _check_all(name, column, lambda values: pc.is_valid(values), "a value", path)
+    checks = [(column, pc.is_valid(column), "a value")] if name in WITHOUT_NULLS else []
     if name in _PATTERNS:
-        pattern, says = _PATTERNS[name]
-        _check_all(name, _texts(column), lambda texts: pc.match_substring_regex(texts, pattern), says, path)
+        (pattern, says), texts = _PATTERNS[name], _texts(column)
+        checks.append((texts, pc.match_substring_regex(texts, pattern), says))
     elif name == "shard":
-        _check_all(
-            name,
-            _texts(column).unique(),
-            lambda texts: pa.array(map(is_tar, texts.to_pylist())),
-            TAR.says,
-            path,
-        )
+        tars = _texts(column).unique()
+        checks.append((tars, pa.array(map(is_tar, tars.to_pylist())), TAR.says))
     elif bounds := _bounds(name, classes):
         low, high = bounds
-        _check_all(
-            name,
-            column,
-            lambda values: pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)),
-            f"from {low:g} to {high:g}",
-            path,
-        )
+        inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
+        checks.append((column, inside, f"from {low:g} to {high:g}"))
+    for values, sound, says in checks:  # nulls pass, unless they are what is looked for
+        if (place := pc.index(sound, False).as_py()) >= 0:
+            value = short(values[place].as_py())
+            raise InputError(f"{path}: column {name}: {value} is not {says}; {REPAIR}")
     return column
-
-
-def _check_all(name: str, values: Any, test: Callable[[Any], Any], says: str, path: Path) -> None:
-    """Raise InputError that names the first value that fails the test; nulls pass."""
-    failing = pc.index(test(values), False).as_py()
-    if failing >= 0:
-        value = short(values[failing].as_py())
-        raise InputError(f"{path}: column {name}: {value} is not {says}; {REPAIR}")
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -248,14 +228,14 @@ def _is_ours(name: str) -> bool:
 
 
 def _check_type(name: str, kind: pa.DataType, path: Path) -> None:
-    expected, is_number = type_of(name, kind), pa.types.is_integer(kind)
+    expected, sound = type_of(name, kind), pa.types.is_integer(kind) or pa.types.is_null(kind)
     if pa.types.is_string(expected):
-        sound = _is_text(kind)
+        sound = _is_text(kind) or pa.types.is_null(kind)
     elif pa.types.is_floating(expected):
-        sound = is_number or pa.types.is_floating(kind)
-    else:
-        sound = is_number or (not _is_ours(name) and pa.types.is_boolean(kind))
-    if not sound and not pa.types.is_null(kind):
+        sound |= pa.types.is_floating(kind)
+    elif not _is_ours(name):
+        sound |= pa.types.is_boolean(kind)
+    if not sound:
         wanted = expected if _is_ours(name) else "text or numbers"
         raise InputError(f"{path}: column {name} holds {kind}, not {wanted}; {REPAIR}")
 

@@ -1,7 +1,7 @@
 """Several data sets that a run trains on as one: `train.py --data data/k400 data/oops`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,27 +44,26 @@ class Several(Dataset):
 
     def __init__(self, members: Sequence[Dataset]) -> None:
         self._members = list(members)
+        self._prefixes = prefixes([one.name for one in members])
         self.source = ", ".join(one.source for one in members)
         self.name = "+".join(one.name for one in members)
         self.classes = sorted({name for one in members for name in one.classes})
         together = " ".join(one.fingerprint for one in members)
         self.fingerprint = hashlib.sha256(together.encode()).hexdigest()
         self._refuse_unlike()
-        self._prefixes = prefixes([one.name for one in members])
         self._starts = np.cumsum([0, *map(len, members)])
         self._shard_starts = np.cumsum([0, *(len(one.shards) for one in members)])
         self._columns: dict[str, np.ndarray] = {}
         codecs = sorted({one.info["settings"].get("codec", "h264") for one in members})
-        self.info = {
-            "name": self.name,
-            "classes": self.classes,
-            "settings": {"codec": " and ".join(codecs)},
-            "tars": {
-                f"{prefix}{tar}": facts
-                for prefix, one in zip(self._prefixes, members, strict=True)
-                for tar, facts in one.info["tars"].items()
-            },
-        }
+        tars = [
+            (prefix + tar, facts) for prefix, one in self._each() for tar, facts in one.info["tars"].items()
+        ]
+        settings = {"codec": " and ".join(codecs)}
+        self.info = {"name": self.name, "classes": self.classes, "settings": settings, "tars": dict(tars)}
+
+    def _each(self) -> Iterator[tuple[str, Dataset]]:
+        """The prefix and the data set of each member."""
+        return zip(self._prefixes, self._members, strict=True)
 
     def _refuse_unlike(self) -> None:
         by_rate = sorted(self._members, key=_rate)
@@ -107,7 +106,7 @@ class Several(Dataset):
         if not there:
             raise InputError(f"{self.source}: no column {name!r}")
         if name in ("key", "shard"):
-            return [prefix + values for prefix, values in zip(self._prefixes, there, strict=True)]
+            return [prefix + one.column(name) for prefix, one in self._each()]
         lacking = None if any(values.dtype == object for values in there) else np.nan
         return [
             np.full(len(one), lacking) if values is None else values
@@ -118,27 +117,19 @@ class Several(Dataset):
         rows = np.asarray(rows, dtype=np.int64)
         which = np.searchsorted(self._starts, rows, side="right") - 1
         found = np.empty(len(rows), dtype=object)
-        for number, member in enumerate(self._members):
+        for number, (prefix, member) in enumerate(self._each()):
             mine = which == number
-            found[mine] = [
-                f"{self._prefixes[number]}{key}" for key in member.keys(rows[mine] - self._starts[number])
-            ]
+            found[mine] = [prefix + key for key in member.keys(rows[mine] - self._starts[number])]
         return found.tolist()
 
     @property
     def shards(self) -> list[str]:
-        return [
-            f"{prefix}{tar}"
-            for prefix, one in zip(self._prefixes, self._members, strict=True)
-            for tar in one.shards
-        ]
+        return [prefix + tar for prefix, one in self._each() for tar in one.shards]
 
     @property
     def shard_numbers(self) -> np.ndarray:
-        starts = self._shard_starts.astype(np.int32)
-        return np.concatenate(
-            [start + one.shard_numbers for start, one in zip(starts, self._members, strict=False)]
-        )
+        starts = zip(self._shard_starts.astype(np.int32), self._members, strict=False)
+        return np.concatenate([start + one.shard_numbers for start, one in starts])
 
     @property
     def window(self) -> int | None:
@@ -171,9 +162,8 @@ class Several(Dataset):
         member.quarantine(own, reason)
 
     def quarantined(self) -> np.ndarray:
-        return np.concatenate(
-            [start + one.quarantined() for start, one in zip(self._starts, self._members, strict=False)]
-        )
+        starts = zip(self._starts, self._members, strict=False)
+        return np.concatenate([start + one.quarantined() for start, one in starts])
 
     def counts(self, rows: np.ndarray) -> list[int]:
         return np.histogram(rows, self._starts)[0].tolist()
@@ -190,16 +180,13 @@ class Several(Dataset):
         return self._members[number], int(row - self._starts[number])
 
     def _in_split(self, split: str, column: str) -> np.ndarray:
-        refused: list[InputError] = []
-
-        def rows(one: Dataset) -> np.ndarray:
+        found, start, refused = np.zeros(len(self), dtype=bool), 0, []
+        for one in self._members:
             try:
-                return one._in_split(split, column)
+                found[start : start + len(one)] = one._in_split(split, column)
             except InputError as error:
                 refused.append(error)
-                return np.zeros(len(one), dtype=bool)
-
-        found = np.concatenate([rows(one) for one in self._members])
+            start += len(one)
         if len(refused) == len(self._members):
             raise refused[0]
         return found

@@ -1,6 +1,7 @@
 """Where a shard's file descriptor comes from: a folder, or the cache that keeps fetched files."""
 
 import errno
+import hashlib
 import os
 import stat
 import threading
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from shards.atomic import SUFFIX, atomic_write, lock_of, locked
 from shards.errors import InputError
@@ -45,28 +47,21 @@ class EndsEarly(OSError):
     """A file that is shorter than what is asked for."""
 
 
-def read_part(descriptor: Descriptor, offset: int, size: int) -> bytes:
-    """That many bytes of a file from there on. Raises EndsEarly where it ends before."""
-    parts: list[bytes] = []
-    missing = size
-    while missing:
-        part = os.pread(descriptor.number, missing, offset + size - missing)
-        if not part:
-            raise EndsEarly(f"ends {missing} bytes before the end of the video")
-        parts.append(part)
-        missing -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+def stamp(path: Path) -> dict[str, Any]:
+    """Length and sha256 of a file, as dataset.json and a checkpoint's files.json state them."""
+    with open(open_regular(path), "rb") as handle:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 class LocalShards:
     """The tars in a folder. Threads may share one object."""
 
     capacity: int | None = None  # bytes of tars that can be at hand at once; None: all
+    keep_open = float("inf")  # seconds
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.place = str(folder)
-        self._open: dict[str, Descriptor] = {}
+        self._open: dict[str, tuple[Descriptor, float]] = {}  # and since when
         self._lock = threading.Lock()
 
     def check(self, ends: dict[str, int]) -> None:
@@ -84,14 +79,30 @@ class LocalShards:
 
     def descriptor(self, shard: str) -> Descriptor:
         """The tar, open; hold it while reading."""
+        now = time.monotonic()
         with self._lock:
-            if shard not in self._open:
-                self._open[shard] = Descriptor(self.folder / shard)
-            return self._open[shard]
+            descriptor, since = self._open.get(shard, (None, now))
+        if descriptor is None or now - since > self.keep_open:
+            descriptor = self.obtain(shard)
+            with self._lock:
+                kept = {name: one for name, one in self._open.items() if now - one[1] <= self.keep_open}
+                self._open = kept | {shard: (descriptor, now)}
+        return descriptor
+
+    def obtain(self, shard: str) -> Descriptor:
+        """The tar, newly opened."""
+        return Descriptor(self.folder / shard)
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
-        """That many bytes of a tar. Raises OSError where it cannot be read or ends before."""
-        return read_part(self.descriptor(shard), offset, size)
+        """That many bytes of a tar. Raises OSError where it cannot be read or ends before, InputError if not fetched."""
+        descriptor, parts, missing = self.descriptor(shard), [], size
+        while missing:
+            part = os.pread(descriptor.number, missing, offset + size - missing)
+            if not part:
+                raise EndsEarly(f"ends {missing} bytes before the end of the video")
+            parts.append(part)
+            missing -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def forget(self, shard: str) -> None:
         """Open the tar again when it is next asked for."""
@@ -133,7 +144,7 @@ class Cache:
         while True:
             try:
                 if _is_whole(path, size):
-                    self.touch(path)
+                    os.utime(path, follow_symlinks=False)  # it is in use
                     return Descriptor(path, follow=False)
             except FileNotFoundError:
                 pass  # removed just now
@@ -147,10 +158,6 @@ class Cache:
         """Remove a file whose content is not what was fetched."""
         with locked(lock_of(path)):
             path.unlink(missing_ok=True)
-
-    def touch(self, path: Path) -> None:
-        """Note that a file is in use."""
-        os.utime(path, follow_symlinks=False)
 
     def _reserve(self, temporary: Path, size: int) -> None:
         """Make room and take it: a file of the full length, whose content is still to come."""
@@ -176,14 +183,12 @@ class Cache:
                 with suppress(FileNotFoundError):
                     there[place] = place.lstat()
                     break
-        used = sum(status.st_size for status in there.values())
+        free = self._limit - sum(status.st_size for status in there.values())
         for path, status in sorted(there.items(), key=lambda one: one[1].st_mtime_ns):
-            if used + size <= self._limit:
-                break
-            if path.suffix == ".tar":
+            if free < size and path.suffix == ".tar":
                 path.unlink()
-                used -= status.st_size
-        return used + size <= self._limit
+                free += status.st_size
+        return free >= size
 
 
 def _finished(path: Path) -> Path:

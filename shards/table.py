@@ -3,13 +3,12 @@
 Ten million rows open in a second or two. A line of quarantine.jsonl is {key, reason}; new selections leave its rows out.
 """
 
-import hashlib
 import json
 import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +24,18 @@ from shards.errors import InputError
 from shards.schema import (
     COLUMNS,
     DESCRIPTION,
-    ONLY_WHEN_USED,
     QUARANTINE,
     REJECTED,
     REPAIR,
     TABLE,
+    WRITTEN,
     check_columns,
     checked,
     type_of,
 )
-from shards.storage import open_regular
+from shards.storage import open_regular, stamp
+from shards.tar import Shard
 
-HEAD = 16  # hexadecimal digits of a sha256 that are kept in memory to recognise a video's bytes by
 # texts that hardly repeat; any other is stored as a number a row
 OF_EACH_ROW = ("key", "source", "sha256", "flow.mp4_sha256", "mp4_gops", "flow.mp4_gops")
 
@@ -74,7 +73,6 @@ class Table:
         self._arrow: dict[str, pa.ChunkedArray] = {}
         self._values: dict[str, np.ndarray] = {}
         self._codes: dict[str, Codes] = {}
-        self._heads: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -82,7 +80,7 @@ class Table:
     def values(self, name: str) -> np.ndarray:
         """(rows,) int32, int64, float64, or object for text, where equal texts share one object. Read-only."""
         if name not in self._values:
-            if self._is_coded(name):
+            if name in self.names and pa.types.is_string(self._types[name]) and name not in OF_EACH_ROW:
                 codes, texts = self.codes(name)
                 values = np.array([*texts, None], dtype=object)[codes]
             else:
@@ -112,30 +110,16 @@ class Table:
         return self._codes[name]
 
     def take(self, name: str, rows: np.ndarray) -> list[str | None]:
-        """The texts of some rows, without making an object for any other."""
-        if self._is_coded(name):
-            codes, texts = self.codes(name)
-            return [texts[code] if code >= 0 else None for code in codes[rows].tolist()]
+        """The texts of some rows in a column of OF_EACH_ROW, without making an object for any other."""
         return list(self._read(name).take(pa.array(rows)).to_pylist())
 
-    def heads(self, component: str) -> np.ndarray | None:
-        """(rows,) bytes: the first HEAD digits of each row's sha256, of a video or its flow; None for any other."""
-        name = {"mp4": "sha256"}.get(component, f"{component}_sha256")
-        if name not in self._heads:
-            if name not in self.names:
-                return None
-            whole = self._read(name).cast(pa.binary()).fill_null(bytes(HEAD))
-            self._arrow.pop(name, None)
-            fixed = pc.binary_slice(whole, 0, HEAD).cast(pa.binary(HEAD)).combine_chunks()
-            self._heads[name] = np.frombuffer(fixed.buffers()[1], f"S{HEAD}")
-        return self._heads[name]
+    def text(self, name: str, row: int) -> str | None:
+        """One row's text in a column of OF_EACH_ROW; None where it has none, or the table no such column."""
+        return self._read(name)[row].as_py() if name in self.names else None
 
     def isin(self, name: str, texts: Collection[str]) -> np.ndarray:
         """(rows,) bool: whether a row's text is one of these."""
         return np.asarray(pc.is_in(self._read(name), pa.array(sorted(texts), pa.string())).to_numpy(), bool)
-
-    def _is_coded(self, name: str) -> bool:
-        return name in self.names and pa.types.is_string(self._types[name]) and name not in OF_EACH_ROW
 
     def _read(self, name: str) -> pa.ChunkedArray:
         if name not in self.names:
@@ -156,23 +140,17 @@ class Table:
 
 def write_table(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `samples.parquet` from rows that have COLUMNS' names; optional columns only when used."""
-    unused = {name for name in ONLY_WHEN_USED if all(row.get(name) is None for row in rows)}
-    schema = pa.schema([column for column in COLUMNS if column.name not in unused])
+    used = {name for row in rows for name in row if row[name] is not None}
+    schema = pa.schema([column for column in COLUMNS if column.name in used.union(WRITTEN)])
     table = pa.Table.from_pylist(list(rows), schema=schema)
     with atomic_write(folder / TABLE) as temporary:
         pq.write_table(table, temporary)
 
 
-def stamp(path: Path) -> dict[str, Any]:
-    """Length and sha256 of a file, as dataset.json states them."""
-    with open(open_regular(path), "rb") as handle:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
-
-
 def publish(
     out: Path,
     classes: Sequence[str],
-    shards: Sequence[dict[str, Any]],
+    shards: Iterable[Shard | None],
     settings: dict[str, Any],
     rejected: Sequence[dict[str, Any]] = (),
     *,
@@ -180,10 +158,11 @@ def publish(
 ) -> dict[str, Any]:
     """Write what makes the tars in `out` a data set; returns its description, the content of dataset.json.
 
-    shards: for each, `name`, `size` (bytes), `sha256` and its `rows`. The description is written last: a
-    folder that has one is complete.
+    shards: what write_shard made; None, which had no samples, is left out. The description is written last: a folder
+    that has one is complete.
     """
-    rows = [row for shard in shards for row in shard["rows"]]
+    there = [shard for shard in shards if shard]
+    rows = [row for shard in there for row in shard.rows]
     reasons = Counter(one["reason"] for one in rejected)
     write_json_lines(out / REJECTED, rejected)
     write_table(out, rows)
@@ -196,7 +175,7 @@ def publish(
         "settings": settings,
         "tools": {"av": av.__version__, "ffmpeg": av.ffmpeg_version_info, "pyarrow": pa.__version__},
         "table": stamp(out / TABLE),
-        "tars": {one["name"]: {"bytes": one["size"], "sha256": one["sha256"]} for one in shards},
+        "tars": {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in there},
     }
     write_json(out / DESCRIPTION, description)
     return description

@@ -126,7 +126,7 @@ class Shard:
     """A finished tar: its file name, bytes, sha256, and a table row per sample."""
 
     name: str
-    size: int
+    bytes: int
     sha256: str
     rows: list[dict[str, Any]]
 
@@ -151,7 +151,7 @@ def write_shard(folder: Path, stem: str, samples: Iterable[Sample]) -> Shard | N
         with tarfile.open(fileobj=hashing, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in itertools.chain([first], samples):
                 facts, parts = _add_sample(tar, sample)
-                columns = _noted("mp4", sample.mp4) | _noted("flow.mp4", sample.flow or b"")
+                columns = checksums("mp4", sample.mp4) | checksums("flow.mp4", sample.flow or b"")
                 rows.append(facts | {"shard": path.name} | places(parts) | columns)
                 index.append((sample.key, parts))
     write_index(path, index)
@@ -179,13 +179,6 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes | Path) -> Extent:
     with _opened(content) as handle:
         tar.addfile(info, handle)
     return Extent(offset, info.size)
-
-
-def _noted(component: str, content: bytes | Path) -> dict[str, Any]:
-    if isinstance(content, bytes) or size_of(content) < WHOLE:
-        return checksums(component, content if isinstance(content, bytes) else b"")
-    with content.open("rb") as handle:  # mapped: the system pages it in and out
-        return checksums(component, memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def size_of(content: bytes | Path) -> int:
@@ -258,13 +251,6 @@ class Parts:
             raise DecodeError(f"the table has checksums of {len(expected) - 1} GOPs of {len(bounds) - 1}")
         return cls(index, bounds, tuple(expected[1:]))
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that it takes, about."""
-        index = self.index
-        arrays = (index.offsets, index.sizes, index.numbers, index.keys, index.ranks, self.bounds)
-        return sum(array.nbytes for array in arrays) + 40 * len(self.sums) + 1000
-
     def range(self, first: int, last: int) -> tuple[int, int]:
         """The bytes (begin, end) of the GOPs that hold the packets from `first` to `last`."""
         begin, end = np.searchsorted(self.index.gops, [first, last], side="right")
@@ -279,23 +265,27 @@ class Parts:
         return Excerpt(replace(self.index, offsets=self.index.offsets - begin), data)
 
 
-def checksums(component: str, video: bytes | memoryview) -> dict[str, Any]:
+def checksums(component: str, video: bytes | Path) -> dict[str, Any]:
     """The columns that say how parts of a row's component can be read; {} if it is read whole.
 
     COMPONENT_head: bytes of the file that precede its media. COMPONENT_gops: zlib.crc32 of these, and then of each GOP,
     8 hexadecimal digits each.
     """
-    if len(video) < WHOLE:
+    if size_of(video) < WHOLE:
         return {}
+    if isinstance(video, Path):
+        with video.open("rb") as handle:  # mapped: the system pages it in and out
+            view = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+    else:
+        view = memoryview(video)
     try:
-        index = read_index(video)
+        index = read_index(view)
         bounds = _bounds(index)
     except DecodeError:
         return {}
     ends = index.offsets + index.sizes
     if not index.head or index.offsets[0] < index.head or (index.offsets[1:] < ends[:-1]).any():
         return {}  # the index follows the media, or packets do not lie in their order
-    view = memoryview(video)
     parts = [view[: index.head], *(view[a:b] for a, b in pairwise(bounds.tolist()))]
     sums = "".join(f"{zlib.crc32(part):0{_DIGITS}x}" for part in parts)
     return {f"{component}_head": index.head, f"{component}_gops": sums}

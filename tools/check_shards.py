@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
@@ -62,42 +61,17 @@ def main() -> int:
         if arguments.workers < 1:
             raise InputError(f"--workers {arguments.workers}: give 1 or more")
         if arguments.repair:
-            _repair(arguments)
-        report = _check(arguments)
+            rows, lost = repair(arguments.folder, workers=arguments.workers)
+            print(f"rebuilt from the tars: {rows} rows")
+            for line in lost:
+                print(f"  not in the table: {line}")
+        options = {name: getattr(arguments, name) for name in ("fast", "workers", "timeout")}
+        report = check(arguments.folder, **options)
         _tell(arguments, report)
         noted = _quarantine(arguments, report) if arguments.quarantine else set()
         _draw(arguments, report)
     left = [one for one in report.problems if one.row is None or one.row not in noted]
     return 1 if left else 0
-
-
-def _repair(arguments: Arguments) -> None:
-    rows, lost = repair(arguments.folder, workers=arguments.workers)
-    print(f"rebuilt from the tars: {rows} rows")
-    for line in lost:
-        print(f"  not in the table: {line}")
-
-
-def _check(arguments: Arguments) -> Report:
-    bar: tqdm | None = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, unit="item", desc=arguments.folder.name, dynamic_ncols=True)
-        bar.update(done - bar.n)
-
-    try:
-        return check(
-            arguments.folder,
-            fast=arguments.fast,
-            workers=arguments.workers,
-            timeout=arguments.timeout,
-            progress=show,
-        )
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _tell(arguments: Arguments, report: Report) -> None:

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import repeat
 from pathlib import Path
@@ -70,9 +70,7 @@ def main(arguments: Arguments) -> None:
             ):
                 samples.append(sample)
                 bar.update()
-            shard = write_shard(out, f"{safe_name(name)}-{number:06d}", samples)
-            assert shard is not None  # there is at least one sample
-            shards.append(asdict(shard))
+            shards.append(write_shard(out, f"{safe_name(name)}-{number:06d}", samples))
     publish(out, dataset.classes, shards, settings, name=name)
     print(f"{out}: {len(rows)} videos that stand still")
 

@@ -16,29 +16,27 @@ time: the same command goes on with the first unfinished shard. Layouts, reasons
 import argparse
 import os
 import sys
-from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from shards import InputError, one_line
 from shards.build.finish import UNLISTED, Summary, index_in_place
-from shards.build.job import Job, Part
-from shards.build.pool import MEMORY, Limits
+from shards.build.job import part_of
+from shards.build.pool import Limits
 from shards.build.process_video import Processing
-from shards.build.run import DryRun, build, build_on_ray, dry_run, prepare
+from shards.build.run import build, build_on_ray, dry_run, prepare
+from shards.errors import command_line
 from shards.layouts import Layout, find, hold_out
 from shards.remote import url_of
 from shards.schema import REJECTED, TABLE, safe_name
 from shards.table import Table
-from shards.video.encode import Codec, Encoding, Tune
-from shards.video.flow import Flow
+from shards.video.encode import Encoding
 from shards.video.pictures import sides_remark
-from shards.video.read import REASONS, WHOLE_ENOUGH
+from shards.video.read import REASONS
 
 if TYPE_CHECKING:
     from objectives.base import ShardSettings
@@ -60,9 +58,6 @@ class Arguments:
     """How SRC is laid out; recognised when not given. --dry-run shows what was recognised."""
     annotations: Path | None = None
     """CSV, split list or folder of them; looked for in SRC and beside it when not given."""
-    frames_fps: float | None = None
-    """Folders of extracted frames (JPEG or PNG, in the order of the numbers in their names) are videos, of this many frames
-    per second. Without it pictures are left out."""
     hold_out: float | None = None
     """Where SRC has no splits: this share of each class becomes split test, the rest train. Chosen by a hash of the
     names; videos with the same value in a list's column `group` stay together."""
@@ -71,48 +66,14 @@ class Arguments:
     made_for: Annotated[str | None, tyro.conf.arg(name="for", metavar="METHOD")] = None
     """Make --fps, --short-side and --gop what this method's paper needs, where they are not given: --for dpc --help
     shows them. Other methods can be trained on it too, on what it has left. METHOD: a --objective of train.py."""
-    codec: Codec = Encoding.codec
-    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
-    short_side: int = Encoding.short_side
-    """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
-    multiple: int = Encoding.multiple
-    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
-    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
-    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
-    fps: float | None = Encoding.fps
-    """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
-    gop: int = Encoding.gop
-    """Frames from one key frame to the next: random access decodes half of it for nothing, on average."""
-    crf: int | None = Encoding.crf
-    """Quality, lower is better and larger; when not given h264 23, hevc 25, vp9 32, mjpeg 4 (quantiser)."""
-    preset: str = Encoding.preset
-    """Speed against size of h264 and hevc: ultrafast, superfast, veryfast, faster, fast, medium, slow, …"""
-    tune: Tune = Encoding.tune
-    """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
-    fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
-    b_frames: int | None = Encoding.b_frames
-    """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
-    they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
-    copy: bool = False
-    """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
-    keep_damaged: float = WHOLE_ENOUGH
-    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
-    keep_stills: bool = False
-    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
-    flow: Literal["tvl1", "dis"] | None = None
-    """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
-    flow_limit: float = Flow.limit
-    """Pixels a frame at which flow is clipped before it becomes 8 bits: MemDPC 20, TCP 10."""
+    processing: tyro.conf.OmitArgPrefixes[Processing] = field(default_factory=Processing)
     per_shard: int = 1000
     """Videos in a tar; about 1 GB is customary. It is also the unit of work that a restart keeps."""
     seed: int = 0
     """Of the order of the videos over the shards."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Processes, each with one video at a time; as many as there are cores when not given."""
-    timeout: float | None = None
-    """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
-    memory: float = MEMORY
-    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory."""
+    limits: tyro.conf.OmitArgPrefixes[Limits] = field(
+        default_factory=lambda: Limits(len(os.sched_getaffinity(0)), timeout=None)
+    )
     part: str | None = None
     """I/N: make only every N-th shard, from the I-th; for job arrays, joined by tools/merge_shards.py."""
     ray: str | None = None
@@ -124,11 +85,10 @@ class Arguments:
 def main() -> None:
     with one_line():
         defaults = _defaults(sys.argv[1:])
-    arguments = tyro.cli(Arguments, description=__doc__, default=defaults)
-    if arguments.in_place:
-        with one_line():
+        arguments = command_line(Arguments, description=__doc__, default=defaults)
+        if arguments.in_place:
             _index_in_place(arguments)
-        return
+            return
     out = arguments.out or Path("data") / _name(arguments.src)
     with one_line("the same command goes on from there", out):
         _run(arguments, out)
@@ -142,7 +102,8 @@ def _defaults(argv: list[str]) -> Arguments:
     if made_for is None:
         return plain
     suits = _suits(made_for)
-    return replace(plain, fps=suits.fps, short_side=suits.short_side, gop=suits.gop)
+    encoding = Encoding(fps=suits.fps, short_side=suits.short_side, gop=suits.gop)
+    return replace(plain, processing=Processing(encoding))
 
 
 def _suits(method: str) -> "ShardSettings":
@@ -164,66 +125,55 @@ def _name(src: Path) -> str:
 
 def _index_in_place(arguments: Arguments) -> None:
     kept = ("out", "frames_fps", "part", "ray", "flow", "copy", "dry_run")
-    if given := [name for name in kept if getattr(arguments, name)]:
+    if given := [name for name in kept if (vars(arguments) | vars(arguments.processing))[name]]:
         raise InputError(f"--in-place: nothing is encoded, so leave out --{given[0].replace('_', '-')}")
     if url_of(arguments.src):
         raise InputError("--in-place: SRC is a URL, where nothing can be written; fetch the tars first")
     found = find(arguments.src, arguments.layout, arguments.annotations)
     if arguments.hold_out is not None:
         found = hold_out(found, arguments.hold_out)
-    limits = Limits(arguments.workers, arguments.timeout or TIMEOUT, arguments.memory)
-    with closing(_Bar(_name(arguments.src))) as bar:
-        summary = index_in_place(found, _encoding(arguments), limits, bar.show)
+    summary = index_in_place(found, arguments.processing.encoding, _limits(arguments))
     _report(found.sources[0].path.parent, summary)
 
 
 def _run(arguments: Arguments, out: Path) -> None:
-    part = None if arguments.part is None else Part.parse(arguments.part)
+    part = None if arguments.part is None else part_of(arguments.part)
     if part is not None and arguments.ray is not None:
         raise InputError("--part and --ray: each divides the work; give one of them")
-    flow = None if arguments.flow is None else Flow(arguments.flow, arguments.flow_limit)
-    usual = TIMEOUT if flow is None else TIMEOUT_WITH_FLOW
-    timeout = usual if arguments.timeout is None else arguments.timeout
-    limits = Limits(arguments.workers, timeout, arguments.memory)
-    encoding, made_for = _encoding(arguments), arguments.made_for
+    limits = _limits(arguments)
+    encoding, made_for = arguments.processing.encoding, arguments.made_for
     stride = _suits(made_for).stride_at(encoding.fps) if made_for else None
     job = prepare(
         arguments.src,
         out,
-        Processing(
-            encoding,
-            arguments.copy,
-            flow,
-            arguments.keep_damaged,
-            made_for,
-            stride,
-            keep_stills=arguments.keep_stills,
-            frames_fps=arguments.frames_fps,
-        ),
+        arguments.processing,
         layout=arguments.layout,
         annotations=arguments.annotations,
         per_shard=arguments.per_shard,
         seed=arguments.seed,
         held_out=arguments.hold_out,
+        made_for=made_for,
+        stride=stride,
     )
     if made_for:
         print(_suiting(made_for, encoding, stride))
     if arguments.dry_run:
-        _show(job, dry_run(job, limits, part), limits)
+        print(*dry_run(job, limits, part), sep="\n")
         return
-    with closing(_Bar(out.name)) as bar:
-        if arguments.ray is not None:
-            summary: Summary | None = build_on_ray(job, arguments.ray, limits, progress=bar.show)
-        else:
-            summary = build(job, limits, part=part, progress=bar.show)
+    if arguments.ray is not None:
+        summary: Summary | None = build_on_ray(job, arguments.ray, limits)
+    else:
+        summary = build(job, limits, part=part)
     if summary is None:
         print(f"{out}: part {arguments.part} is done; when all are, tools/merge_shards.py {out}")
     else:
         _report(out, summary)
 
 
-def _encoding(arguments: Arguments) -> Encoding:
-    return Encoding(**{one.name: getattr(arguments, one.name) for one in fields(Encoding)})
+def _limits(arguments: Arguments) -> Limits:
+    """What the command line says, and the usual timeout where it names none."""
+    usual = TIMEOUT_WITH_FLOW if arguments.processing.flow else TIMEOUT
+    return replace(arguments.limits, timeout=arguments.limits.timeout or usual)
 
 
 def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
@@ -233,44 +183,6 @@ def _suiting(method: str, encoding: Encoding, stride: int | None) -> str:
         return line
     flag = f"--{(_suits(method).stride or '').replace('_', '-')}"
     return f"{line}; train.py then takes {flag} {stride} where none is given"
-
-
-class _Bar:
-    """A progress bar that is drawn once there is progress: an error before it is one line."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._bar: tqdm | None = None
-
-    def show(self, done: int, total: int) -> None:
-        if self._bar is None:
-            # what an earlier run made says nothing about this one's speed, hence initial
-            self._bar = tqdm(initial=done, total=total, unit="video", desc=self._name, dynamic_ncols=True)
-        self._bar.update(done - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _show(job: Job, plan: DryRun, limits: Limits) -> None:
-    found = job.found
-    print(f"layout     {found.layout}")
-    print(f"videos     {plan.videos} files, {plan.bytes / 1e6:.1f} MB, in {plan.shards} shards")
-    unlabelled = sum(source.label_name is None for source in found.sources)
-    print(f"classes    {len(found.classes)}" + (f", {unlabelled} videos unlabelled" if unlabelled else ""))
-    for column, counts in plan.splits.items():
-        print(f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    for what in ("missing", "unlisted", "unreadable"):
-        if names := list(getattr(found, what)):
-            print(f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else ""))
-    print(
-        f"tried      {plan.tried} videos" + "".join(f", {n} {reason}" for reason, n in plan.rejected.items())
-    )
-    if plan.size is not None and plan.seconds is not None:
-        print(
-            f"expected   {plan.size / 1e6:.1f} MB in {plan.seconds / 60:.1f} minutes, {limits.workers} workers"
-        )
 
 
 def _report(out: Path, summary: Summary) -> None:

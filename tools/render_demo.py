@@ -42,9 +42,8 @@ def main(arguments: Arguments) -> None:
         raise InputError(f"--clips-per-class {counts[0]} {counts[1]}: give two counts from 0, not both 0")
     at_least(arguments, 0, "seed")
     at_least(arguments, 1, "frames", "workers")
-    demo.render_shown(
+    demo.render(
         out,
-        f"rendering {out}",
         name=out.resolve().name,
         clips_per_class=counts,
         frames=arguments.frames,

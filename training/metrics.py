@@ -27,7 +27,7 @@ from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
 from shards.atomic import atomic_write
-from shards.documents import NOTHING, AnyOf, number, whole
+from shards.documents import number, whole
 from training.processes import OwnError, Watch, writing
 from training.run import Run
 from training.settings import Settings
@@ -255,7 +255,7 @@ class Validation(Evaluator):
         "last": whole(0),
         "decay": {
             "stage": whole(0, 1000),
-            "lowest": AnyOf(NOTHING, number()),
+            "lowest?": number(),
             "waited": whole(0),
             "falls": whole(0, 1000),
         },

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from objectives import Objective, checkpoint
 from objectives.checkpoint import metadata
 from shards import InputError
-from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
+from shards.documents import AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
 OPTIMIZER, STATE, ROWS = "optimizer.safetensors", "state.json", "rows.txt"
 NOT_WHOLE = "remove this checkpoint, and --resume goes on with the one before"
@@ -42,7 +42,7 @@ _SCALER = {
     "_growth_tracker": whole(0),
 }
 _STATE = PROGRESS | {
-    "scaler": AnyOf(NOTHING, Is("empty", lambda value: value == {}), _SCALER),
+    "scaler?": AnyOf(Is("empty", lambda value: value == {}), _SCALER),
 }
 
 

@@ -9,20 +9,23 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import av
+from tqdm import tqdm
 
 from shards.atomic import atomic_write, sweep
 from shards.build.job import Job, Notes, check_same
-from shards.build.pool import Limits, Progress, Reject, in_order
+from shards.build.pool import Limits, Reject, in_order
 from shards.build.scan import Found, Member, Source
 from shards.documents import problem, write_json_lines
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, KEY, REJECTED, is_tar, read_description
-from shards.table import publish, stamp
+from shards.storage import stamp
+from shards.table import publish
 from shards.tar import Contents, Extent, Shard, places, read_extent, walk, write_index
 from shards.video.encode import Encoding
 from shards.video.mp4 import DecodeError, read_index
@@ -65,26 +68,20 @@ def finish(notes: Notes) -> Summary:
         found = f"{len(absent)} of {outline['shards']} shards are not made ({names})"
         raise InputError(f"{notes.out}: {found}; run make_shards.py on it, or its unfinished parts, again")
     made = [note for shard in range(outline["shards"]) if (note := notes.read(shard))]
-    shards = [note["shard"] for note in made if note["shard"]]
-    rejected = [reject for note in made for reject in note["rejected"]]
-    why = f"in the annotations ({outline['settings']['layout']}), not on the disk"
-    absent_videos = [{"source": name, "reason": "missing", "detail": why} for name in outline["missing"]]
-    absent_videos += [
-        {"source": name, "reason": "unreadable", "detail": why}
-        for name, why in outline.get("unreadable", {}).items()
-    ]
+    shards = [Shard(**note["shard"]) for note in made if note["shard"]]
+    rejected = [*(reject for note in made for reject in note["rejected"]), *outline["absent"]]
     sweep(notes.out)
     if not shards:
-        write_json_lines(notes.out / REJECTED, rejected + absent_videos)
+        write_json_lines(notes.out / REJECTED, rejected)
         shutil.rmtree(notes.folder)
         first = "{source}, {reason}: {detail}".format(**rejected[0])
-        found = f"none of {len(rejected)} files became a sample (the first: {first})"
+        found = f"none of {len(rejected) - len(outline['absent'])} files became a sample (the first: {first})"
         raise InputError(f"{notes.out}: {found}; see {notes.out / REJECTED} and give a folder of videos")
     if outline["unlisted"]:
         with atomic_write(notes.out / UNLISTED) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in outline["unlisted"]), encoding="utf-8")
     name = notes.out.resolve().name
-    publish(notes.out, outline["classes"], shards, outline["settings"], rejected + absent_videos, name=name)
+    publish(notes.out, outline["classes"], shards, outline["settings"], rejected, name=name)
     return _summary(notes, len(outline["unlisted"]))
 
 
@@ -161,16 +158,7 @@ def _move(here: Path, there: Path) -> None:
         here.unlink()
 
 
-@dataclass(frozen=True)
-class _Task:
-    source: Source
-    member: Member
-    encoding: Encoding
-
-
-def index_in_place(
-    found: Found, encoding: Encoding, limits: Limits | None = None, progress: Progress | None = None
-) -> Summary:
+def index_in_place(found: Found, encoding: Encoding, limits: Limits = Limits()) -> Summary:  # noqa: B008 (frozen)
     """Make the folder of WebDataset tars a data set; the tars stay as they are.
 
     A video suits when it is a member `mp4` with the codec of `encoding`, yuv420p, frames at a steady rate (that of
@@ -180,9 +168,9 @@ def index_in_place(
     """
     if found.layout != "webdataset":
         raise InputError(f"--in-place: the videos lie in files ({found.layout}), not in tars; leave it out")
-    folder, limits = _folder(found), limits or Limits()
-    tasks = [_Task(source, source.member, encoding) for source in found.sources if source.member]
-    twice = [key for key, count in Counter(task.member.key for task in tasks).items() if count > 1]
+    folder = _folder(found)
+    members = [source.member for source in found.sources if source.member]
+    twice = [key for key, count in Counter(member.key for member in members).items() if count > 1]
     if twice:
         raise InputError(f"--in-place: the key {twice[0]} is in the tars twice; {MAKE_ANEW}")
     contents: dict[Path, Contents] = {}
@@ -191,32 +179,25 @@ def index_in_place(
         if contents[tar].problem:
             raise InputError(f"--in-place: {tar} {contents[tar].problem}; fetch it again, or {MAKE_ANEW}")
     rows: dict[Path, list[dict[str, Any]]] = {tar: [] for tar in contents}
-    results = in_order(_facts, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
-    with closing(results):
-        for number, (task, result) in enumerate(zip(tasks, results, strict=True), 1):
-            source, key = task.source, task.member.key
+    results = in_order(_facts, zip(found.sources, members, repeat(encoding), strict=False), **vars(limits))
+    bar = tqdm(zip(found.sources, members, results, strict=True), folder.resolve().name, len(members))
+    with closing(results), bar:
+        for source, member, result in bar:
+            key = member.key
             if isinstance(result, Reject):
                 raise InputError(f"--in-place: {source.relative} does not suit: {result.detail}; {MAKE_ANEW}")
             label = -1 if source.label_name is None else found.classes.index(source.label_name)
             row = {"key": key, "shard": source.path.name, "source": source.relative, "label": label}
             row |= {"label_name": source.label_name, "split": source.split}
             rows[source.path].append(result | row | places(contents[source.path].samples[key]))
-            if progress:
-                progress(number, len(tasks))
     shards = []
     for tar, some in rows.items():
-        seen = stamp(tar)
         write_index(tar, contents[tar].samples.items())
-        shards.append(asdict(Shard(tar.name, seen["bytes"], seen["sha256"], some)))
-    rejected = [
-        {"source": name, "reason": "unreadable", "detail": why} for name, why in found.unreadable.items()
-    ]
-    settings: dict[str, Any] = {
-        name: getattr(encoding, name) for name in ("codec", "short_side", "gop", "fps")
-    }
+        shards.append(Shard(tar.name, rows=some, **stamp(tar)))
+    settings = {name: getattr(encoding, name) for name in ("codec", "short_side", "gop", "fps")}
     settings |= {"layout": found.layout, "in_place": True}
-    info = publish(folder, found.classes, shards, settings, rejected, name=folder.resolve().name)
-    return Summary(info["rows"], sum(one["size"] for one in shards), info["rejected"])
+    info = publish(folder, found.classes, shards, settings, found.absent, name=folder.resolve().name)
+    return Summary(info["rows"], sum(shard.bytes for shard in shards), info["rejected"])
 
 
 def _folder(found: Found) -> Path:
@@ -234,14 +215,14 @@ def _folder(found: Found) -> Path:
     return folders[0]
 
 
-def _facts(task: _Task) -> dict[str, Any] | Reject:
+def _facts(task: tuple[Source, Member, Encoding]) -> dict[str, Any] | Reject:
     """What the table says of a video, or why it does not suit."""
-    member, encoding = task.member, task.encoding
+    source, member, encoding = task
     if wrong := problem(member.key, KEY, "its key"):
         return Reject("unsuited", wrong)
     if member.name != "mp4":
         return Reject("unsuited", f"it is a {member.name}, not an mp4")
-    data = read_extent(task.source.path, Extent(member.offset, member.size))
+    data = read_extent(source.path, Extent(member.offset, member.size))
     try:
         with opened(data) as container:
             stream, tally = largest_video(container), Tally()
@@ -264,7 +245,7 @@ def _facts(task: _Task) -> dict[str, Any] | Reject:
             ):
                 if differs:
                     return Reject("unsuited", why)
-            unlike = unlike_house(container, stream, rate, encoding, tally)
+            unlike = unlike_house(stream, rate, encoding, tally)
             if unlike or tally.unsound or tally.frames != indexed:
                 sound = f"{tally.sound} of {indexed} frames decode soundly"
                 return Reject(

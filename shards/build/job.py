@@ -12,7 +12,7 @@ from typing import Any
 from shards.atomic import WriterLock, lock_of, locked, sweep
 from shards.build.process_video import Processing
 from shards.build.scan import Found, Source
-from shards.documents import NOTHING, SHA256, AnyOf, read_json, whole, write_json
+from shards.documents import SHA256, read_json, whole, write_json
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, REJECTED, TAR, safe_name
 from shards.tar import Shard
@@ -21,34 +21,27 @@ from shards.video.read import IO_ERROR
 LONGEST_KEY = 72  # with a hash of 16 and an extension it fits the 100 bytes of a tar's name field
 UNFINISHED = ".unfinished"  # notes on the finished shards, kept until all are
 OUTLINE = "job.json"
+_REJECT = {"source": str, "reason": str, "detail": str}
 _OUTLINE = {
     "settings": {"layout": str},
     "classes": [str],
     "shards": whole(0, 2**32),
-    "missing": [str],
     "unlisted": [str],
+    "absent": [_REJECT],
 }
-_SHARD = {"name": TAR, "size": whole(0), "sha256": SHA256, "rows": [dict]}
+_SHARD = {"name": TAR, "bytes": whole(0), "sha256": SHA256, "rows": [dict]}
 _NOTE = {
-    "shard": AnyOf(NOTHING, _SHARD),
-    "rejected": [{"source": str, "reason": str, "detail": str}],
+    "shard?": _SHARD,
+    "rejected": [_REJECT],
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """Part `number` of `count`, from 1: every count-th shard."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """From "I/N". Raises InputError."""
-        number, _, count = text.partition("/")
-        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-            raise InputError(f"--part {text}: give I/N with I from 1 to N, such as 3/16")
-        return cls(int(number), int(count))
+def part_of(text: str) -> slice:
+    """Which shards part "I/N" makes: every N-th, from the I-th. Raises InputError."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--part {text}: give I/N with I from 1 to N, such as 3/16")
+    return slice(int(number) - 1, None, int(count))
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class Notes:
         """The note of a finished shard; None where there is none."""
         path = self.note(shard)
         fix = "remove it: its shard is made again"
-        return dict(read_json(path, _NOTE, fix)) if path.is_file() else None
+        return {"shard": None} | read_json(path, _NOTE, fix) if path.is_file() else None
 
     def unread(self, shard: int) -> list[str]:
         """Sources of a finished shard that the disk did not give."""
@@ -115,7 +108,7 @@ class Notes:
         if note is None or note["shard"] is None:
             return note is not None
         tar = self.out / note["shard"]["name"]
-        whole_tar = tar.is_file() and tar.stat().st_size == note["shard"]["size"]
+        whole_tar = tar.is_file() and tar.stat().st_size == note["shard"]["bytes"]
         return whole_tar and tar.with_suffix(".idx").is_file()
 
 
@@ -131,12 +124,11 @@ class Job:
     batches: list[range]  # the sources of each shard
     settings: dict[str, Any]  # of dataset.json; a restart must have the same
 
-    def shards(self, part: Part | None) -> range:
+    def shards(self, part: slice | None) -> range:
         """The shards of a part, or all of them."""
-        part = part or Part()
-        return range(part.number - 1, len(self.batches), part.count)
+        return range(len(self.batches))[part or slice(None)]
 
-    def unfinished(self, part: Part | None) -> list[int]:
+    def unfinished(self, part: slice | None) -> list[int]:
         again = self.unread
         return [one for one in self.shards(part) if one in again or not self.notes.is_finished(one)]
 
@@ -155,7 +147,7 @@ class Job:
         }
 
     @contextmanager
-    def locked(self, part: Part | None) -> Iterator[None]:
+    def locked(self, part: slice | None) -> Iterator[None]:
         """Be the only one to write a part of the job, or all of it (None), in a new folder or where it was cut off.
 
         Raises InputError when another process is at work on one of these shards, or the folder holds something
@@ -168,38 +160,13 @@ class Job:
                 found = f"holds {strangers[0]} and no data set"
                 raise InputError(f"--out {out}: {found}; give an empty or a new folder")
         with notes.locked(None if part is None else self.shards(part)):
-            names = ("missing", "unlisted", "unreadable", "classes")
-            outline = {name: getattr(self.found, name) for name in names}
+            outline = {name: getattr(self.found, name) for name in ("unlisted", "absent", "classes")}
             notes.begin(outline | {"settings": self.settings, "shards": len(self.batches)})
             if self.unread:  # the tars change: until they have, this is no complete data set
                 (out / DESCRIPTION).unlink(missing_ok=True)
             for shard in self.shards(part):
                 shutil.rmtree(notes.scratch(shard), ignore_errors=True)
             yield
-
-
-def plan_job(out: Path, found: Found, processing: Processing, *, per_shard: int, seed: int) -> Job:
-    """The job of making `found` into `out`: the order of the videos depends on `seed` and their names only."""
-    if per_shard < 1:
-        raise InputError(f"--per-shard {per_shard}: give 1 or more")
-    place = {
-        one.relative: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest() for one in found.sources
-    }
-    sources = sorted(found.sources, key=lambda one: place[one.relative])
-    # names, sizes and annotations: enough to notice other videos without reading them all again
-    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
-    settings = processing.settings | {"per_shard": per_shard, "seed": seed, "layout": found.layout}
-    settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
-    starts = range(0, len(sources), per_shard)
-    return Job(
-        notes=Notes(out),
-        processing=processing,
-        found=found,
-        sources=sources,
-        keys=keys([source.relative for source in sources]),
-        batches=[range(start, min(start + per_shard, len(sources))) for start in starts],
-        settings=settings,
-    )
 
 
 def keys(relatives: Sequence[str]) -> list[str]:

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from shards.errors import InputError
+from shards.errors import require
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -36,29 +35,28 @@ ATTEMPTS = 2  # a process may be killed for the memory that another one took
 GIB = 2**30
 
 
-Progress = Callable[[int, int], None]  # (videos done, videos in all)
-MEMORY = 1.0  # GiB, three times what 8K H.264 takes when it is scaled down
-
-
 @dataclass(frozen=True)
 class Limits:
-    """What one machine gives to the work; none of it changes a byte of a video that is made.
-
-    workers: processes, each with one video at a time. timeout: seconds a video may take; memory: GiB a worker may
-    allocate. A video beyond either is rejected.
-    """
+    """What one machine gives to the work; none of it changes a byte of a video that is made."""
 
     workers: int = 1
+    """Processes, each with one video at a time; as many as there are cores when not given."""
     timeout: float | None = 1800.0
-    memory: float | None = MEMORY
+    """Seconds a video may take before it is rejected; 1800, with --flow 18000, when not given."""
+    memory: float | None = 1.0
+    """GiB that each worker may allocate; a video that needs more is rejected as out_of_memory. 8K H.264 takes a third."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise InputError(f"--workers {self.workers}: give 1 or more")
-        if self.timeout is not None and self.timeout <= 0:
-            raise InputError(f"--timeout {self.timeout:g}: give seconds, more than 0")
-        if self.memory is not None and self.memory < 0.25:
-            raise InputError(f"--memory {self.memory:g}: a worker does not start with less than 0.25 GiB")
+        require(
+            self,
+            ("workers", self.workers >= 1, "give 1 or more"),
+            ("timeout", self.timeout is None or self.timeout > 0, "give seconds, more than 0"),
+            (
+                "memory",
+                self.memory is None or self.memory >= 0.25,
+                "a worker does not start with less than 0.25 GiB",
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,24 +83,20 @@ def in_order(
     """
     resource_tracker.ensure_running()  # its start would unblock SIGINT in the thread that starts the first process
     ended, end = multiprocessing.Pipe(duplex=False)
-    crew = [_Worker(function, timeout, memory, ended) for _ in range(workers)]
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in crew:
-        idle.put(worker)
+    crew: list[_Worker] = []
+    own = threading.local()  # each thread has a worker
 
-    def work(task: Task) -> Any:
-        worker = idle.get()
-        try:
-            return worker.work(task)
-        finally:
-            idle.put(worker)
+    def begin() -> None:
+        # a process inherits its thread's mask: Ctrl-C is for the parent to handle, with one line
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        own.worker = _Worker(function, timeout, memory, ended)
+        crew.append(own.worker)
 
-    # a process inherits its thread's mask: Ctrl-C is for the parent to handle, with one line
-    threads = ThreadPoolExecutor(workers, "pool", signal.pthread_sigmask, (signal.SIG_BLOCK, {signal.SIGINT}))
+    threads = ThreadPoolExecutor(workers, "pool", begin)
     waiting: deque[Future[Any]] = deque()
     try:
         for task in tasks:
-            waiting.append(threads.submit(work, task))
+            waiting.append(threads.submit(lambda task: own.worker.work(task), task))
             while len(waiting) == AHEAD * workers or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
@@ -119,22 +113,19 @@ class _Ended(Exception):
     """Nobody waits for the results any longer."""
 
 
+@dataclass(eq=False)
 class _Worker:
     """A spawned process, begun when it is needed, that lives no longer than this one, however this one ends.
 
     ended: becomes readable when nobody waits for results any longer.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Any], Any],
-        timeout: float | None,
-        memory: float | None,
-        ended: Connection,
-    ) -> None:
-        self._function, self._timeout, self._memory, self._ended = function, timeout, memory, ended
-        self._process: Any = None
-        self._connection: Connection
+    function: Callable[[Any], Any]
+    timeout: float | None
+    memory: float | None
+    ended: Connection
+    _process: Any = None
+    _connection: Any = None
 
     def work(self, task: Any) -> Any:
         """The function's result, or a Reject. Raises what the function raises."""
@@ -144,9 +135,9 @@ class _Worker:
                 self._start()
             try:
                 self._connection.send(task)
-                if not self._answers(self._timeout):
+                if not self._answers(self.timeout):
                     self.end()
-                    return Reject("timeout", f"not done after {self._timeout:g} s")
+                    return Reject("timeout", f"not done after {self.timeout:g} s")
                 succeeded, value = self._connection.recv()
             except (EOFError, OSError):
                 cause = self._cause_of_death()
@@ -168,7 +159,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, far = context.Pipe()
         with far:
-            process = context.Process(target=_serve, args=(far, self._function, self._memory), daemon=True)
+            process = context.Process(target=_serve, args=(far, self.function, self.memory), daemon=True)
             process.start()
         self._process = process
         try:
@@ -182,8 +173,8 @@ class _Worker:
 
     def _answers(self, timeout: float | None) -> bool:
         """Whether the process says something in time. Raises _Ended, when it has ended the process."""
-        ready = wait([self._connection, self._ended], timeout)
-        if self._ended in ready:
+        ready = wait([self._connection, self.ended], timeout)
+        if self.ended in ready:
             self.end()
             raise _Ended
         return bool(ready)

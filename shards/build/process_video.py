@@ -12,50 +12,55 @@ from typing import Any
 
 from shards.build.pool import Reject
 from shards.build.scan import Member
-from shards.errors import InputError
+from shards.errors import InputError, require
 from shards.video.encode import Encoding
-from shards.video.flow import Flow, flow_video
-from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, check_rate, watched, write_video
-from shards.video.transcode import DISK_TROUBLE, Clip, copy, transcode
+from shards.video.flow import Algorithm, Flow, flow_video
+from shards.video.read import IO_ERROR, WHOLE_ENOUGH, Rejected, Unread, watched, write_video
+from shards.video.transcode import DISK_TROUBLE, Clip, transcode
 
 PAUSES = (0.5, 1.5, 4.0)  # seconds between tries at a file that the disk does not give
 
 
 @dataclass(frozen=True)
 class Processing:
-    """What is done to every video of a data set.
-
-    copy: keep the encoded frames of a video that is encoded as `encoding` asks already. flow: compute optical
-    flow, None for no flow. keep_damaged: the least share of the announced frames that must decode soundly, 0–1.
-    keep_stills: take pictures and drawn text as well. made_for: the method that the data set is to suit. stride: that
-    method then takes every `stride`-th frame. frames_fps: of folders of extracted frames; None: they are no videos.
-    """
+    """What is done to every video of a data set."""
 
     encoding: Encoding = field(default_factory=Encoding)
     copy: bool = False
-    flow: Flow | None = None
-    keep_damaged: float = WHOLE_ENOUGH
-    made_for: str | None = None
-    stride: int | None = None
-    keep_stills: bool = False
+    """Keep the encoded frames of videos that have this codec, size, GOP, B-frames and rate already."""
     frames_fps: float | None = None
+    """Folders of extracted frames (JPEG or PNG, in the order of the numbers in their names) are videos, of this many frames
+    per second. Without it pictures are left out."""
+    keep_damaged: float = WHOLE_ENOUGH
+    """Least share of the frames announced that must decode soundly; the table has the share. 0 keeps every frame."""
+    keep_stills: bool = False
+    """Take pictures (HEIC, AVIF, GIF of one frame) and text that FFmpeg draws (ANSI art) for videos as well."""
+    flow: Algorithm | None = None
+    """Optical flow stored as KEY.flow.mp4: TV-L1 as in the papers, or DIS, many times faster."""
+    flow_limit: float = Flow.limit
+    """Pixels a frame at which flow is clipped before it becomes 8 bits: MemDPC 20, TCP 10."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_damaged <= 1:
-            raise InputError(f"--keep-damaged {self.keep_damaged:g}: give a share from 0 to 1")
-        if self.frames_fps is not None:
-            check_rate(self.frames_fps)
+        rate = self.frames_fps is None or 0 < self.frames_fps <= 1000
+        require(
+            self,
+            ("keep_damaged", 0 <= self.keep_damaged <= 1, "give a share from 0 to 1"),
+            ("frames_fps", rate, "give frames per second, above 0 and at most 1000"),
+        )
+        if self.flow:
+            Flow(self.flow, self.flow_limit)  # which raises InputError for an odd limit
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """As dataset.json tells it."""
-        settings = self.encoding.settings() | {"copy": self.copy}
-        settings |= {"keep_damaged": self.keep_damaged, "keep_stills": self.keep_stills}
-        settings["flow"] = self.flow.algorithm if self.flow else None
-        settings |= {"flow_limit": self.flow.limit} if self.flow else {}
-        settings |= {"for": self.made_for} if self.made_for else {}
-        settings |= {"frames_fps": self.frames_fps} if self.frames_fps else {}
-        return settings | ({"stride": self.stride} if self.stride else {})
+    def stored_flow(self) -> Flow | None:
+        return Flow(self.flow, self.flow_limit) if self.flow else None
+
+    def settings(self, made_for: str | None, stride: int | None) -> dict[str, Any]:
+        """As dataset.json tells it. made_for: a method that the data set suits, which takes every `stride`-th frame."""
+        settings = self.encoding.settings()
+        settings |= {name: getattr(self, name) for name in ("copy", "keep_damaged", "keep_stills", "flow")}
+        more = {"flow_limit": self.flow and self.flow_limit, "for": made_for}
+        more |= {"frames_fps": self.frames_fps, "stride": stride}
+        return settings | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,8 @@ def _on_disk(task: Task) -> Iterator[Path]:
         return
     with watched(task.path) as tar, tempfile.NamedTemporaryFile(dir=task.scratch) as copied:
         tar.seek(task.member.offset)
-        left = task.member.size
-        while left and (piece := tar.read(min(left, 2**20))):
-            copied.write(piece)
-            left -= len(piece)
+        for left in range(task.member.size, 0, -(2**20)):
+            copied.write(tar.read(min(left, 2**20)))
         copied.flush()
         yield Path(copied.name)
 
@@ -130,11 +133,16 @@ def _on_disk(task: Task) -> Iterator[Path]:
 def _clip(path: Path, processing: Processing, scratch: Path) -> Clip:
     encoding = processing.encoding
     name = uuid.uuid4().hex
-    into, damaged, stills = scratch / f"{name}.mp4", processing.keep_damaged, processing.keep_stills
-    keep: dict[str, Any] = {"into": into, "keep_damaged": damaged, "keep_stills": stills}
-    clip = copy(path, encoding, scratch, **keep) if processing.copy else None
-    clip = clip or transcode(path, encoding, scratch, **keep)
-    if processing.flow is None:
+    clip = transcode(
+        path,
+        encoding,
+        scratch,
+        into=scratch / f"{name}.mp4",
+        keep_damaged=processing.keep_damaged,
+        keep_stills=processing.keep_stills,
+        copy=processing.copy,
+    )
+    if processing.stored_flow is None:
         return clip
-    into = scratch / f"{name}.flow.mp4"
-    return replace(clip, flow=flow_video(clip.data, processing.flow, encoding, scratch, into))
+    flow = flow_video(clip.data, processing.stored_flow, encoding, scratch / f"{name}.flow.mp4")
+    return replace(clip, flow=flow)

@@ -3,21 +3,23 @@
 --dry-run: what a job would do, its size and time extrapolated from a few of its videos.
 """
 
+import hashlib
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from shards.build.finish import Summary, already_made, finish
-from shards.build.job import Job, Part, plan_job
-from shards.build.pool import Limits, Progress, Reject, in_order
+from shards.build.job import Job, Notes, keys
+from shards.build.pool import Limits, Reject, in_order
 from shards.build.process_video import Processing, Task, process_video
 from shards.errors import InputError
 from shards.layouts import Layout, find, hold_out
@@ -39,34 +41,57 @@ def prepare(
     per_shard: int = 1000,
     seed: int = 0,
     held_out: float | None = None,
+    made_for: str | None = None,
+    stride: int | None = None,
 ) -> Job:
     """Look at the videos in `folder`, and plan their data set `out`. Writes nothing.
 
-    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. The order of the videos follows from
+    layout, annotations: see `layouts.find`. held_out: see `layouts.hold_out`. made_for, stride: see `Processing.settings`. The order of the videos follows from
     `seed` and their names, a shard is `per_shard` of them, and one thread encodes each: neither workers, nor parts, nor
     a restart change a byte.
 
     Raises InputError when the folder holds nothing usable, or the processing cannot be done here.
     """
-    if processing.flow is not None:
-        processing.flow.estimator()
+    if per_shard < 1:
+        raise InputError(f"--per-shard {per_shard}: give 1 or more")
+    if processing.stored_flow:
+        processing.stored_flow.estimator()
     found = find(folder, layout, annotations, frames=processing.frames_fps is not None)
     if held_out is not None:
         found = hold_out(found, held_out)
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"--out {out}: lies inside {folder}, where the videos are; give another --out")
-    job = plan_job(out, found, processing, per_shard=per_shard, seed=seed)
-    return job if held_out is None else replace(job, settings=job.settings | {"hold_out": held_out})
+    sources = sorted(
+        found.sources, key=lambda one: hashlib.sha256(f"{seed}/{one.relative}".encode()).digest()
+    )
+    # names, sizes and annotations: enough to notice other videos without reading them all again
+    facts = [(one.relative, one.size, one.label_name, one.split, one.columns) for one in sources]
+    settings = processing.settings(made_for, stride) | {
+        "per_shard": per_shard,
+        "seed": seed,
+        "layout": found.layout,
+    }
+    settings["sources"] = hashlib.sha256("\n".join(map(repr, facts)).encode()).hexdigest()
+    return Job(
+        notes=Notes(out),
+        processing=processing,
+        found=found,
+        sources=sources,
+        keys=keys([source.relative for source in sources]),
+        batches=[
+            range(len(sources))[start : start + per_shard] for start in range(0, len(sources), per_shard)
+        ],
+        settings=settings if held_out is None else settings | {"hold_out": held_out},
+    )
 
 
 def build(
     job: Job,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     *,
-    part: Part | None = None,
-    progress: Progress | None = None,
+    part: slice | None = None,
 ) -> Summary | None:
-    """Make the data set of a job, or one part of its shards; None when a part is done.
+    """Make the data set of a job, or one part of its shards; None when a part is done. Draws a progress bar.
 
     Called again after a kill it continues with the first unfinished shard; shards that lack a video which the disk did
     not give, and now gives, are made again. A shard all of whose videos are rejected has no tar.
@@ -77,15 +102,23 @@ def build(
         return summary
     with job.locked(part):
         todo = job.unfinished(part)
-        total = job.videos(job.shards(part))
-        with closing(process_videos(job, todo, limits)) as results:
-            counted = _counted(results, total - job.videos(todo), total, progress)
+        with closing(process_videos(job, todo, limits)) as results, _bar(job, part, todo, results) as bar:
+            counted = iter(bar)
             for shard in todo:
                 make_shard(job, shard, counted)
         return finish(job.notes) if part is None else None
 
 
-def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress | None = None) -> Summary:
+def _bar(
+    job: Job, part: slice | None, todo: Sequence[int], results: Iterable[Clip | Reject] | None = None
+) -> "tqdm[Clip | Reject]":
+    """A progress bar; what an earlier run made says nothing about this one's speed, hence initial."""
+    total = job.videos(job.shards(part))
+    initial, name = total - job.videos(todo), job.notes.out.name
+    return tqdm(results, name, total, initial=initial, unit="video", dynamic_ncols=True)
+
+
+def build_on_ray(job: Job, address: str, limits: Limits) -> Summary:
     """Make the data set of a job on the Ray cluster at `address` ("auto", "local", host:port), a task a shard.
 
     A task takes limits.workers of the cluster's CPUs. The videos and the job's folder must have the same paths
@@ -94,22 +127,19 @@ def build_on_ray(job: Job, address: str, limits: Limits, *, progress: Progress |
     """
     if summary := already_made(job):
         return summary
-    progress = progress or (lambda done, total: None)
     with _cluster(address) as ray, job.locked(None):
-        todo, total = job.unfinished(None), len(job.sources)
-        done = total - job.videos(todo)
-        progress(done, total)
+        todo = job.unfinished(None)
         shared = ray.put(job)
         make = ray.remote(num_cpus=limits.workers, max_retries=3)(_make_one_shard)
         running = {make.remote(shared, shard, limits): shard for shard in todo}
-        while running:
-            (finished,), _ = ray.wait(list(running), num_returns=1)
-            try:
-                ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from None
-            done += job.videos([running.pop(finished)])
-            progress(done, total)
+        with _bar(job, None, todo) as bar:
+            while running:
+                (finished,), _ = ray.wait(list(running), num_returns=1)
+                try:
+                    ray.get(finished)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.as_instanceof_cause() from None
+                bar.update(job.videos([running.pop(finished)]))
         return finish(job.notes)
 
 
@@ -156,7 +186,7 @@ def process_videos(job: Job, shards: Sequence[int], limits: Limits) -> Generator
         for shard in shards
         for i in job.batches[shard]
     )
-    results = in_order(process_video, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
+    results = in_order(process_video, tasks, **vars(limits))
     with closing(results):
         for result in results:
             unread = unread + 1 if isinstance(result, Reject) and result.reason == IO_ERROR else 0
@@ -187,61 +217,38 @@ def _samples(
             file.unlink()  # it is in the tar
 
 
-def _counted(
-    results: Iterable[Clip | Reject], done: int, total: int, progress: Progress | None
-) -> Iterator[Clip | Reject]:
-    if progress:
-        progress(done, total)
-    for number, result in enumerate(results, done + 1):
-        if progress:
-            progress(number, total)
-        yield result
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """videos and bytes: of the sources. splits: column → split → videos. size: bytes of the tars; seconds: with
-    the limits' workers, from `tried` videos; both None when none of these became a sample."""
-
-    videos: int
-    bytes: int
-    shards: int
-    splits: dict[str, Counter[str]]
-    tried: int
-    rejected: Counter[str]
-    size: int | None
-    seconds: float | None
-
-
-def dry_run(job: Job, limits: Limits, part: Part | None = None) -> DryRun:
-    """Try the first few videos of a job, in the order of its shards, which is random. Writes no shard."""
-    shards = job.shards(part)
+def dry_run(job: Job, limits: Limits, part: slice | None = None) -> Iterator[str]:
+    """What a job would do, in lines; size and time from its first few videos, in the order of its shards: a random one."""
+    found, shards = job.found, job.shards(part)
     sources = [job.sources[i] for shard in shards for i in job.batches[shard]]
-    splits: dict[str, Counter[str]] = {}
+    sizes = [source.size for source in sources]
+    unlabelled = sum(source.label_name is None for source in found.sources)
+    yield f"layout     {found.layout}"
+    yield f"videos     {len(sources)} files, {sum(sizes) / 1e6:.1f} MB, in {len(shards)} shards"
+    yield f"classes    {len(found.classes)}" + (f", {unlabelled} videos unlabelled" if unlabelled else "")
+    splits: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for source in sources:
         for column, split in {"split": source.split, **source.columns}.items():
-            if isinstance(split, str):
-                splits.setdefault(column, Counter())[split] += 1
-    sizes = [source.size for source in sources]
+            splits[column].update([split] if isinstance(split, str) else [])
+    for column, counts in sorted(splits.items()):
+        if counts:
+            yield f"{column:10s} " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    for what in ("missing", "unlisted", "unreadable"):
+        if names := list(getattr(found, what)):
+            yield f"{what:10s} {len(names)}: " + ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     tried = sources[: max(TRIED, 2 * limits.workers)]
     with tempfile.TemporaryDirectory(prefix="dry-run-") as scratch:
         tasks = [Task(source.path, job.processing, Path(scratch), source.member) for source in tried]
-        results = in_order(_timed, tasks, limits.workers, timeout=limits.timeout, memory=limits.memory)
-        with closing(results):
+        with closing(in_order(_timed, tasks, **vars(limits))) as results:
             outcomes = list(results)
-    made = [one for one in outcomes if isinstance(one, tuple)]
-    size = sum(size for size, _ in made)
-    share = sum(sizes) / max(1, sum(sizes[: len(tried)]))
-    return DryRun(
-        videos=len(sources),
-        bytes=sum(sizes),
-        shards=len(shards),
-        splits=dict(sorted(splits.items())),
-        tried=len(tasks),
-        rejected=Counter(one.reason for one in outcomes if isinstance(one, Reject)),
-        size=round(size * share) if size else None,
-        seconds=sum(seconds for _, seconds in made) * share / limits.workers if size else None,
-    )
+    rejected = Counter(one.reason for one in outcomes if isinstance(one, Reject))
+    yield f"tried      {len(tried)} videos" + "".join(f", {n} {reason}" for reason, n in rejected.items())
+    made = [one for one in outcomes if not isinstance(one, Reject)]
+    if any(size for size, _ in made):
+        share = sum(sizes) / max(1, sum(sizes[: len(tried)]))
+        size, seconds = (sum(values) * share for values in zip(*made, strict=True))
+        minutes = seconds / limits.workers / 60
+        yield f"expected   {size / 1e6:.1f} MB in {minutes:.1f} minutes, {limits.workers} workers"
 
 
 def _timed(task: Task) -> tuple[int, float] | Reject:

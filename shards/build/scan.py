@@ -75,6 +75,15 @@ class Found:
     unlisted: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def absent(self) -> list[dict[str, str]]:
+        """The rejects that no job has to try: missing and unreadable ones."""
+        why = f"in the annotations ({self.layout}), not on the disk"
+        absent = [{"source": name, "reason": "missing", "detail": why} for name in self.missing]
+        return absent + [
+            {"source": name, "reason": "unreadable", "detail": why} for name, why in self.unreadable.items()
+        ]
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -153,9 +162,11 @@ def list_files(folder: Path, annotations: Path | None = None, *, frames: bool = 
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if frames and not folders and Path(parent) != folder and _are_frames(files):
-            videos.append(Path(parent))
-            continue
+        if frames and not folders and Path(parent) != folder:
+            shown = [name for name in files if not name.startswith(".")]
+            if any(map(IMAGE.fullmatch, shown)) and all(map(NOT_VIDEOS.fullmatch, shown)):
+                videos.append(Path(parent))
+                continue
         for name in files:
             path = Path(parent, name)
             if name.startswith("."):
@@ -173,20 +184,6 @@ def list_files(folder: Path, annotations: Path | None = None, *, frames: bool = 
             found += f" ({len(unreadable)} unreadable; {first})"
         raise InputError(f"{folder}: {found}; {advice}")
     return Listing(folder, sorted(videos), sorted(others), annotations, dict(sorted(unreadable.items())))
-
-
-def _are_frames(files: list[str]) -> bool:
-    shown = [name for name in files if not name.startswith(".")]
-    return any(IMAGE.fullmatch(name) for name in shown) and all(NOT_VIDEOS.fullmatch(name) for name in shown)
-
-
-def has_videos(folder: Path) -> bool:
-    """Whether a file below the folder can be a video, by its name; hidden files, and those in hidden folders, are not."""
-    return any(
-        path.is_file() and not NOT_VIDEOS.fullmatch(path.name)
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
 
 
 def _not_a_file(path: Path) -> str:

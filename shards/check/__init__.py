@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,11 +12,13 @@ from typing import Any
 
 import av
 import numpy as np
+from tqdm import tqdm
 
 from shards.build.pool import Reject, in_order
 from shards.errors import InputError
 from shards.schema import DESCRIPTION, TABLE, read_description
-from shards.table import Table, quarantined, stamp
+from shards.storage import stamp
+from shards.table import Table, quarantined
 from shards.tar import Contents, Extent, index_text, read_extent, tars_of, walk
 from shards.video.read import quiet
 
@@ -46,7 +48,6 @@ REPAIRABLE = (
     *("missing_row", "misplaced", "past_end"),
 )
 CHANGED = "the bytes are not those that were written"
-Progress = Callable[[int, int], None]  # (tars and videos done, in all)
 
 
 @dataclass(frozen=True)
@@ -102,38 +103,8 @@ def examine_tar(tar: Path) -> TarFound:
     return TarFound(tar.name, contents=contents, index=wrong, **stamp(tar))
 
 
-@dataclass(frozen=True)
-class _VideoTask:
-    """A row's video and flow, and what the table says of them; flow_sha256: None where it says nothing."""
-
-    tar: Path
-    video: Extent
-    flow: Extent | None
-    sha256: str
-    flow_sha256: str | None
-    num_frames: int
-    size: tuple[int, int]  # width, height
-    decode: bool
-
-
-@dataclass(frozen=True)
-class _VideoFound:
-    """sha256 of the bytes that are there, and a kind of PROBLEMS with its detail, or ""."""
-
-    sha256: str
-    problem: str = ""
-    detail: str = ""
-
-
-def check(
-    folder: Path,
-    *,
-    fast: bool = False,
-    workers: int = 1,
-    timeout: float = 600.0,
-    progress: Progress | None = None,
-) -> Report:
-    """Compare a data set's description, table, tars, indexes and videos with each other.
+def check(folder: Path, *, fast: bool = False, workers: int = 1, timeout: float = 600.0) -> Report:
+    """Compare a data set's description, table, tars, indexes and videos with each other. Draws a progress bar.
 
     fast: do not decode. timeout: seconds for one video. Rows in quarantine.jsonl are not looked at again.
     Raises InputError when `folder` holds neither a table, nor a description, nor a tar.
@@ -149,17 +120,17 @@ def check(
     info = _description(folder, report)
     report.columns = columns = _table(folder, info, report)
     total = len(paths) + (len(columns) if columns else 0)
-    with ThreadPoolExecutor(workers) as pool:
+    bar = tqdm(total=total, unit="item", desc=folder.name, dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(workers) as pool:
         tars: dict[str, TarFound] = {}
         for tar in pool.map(examine_tar, paths):
-            if progress:
-                progress(len(tars), total)
             tars[tar.name] = tar
+            bar.update()
         _check_tars(tars, info, columns, report)
         if columns is None:
             return report
         rows = _check_places(folder, columns, tars, report)
-        tasks = (_task(folder, columns, row, not fast) for row in rows)
+        tasks = ((folder, _row(columns, row), not fast) for row in rows)
         same: defaultdict[str, list[int]] = defaultdict(list)
         keys = columns.values("key")
         # only what decodes can hang or die, and needs processes of its own
@@ -167,15 +138,16 @@ def check(
             pool.map(_examine, tasks) if fast else in_order(_examine, tasks, workers, timeout=timeout)
         )
         with closing(results):
-            for done, (row, result) in enumerate(zip(rows, results, strict=True), 1):
-                if progress:
-                    progress(total - len(rows) + done, total)
+            bar.update(total - len(paths) - len(rows))
+            for row, result in zip(rows, results, strict=True):
+                bar.update()
                 if isinstance(result, Reject):
                     report.add("undecodable", keys[row], result.detail, row)
                     continue
-                same[result.sha256].append(row)
-                if result.problem:
-                    report.add(result.problem, keys[row], result.detail, row)
+                digest, *problem = result
+                same[digest].append(row)
+                if problem:
+                    report.add(problem[0], keys[row], problem[1], row)
     for first, *others_of_it in same.values():
         for row in others_of_it:
             report.add("duplicate", keys[row], f"the same bytes as {keys[first]}", row)
@@ -183,9 +155,6 @@ def check(
 
 
 def _description(folder: Path, report: Report) -> dict[str, Any]:
-    if not (folder / DESCRIPTION).is_file():
-        report.add("description", DESCRIPTION, "missing")
-        return {}
     try:
         return read_description(folder)
     except InputError as error:
@@ -195,10 +164,7 @@ def _description(folder: Path, report: Report) -> dict[str, Any]:
 
 def _table(folder: Path, info: dict[str, Any], report: Report) -> Table | None:
     path = folder / TABLE
-    if not path.is_file():
-        report.add("table", TABLE, "missing")
-        return None
-    if info.get("table") and stamp(path) != info["table"]:
+    if path.is_file() and info.get("table") and stamp(path) != info["table"]:
         report.add("table", TABLE, f"not the one that {DESCRIPTION} describes")
     try:
         columns = Table(path, len(info["classes"]) if info else None)
@@ -244,20 +210,20 @@ def _check_places(folder: Path, columns: Table, tars: dict[str, TarFound], repor
     for row, key in enumerate(keys):
         if key in set_aside:
             report.skipped += 1
-        elif problem := _misplaced(columns, row, tars.get(shards[row])):
+        elif problem := _misplaced(_row(columns, row), tars.get(shards[row])):
             report.add(problem[0], key, problem[1], row)
         else:
             sound.append(row)
     return sound
 
 
-def _misplaced(columns: Table, row: int, tar: TarFound | None) -> tuple[str, str] | None:
+def _misplaced(row: dict[str, Any], tar: TarFound | None) -> tuple[str, str] | None:
     """What is wrong with where a row points, before anything is read there."""
     if tar is None:
-        return "past_end", f"{columns.values('shard')[row]} is not there"
-    parts = tar.contents.samples.get(columns.values("key")[row], {})
-    for component in [name.removesuffix("_offset") for name in columns.names if name.endswith("_offset")]:
-        extent = _extent(columns, row, component)
+        return "past_end", f"{row['shard']} is not there"
+    parts = tar.contents.samples.get(row["key"], {})
+    for component in [name.removesuffix("_offset") for name in row if name.endswith("_offset")]:
+        extent = _extent(row, component)
         if component == "mp4" and extent is None:
             return "misplaced", "no offset or size"
         if extent and extent.offset + extent.size > tar.bytes:
@@ -267,55 +233,51 @@ def _misplaced(columns: Table, row: int, tar: TarFound | None) -> tuple[str, str
     return None
 
 
-def _extent(columns: Table, row: int, component: str) -> Extent | None:
-    if f"{component}_offset" not in columns.names:
-        return None
-    offset, size = (columns.values(f"{component}_{name}")[row] for name in ("offset", "size"))
+def _row(columns: Table, number: int) -> dict[str, Any]:
+    return {name: columns.values(name)[number] for name in columns.names}
+
+
+def _extent(row: dict[str, Any], component: str) -> Extent | None:
+    """Where a row says that its component lies."""
+    offset, size = (row.get(f"{component}_{name}", np.nan) for name in ("offset", "size"))
     return None if np.isnan(offset) or np.isnan(size) else Extent(int(offset), int(size))
 
 
-def _task(folder: Path, columns: Table, row: int, decode: bool) -> _VideoTask:
-    video = _extent(columns, row, "mp4")
-    assert video is not None  # _misplaced
-    value = {name: columns.values(name)[row] for name in columns.names}
-    return _VideoTask(
-        folder / value["shard"],
-        video,
-        _extent(columns, row, "flow.mp4"),
-        value["sha256"],
-        value.get("flow.mp4_sha256"),
-        int(value["num_frames"]),
-        (int(value["width"]), int(value["height"])),
-        decode,
+def _examine(task: tuple[Path, dict[str, Any], bool]) -> tuple[str, ...]:
+    """Compare a row with its bytes, and, when asked to, with every frame they decode to.
+
+    Gives the sha256 of the bytes that are there, and then, where something is wrong, a kind of PROBLEMS and its detail.
+    """
+    folder, row, decode = task
+    video, extent, size = (
+        _extent(row, "mp4"),
+        _extent(row, "flow.mp4"),
+        (int(row["width"]), int(row["height"])),
     )
-
-
-def _examine(task: _VideoTask) -> _VideoFound:
-    """Compare a row with its bytes, and, when asked to, with every frame they decode to."""
-    data, (width, height) = read_extent(task.tar, task.video), task.size
+    assert video is not None  # _misplaced
+    data = read_extent(folder / row["shard"], video)
     digest = hashlib.sha256(data).hexdigest()
-    kind, changed = "undecodable", ("checksum", CHANGED) if digest != task.sha256 else None
-    if task.flow and not changed:
-        flow = read_extent(task.tar, task.flow)
-        if task.flow_sha256 and hashlib.sha256(flow).hexdigest() != task.flow_sha256:
+    kind, changed = "undecodable", ("checksum", CHANGED) if digest != row["sha256"] else ()
+    if extent and not changed:
+        flow = read_extent(folder / row["shard"], extent)
+        if row.get("flow.mp4_sha256") not in (None, hashlib.sha256(flow).hexdigest()):
             changed = "flow", CHANGED
     try:
-        if task.decode:
-            frames, size = _count_frames(data)
-            if changed is None and (frames, size) != (task.num_frames, task.size):
-                found = f"{frames} frames of {size} pixels decode, not {task.num_frames} of {task.size}"
-                return _VideoFound(digest, "frame_count", found)
-            if changed is None and task.flow:
-                kind, expected = "flow", (task.num_frames, (width, 2 * height))
+        if decode:
+            counted, expected = _count_frames(data), (int(row["num_frames"]), *size)
+            if not changed and counted != expected:
+                return digest, "frame_count", f"{counted} frames and pixels decode, not {expected}"
+            if not changed and extent:
+                kind, expected = "flow", (int(row["num_frames"]), size[0], 2 * size[1])
                 if (counted := _count_frames(flow)) != expected:
-                    return _VideoFound(digest, "flow", f"{counted} frames and pixels, not {expected}")
+                    return digest, "flow", f"{counted} frames and pixels, not {expected}"
     except (av.FFmpegError, ValueError, IndexError) as error:
-        return _VideoFound(digest, kind, str(error).splitlines()[0])
-    return _VideoFound(digest, *(changed or ()))
+        return digest, kind, str(error).splitlines()[0]
+    return digest, *changed
 
 
-def _count_frames(data: bytes) -> tuple[int, tuple[int, int]]:
-    """(frames, (width, height)), by decoding all of them."""
+def _count_frames(data: bytes) -> tuple[int, int, int]:
+    """(frames, width, height), by decoding all of them."""
     quiet()
     count, size = 0, (0, 0)
     with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
@@ -323,4 +285,4 @@ def _count_frames(data: bytes) -> tuple[int, tuple[int, int]]:
         stream.thread_count = 1
         for frame in container.decode(stream):
             count, size = count + 1, (frame.width, frame.height)
-    return count, size
+    return count, *size

@@ -1,10 +1,9 @@
 """Indexes, table and description rebuilt from the tars, which stay as they are."""
 
 import hashlib
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,29 +44,27 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
             shards.append(Shard(seen.name, seen.bytes, seen.sha256, rows))
     if not shards:
         raise InputError(f"{folder}: not one whole sample in {len(paths)} tars; make the shards again")
-    old, classes = _old_description(folder), _classes(shards)
+    old: dict[str, Any] = {}
+    rejected: list[dict[str, Any]] = []
+    with suppress(InputError):
+        old = read_description(folder)
+    with suppress(InputError):
+        rejected = read_json_lines(folder / REJECTED, {"source": str, "reason": TEXT, "detail?": str}, "")
     for name in (TABLE, DESCRIPTION):
         if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
-            _keep(folder / name)
+            with atomic_write(folder / f"{name}{KEPT}") as temporary:
+                shutil.copyfile(folder / name, temporary)
     publish(
         folder,
-        max(old.get("classes", []), classes, key=len),  # a label names a class; on a tie the old ones
-        [asdict(shard) for shard in shards],
+        max(
+            old.get("classes", []), _classes(shards), key=len
+        ),  # a label names a class; on a tie the old ones
+        shards,
         old.get("settings", {}),
-        _old_rejects(folder),
+        rejected,
         name=old.get("name") or folder.resolve().name,
     )
     return sum(len(shard.rows) for shard in shards), lost
-
-
-def _keep(path: Path) -> None:
-    """Give a file a second name. The first stays until the file is replaced, or a full disk would lose the settings."""
-    kept = path.with_name(f"{path.name}{KEPT}")
-    try:
-        os.link(path, kept)
-    except OSError:  # a file system without links
-        with atomic_write(kept) as temporary:
-            shutil.copyfile(path, temporary)
 
 
 def _rows(path: Path, seen: TarFound, lost: list[str]) -> list[dict[str, Any]]:
@@ -98,17 +95,3 @@ def _classes(shards: list[Shard]) -> list[str]:
         row["label"]: row.get("label_name") for shard in shards for row in shard.rows if row["label"] >= 0
     }
     return [names.get(label) or str(label) for label in range(max(names, default=-1) + 1)]
-
-
-def _old_description(folder: Path) -> dict[str, Any]:
-    try:
-        return read_description(folder)
-    except InputError:
-        return {}
-
-
-def _old_rejects(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return read_json_lines(folder / REJECTED, {"source": str, "reason": TEXT, "detail?": str}, "")
-    except InputError:
-        return []

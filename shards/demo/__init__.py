@@ -4,16 +4,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
 
 from shards.atomic import made_once
 from shards.build.pool import Reject, in_order
@@ -51,13 +50,11 @@ def render(
     frames: int = 144,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Render the demo set into the new or empty folder `out`, and return it.
+    """Render the demo set into the new or empty folder `out`, and return it. Draws a progress bar.
 
     clips_per_class: of the train and of the test split. Clips are `frames` long, 30 frames/s, 176x144, H.264;
-    the content of each depends on `seed`, its class, split and number only. progress(done, total) is called
-    after each clip.
+    the content of each depends on `seed`, its class, split and number only.
     """
     out.mkdir(parents=True, exist_ok=True)
     clips = [
@@ -67,7 +64,8 @@ def render(
         for motion in CLASSES
     ]
     shards = []
-    with closing(in_order(_render_clip, clips, workers or len(os.sched_getaffinity(0)))) as results:
+    bar = tqdm(total=len(clips), desc=f"rendering {name}", unit="clip", dynamic_ncols=True)
+    with closing(in_order(_render_clip, clips, workers or len(os.sched_getaffinity(0)))) as results, bar:
         for first in range(0, len(clips), PER_SHARD):
             samples = []
             for clip in clips[first : first + PER_SHARD]:
@@ -75,11 +73,8 @@ def render(
                 if isinstance(result, Reject):
                     raise RuntimeError(f"demo set: rendering {clip.key} failed: {result.detail}")
                 samples.append(result)
-                if progress:
-                    progress(first + len(samples), len(clips))
-            shard = write_shard(out, f"demo-{first // PER_SHARD:06d}", samples)
-            if shard is not None:
-                shards.append(asdict(shard))
+                bar.update()
+            shards.append(write_shard(out, f"demo-{first // PER_SHARD:06d}", samples))
     settings = {**asdict(ENCODING), "clips_per_class": list(clips_per_class), "frames": frames, "seed": seed}
     publish(out, CLASSES, shards, settings, name=name)
     return out
@@ -99,24 +94,10 @@ def _render_in_a_process(out: Path) -> None:
     # load torch in each, or, without a __main__ guard, train
     root = str(Path(__file__).parents[__name__.count(".") + 1])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    code = f"import sys; from pathlib import Path; from {__name__} import render_shown as r; r(Path(sys.argv[1]))"
+    code = f"import sys; from pathlib import Path; from {__name__} import render; render(Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", code, str(out)], check=True, env={**os.environ, "PYTHONPATH": paths}
     )
-
-
-def render_shown(out: Path, desc: str = "rendering the demo set, once", **options: Any) -> Path:
-    """As render, with a progress bar on standard error."""
-    from tqdm import tqdm
-
-    bar = tqdm(desc=desc, unit="clip", dynamic_ncols=True)
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    with bar:
-        return render(out, progress=show, **options)
 
 
 def _render_clip(clip: _Clip) -> Sample:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from shards.build.scan import SPLITS, Found, Listing, Source, class_name, has_videos, list_files
+from shards.build.scan import SPLITS, Found, Listing, Source, class_name, list_files
 from shards.errors import InputError
 from shards.layouts import annotated, lists, tars
 
@@ -68,19 +68,21 @@ def find(
     """
     if layout not in (None, *get_args(Layout)):
         raise InputError(f"--layout {layout}: not one of {', '.join(get_args(Layout))}")
-    if layout in (None, "webdataset"):
-        paths = tars.tars_of(folder)
-        if paths and (layout or not folder.is_dir() or not (frames or has_videos(folder))):
-            return tars.read(folder, paths)
-        if layout:
-            raise InputError(
-                f"--layout webdataset: no tars at {folder}; give a tar, a folder of tars, or a URL"
-            )
+    paths = tars.tars_of(folder) if layout in (None, "webdataset") else []
+    if paths and (layout or not folder.is_dir()):
+        return tars.read(folder, paths)
+    if layout == "webdataset":
+        raise InputError(f"--layout webdataset: no tars at {folder}; give a tar, a folder of tars, or a URL")
     if folder.is_file():
         if layout not in (None, "list"):
             raise InputError(f"{folder}: a file, not a folder; give a folder for --layout {layout}")
         return lists.read_file(folder)
-    listing = list_files(folder, annotations, frames=frames)
+    try:
+        listing = list_files(folder, annotations, frames=frames)
+    except InputError:  # no videos
+        if frames or not paths:
+            raise
+        return tars.read(folder, paths)
     if layout is not None:
         found = READERS[layout](listing, True)
         assert found is not None, layout

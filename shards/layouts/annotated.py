@@ -9,7 +9,7 @@ import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from shards.build.scan import SPLITS, Found, Listing, Source, class_name, stem, text_of
 from shards.errors import InputError
@@ -19,7 +19,7 @@ _HMDB51_CODES = {"1": "train", "2": "test", "0": None}
 # <youtube id>_<start>_<end>, seconds; some mirrors leave the times out
 CLIP = re.compile(r"([A-Za-z0-9_-]{11})_(\d+)_(\d+)")
 ID = re.compile(r"[A-Za-z0-9_-]{11}")
-SPLIT_NAMES = {name: name[:5] if name.startswith("train") else name[:3] for name in SPLITS}
+SPLIT_NAMES = {long: short for long in SPLITS for short in ("train", "val", "test") if long.startswith(short)}
 
 
 def _missing(listing: Listing, layout: str, file: str) -> InputError:
@@ -140,14 +140,6 @@ def _failure_times(path: Path) -> dict[str, float | None]:
     return {name: middle[name] if middle.get(name, -1) >= 0 else None for name in given}
 
 
-SPLIT_NAMES |= {name: "test" for name in SPLITS if name.startswith("test")}
-
-
-class _KineticsEntry(NamedTuple):
-    label: str | None = None
-    split: str | None = None
-
-
 def read_kinetics(listing: Listing, forced: bool) -> Found | None:
     """Label and split from the CSVs (label,youtube_id,time_start,time_end,split), else from the folders.
 
@@ -159,7 +151,15 @@ def read_kinetics(listing: Listing, forced: bool) -> Found | None:
     by_id: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
     for key in entries:
         by_id[key[0]].append(key)
-    matches = [_match(path, clip, entries, by_id) for path, clip in zip(listing.videos, clips, strict=True)]
+
+    def match_of(path: Path, clip: re.Match[str] | None) -> tuple[str, int] | None:
+        if clip is not None:
+            key = clip[1], int(clip[2])
+            return key if key in entries else None
+        same = by_id.get(stem(path), []) if ID.fullmatch(stem(path)) else []
+        return same[0] if len(same) == 1 else None
+
+    matches = list(map(match_of, listing.videos, clips))
     matched = sum(match is not None for match in matches)
     if not forced and not named_so and matched * 2 <= len(matches):
         return None
@@ -169,28 +169,28 @@ def read_kinetics(listing: Listing, forced: bool) -> Found | None:
     if not matched and listing.annotations is None:
         entries = {}  # the CSVs beside it are another data set's
     labels = _folder_labels(listing)
-    official = {one.label for one in entries.values() if one.label is not None}
+    official = {label for label, _ in entries.values() if label is not None}
     spelled = _spellings(listing, labels, official)
     sources, unlisted = [], []
     for path, match, folder_label in zip(listing.videos, matches, labels, strict=True):
-        entry = entries[match] if match else _KineticsEntry()
+        label, split = entries[match] if match else (None, None)
         if entries and not match:
             unlisted.append(listing.relative(path))
-        label = entry.label or folder_label
+        label = label or folder_label
         names = (SPLIT_NAMES[name] for name in listing.folders(path) if name in SPLIT_NAMES)
-        split = entry.split or next(names, None)
+        split = split or next(names, None)
         sources.append(Source(path, listing.relative(path), spelled.get(label or "", label), split))
     classes = sorted(
         {one.label_name for one in sources if one.label_name is not None} | official | set(spelled.values())
     )
     absent = sorted(entries.keys() - {match for match in matches if match is not None})
-    missing = [f"{entries[key].label or ''}/{key[0]}_{key[1]:06d}".lstrip("/") for key in absent]
+    missing = [f"{entries[key][0] or ''}/{key[0]}_{key[1]:06d}".lstrip("/") for key in absent]
     return Found("kinetics", sources, classes, missing, unlisted)
 
 
-def _kinetics_entries(listing: Listing) -> dict[tuple[str, int], _KineticsEntry]:
+def _kinetics_entries(listing: Listing) -> dict[tuple[str, int], tuple[str | None, str | None]]:
     """(youtube id, start in seconds) → label and split, from every CSV that has these columns."""
-    entries: dict[tuple[str, int], _KineticsEntry] = {}
+    entries: dict[tuple[str, int], tuple[str | None, str | None]] = {}
     for path in listing.annotation_files(r".*\.csv"):
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
             reader = csv.DictReader(handle, skipinitialspace=True)
@@ -205,24 +205,10 @@ def _kinetics_entries(listing: Listing) -> dict[tuple[str, int], _KineticsEntry]
                     raise InputError(f"{path}: {message}") from None
                 split = (row.get("split") or "").strip()
                 label = class_name(row["label"]) if row.get("label") else None
-                before = entries.get(key, _KineticsEntry())
-                entries[key] = _KineticsEntry(
-                    label or before.label, SPLIT_NAMES.get(split, split) or named_split or before.split
-                )
+                before = entries.get(key, (None, None))
+                split = SPLIT_NAMES.get(split, split) or named_split or before[1]
+                entries[key] = label or before[0], split
     return entries
-
-
-def _match(
-    path: Path,
-    clip: re.Match[str] | None,
-    entries: dict[tuple[str, int], _KineticsEntry],
-    by_id: dict[str, list[tuple[str, int]]],
-) -> tuple[str, int] | None:
-    if clip is not None:
-        key = clip[1], int(clip[2])
-        return key if key in entries else None
-    same = by_id.get(stem(path), []) if ID.fullmatch(stem(path)) else []
-    return same[0] if len(same) == 1 else None
 
 
 def _folder_labels(listing: Listing) -> list[str | None]:

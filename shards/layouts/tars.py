@@ -1,18 +1,16 @@
 """WebDataset tars that others made (video2dataset, clip-video-encode): a folder of them, one, a range, or a URL."""
 
 import hashlib
-import importlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.atomic import atomic_write
 from shards.build.scan import SPLITS, Found, Member, Source, class_name, text_of
 from shards.errors import InputError
 from shards.layouts.lists import numbered_or_sorted
-from shards.remote import shown, url_of
+from shards.remote import filesystem, said_of, shown, url_of
 from shards.storage import cache_folder
 from shards.tar import Extent, read_extent, walk
 
@@ -23,14 +21,14 @@ LONGEST = 2**20  # bytes of a text
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
-@dataclass(frozen=True)
-class TarSample:
-    """One sample: where its members lie, by their names without the key, and its small texts."""
+class TarSample(NamedTuple):
+    """One sample: where its members lie, by their names without the key; its small texts, and the content of its json."""
 
     tar: Path
     key: str
     members: dict[str, Extent]
     texts: dict[str, str]
+    facts: dict[str, Any]
 
     @property
     def video(self) -> str | None:
@@ -38,15 +36,6 @@ class TarSample:
         kinds = {name: name.rpartition(".")[2].lower() for name in self.members}
         there = [name for name in kinds if kinds[name] in VIDEOS and not name.endswith("flow.mp4")]
         return min(there, key=lambda name: (name != "mp4", VIDEOS.index(kinds[name])), default=None)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The content of its json; empty where it has none that can be read."""
-        try:
-            content = json.loads(self.texts.get("json", "{}"))
-        except ValueError:
-            return {}
-        return content if isinstance(content, dict) else {}
 
 
 def tars_of(src: Path) -> list[Path]:
@@ -81,7 +70,7 @@ def read(src: Path, tars: list[Path]) -> Found:
         contents = walk(tar)
         if contents.problem:
             unreadable[_relative(tar, top)] = contents.problem
-        samples += [TarSample(tar, key, parts, _texts(tar, parts)) for key, parts in contents.samples.items()]
+        samples += [_sample(tar, key, parts) for key, parts in contents.samples.items()]
     videos = [(sample, name) for sample in samples if (name := sample.video)]
     for sample in samples:
         if sample.video is None:
@@ -104,16 +93,25 @@ def read(src: Path, tars: list[Path]) -> Found:
     return Found("webdataset", sources, classes, unreadable=unreadable)
 
 
-def _texts(tar: Path, parts: dict[str, Extent]) -> dict[str, str]:
-    there = [name for name in ("json", "txt", "cls") if name in parts and parts[name].size <= LONGEST]
-    return {name: read_extent(tar, parts[name]).decode("utf-8", "replace").strip() for name in there}
+def _sample(tar: Path, key: str, parts: dict[str, Extent]) -> TarSample:
+    there: list[str] = [
+        name for name in ("json", "txt", "cls") if name in parts and parts[name].size <= LONGEST
+    ]
+    texts = {name: read_extent(tar, parts[name]).decode("utf-8", "replace").strip() for name in there}
+    try:
+        facts = json.loads(texts.get("json", "{}"))
+    except ValueError:
+        facts = {}
+    return TarSample(tar, key, parts, texts, facts if isinstance(facts, dict) else {})
 
 
 def _labels(samples: list[TarSample]) -> tuple[list[str | None], list[str]]:
     """The label of each sample, and the classes."""
     numbers = [_number(sample.texts.get("cls", "")) for sample in samples]
-    facts = [sample.facts for sample in samples]
-    names = [next((one[name] for name in LABELS if one.get(name) not in (None, "")), None) for one in facts]
+    names = [
+        next((one.facts[name] for name in LABELS if one.facts.get(name) not in (None, "")), None)
+        for one in samples
+    ]
     if any(number is not None for number in numbers):
         # -1 is the number of no label; a name belongs to one number, else the numbers are the names
         named = {n: class_name(name) for n, name in zip(numbers, names, strict=True) if isinstance(name, str)}
@@ -170,17 +168,17 @@ def _fetched(url: str) -> list[Path]:
     folder = cache_folder() / "tars" / hashlib.sha256(url.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        files, base = importlib.import_module("fsspec.core").url_to_fs(url)
-        names = [base] if base.endswith(".tar") else sorted(files.glob(f"{base.rstrip('/')}/*.tar"))
+        files, base = filesystem(url)
+        names = [base] if base.endswith(".tar") else sorted(files.glob(f"{base}/*.tar"))
         fetched = [folder / name.rpartition("/")[2] for name in names]
         for name, path in zip(names, fetched, strict=True):
             if not path.is_file() or path.stat().st_size != files.size(name):
                 with atomic_write(path) as temporary:
                     files.get_file(name, str(temporary))
-    except ImportError as error:
-        raise InputError(f'{shown(url)}: needs {error.name}; pip install "slipstream[remote]"') from None
+    except InputError:
+        raise
     except Exception as error:  # each protocol's library has errors of its own
-        said = (str(error) or type(error).__name__).splitlines()[0].replace(url, shown(url))
+        said = said_of(error, url)
         raise InputError(f"{shown(url)}: {said}; check address, credentials and network") from error
     if not fetched:
         raise InputError(f"{shown(url)}: no tars there; give the address of a tar or of a folder of tars")

@@ -55,19 +55,23 @@ class Box:
             yield name, Box(self.data, place + header, place + size)
             place += size
 
-    def children(self, at: int = 0) -> "dict[bytes, Box]":
+    def children(self, at: int = 0) -> "Boxes":
         """The first box of each name in it."""
-        return dict(reversed(list(self.boxes(at))))
+        return Boxes(reversed(list(self.boxes(at))))
 
     def child(self, *path: bytes) -> "Box":
         """The first box of that name in it; in that one the next, …."""
         box = self
         for name in path:
-            inner = box.children()
-            if name not in inner:
-                raise Unusual(f"no box {name!r}")
-            box = inner[name]
+            box = box.children()[name]
         return box
+
+
+class Boxes(dict[bytes, Box]):
+    """Boxes by their names. Raises Unusual for one that is not there."""
+
+    def __missing__(self, name: bytes) -> Box:
+        raise Unusual(f"no box {name!r}")
 
 
 def box(name: bytes, *parts: bytes) -> bytes:
@@ -87,8 +91,6 @@ def describe_codec(stsd: Box) -> dict[str, Any]:
     width, height = entry.numbers("HH", 24)
     boxes = entry.children(78)
     codec, setup = _CODECS[name]
-    if setup and setup not in boxes:
-        raise Unusual(f"{name!r} without {setup!r}")
     extradata = boxes[setup].content() if setup else b""
     if name == b"mp4v":
         codec, extradata = _esds(extradata)

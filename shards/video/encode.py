@@ -11,7 +11,7 @@ import av
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
-from shards.errors import InputError
+from shards.errors import require
 
 Codec = Literal["h264", "hevc", "vp9", "mjpeg"]
 
@@ -28,64 +28,51 @@ SMPTE170M = 6  # AVCOL_SPC_SMPTE170M, the matrix of BT.601; PyAV has no name for
 
 @dataclass(frozen=True)
 class Encoding:
-    """How every video of a data set is encoded.
-
-    codec: h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder.
-    short_side: pixels; larger videos are scaled down to it, smaller ones are not scaled up.
-    fps: frames per second, resampled by time; None keeps every frame, at the stream's average rate.
-    gop: frames from one key frame to the next: the most a decoder reads for one frame. MJPEG: always 1.
-    crf: the codec's quality figure, lower is better; None is CRF[codec]; for mjpeg the quantiser, 2–31.
-    preset: speed against size, of x264 and x265.
-    tune: fastdecode, of x264 and x265, leaves out what is slow to decode (CABAC, the deblocking filter, weighted
-    prediction): half the decoder's work for a seventh more bytes and 0.4 dB; none keeps it.
-    b_frames: of h264, frames in a row that no other frame refers to, so that a CPU decodes those alone that a clip shows
-    (pipelines.decode). The pattern is fixed; GOPs that it fits are multiples of b_frames + 1, plus 1. 0: each
-    frame refers to the one before it. None is 2, and 0 with other codecs, which take nothing else.
-    multiple: pixels; width and height are multiples of it (shards.video.pictures.fitted says how). NVDEC reuses a decoder
-    only between videos whose sides are multiples of 16 (shards.video.pictures). 1: sides are even, nothing more.
-    """
+    """How every video of a data set is encoded. The figures that are None follow from the codec."""
 
     codec: Codec = "h264"
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
     short_side: int = 256
+    """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
     fps: float | None = None
+    """Frames per second, resampled by time; every frame at the video's own average rate when not given."""
     gop: int = 16
+    """Frames from one key frame to the next: random access decodes half of it for nothing, on average."""
     crf: int | None = None
+    """Quality, lower is better and larger; when not given h264 23, hevc 25, vp9 32, mjpeg 4 (quantiser)."""
     preset: str = "medium"
+    """Speed against size of h264 and hevc: ultrafast, superfast, veryfast, faster, fast, medium, slow, …"""
     tune: Tune = "fastdecode"
+    """fastdecode: h264 and hevc without what is slow to decode: CABAC, the deblocking filter. h264 decodes twice as
+    fast on a CPU, for a seventh more bytes and 0.4 dB. none keeps them."""
     b_frames: int | None = None
+    """Frames in a row, of h264, that no other frame refers to: of these a CPU decodes only what a clip shows. GOPs that
+    they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
     multiple: int = 16
+    """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
+    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
+    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
 
     def __post_init__(self) -> None:
-        if self.codec not in CRF:
-            raise InputError(f"--codec {self.codec}: not one of {', '.join(CRF)}")
-        side, multiple, fps = self.short_side, self.multiple, self.fps
-        low, high = CRF_RANGE[self.codec]
-        for right, problem in (
-            (side >= 16, f"--short-side {side}: no decoder takes less than 16 pixels"),
-            (
-                multiple == 1 or (multiple % 2 == 0 and 2 <= multiple <= 64),
-                f"--multiple {multiple}: give an even number from 2 to 64, or 1 for none",
-            ),
-            (
-                side >= multiple,
-                f"--short-side {side}: is less than --multiple {multiple}; give a larger side or --multiple 1",
-            ),
-            (
-                fps is None or 0.1 <= fps <= 1000,
-                f"--fps {fps}: give frames per second between 0.1 and 1000, or leave it out",
-            ),
-            (1 <= self.gop <= 1000, f"--gop {self.gop}: give 1 to 1000 frames"),
-            (low <= self.quality <= high, f"--crf {self.crf}: {self.codec} takes {low} to {high}"),
-            (self.preset in PRESETS, f"--preset {self.preset}: not one of {', '.join(PRESETS)}"),
-            (self.tune in get_args(Tune), f"--tune {self.tune}: not one of {', '.join(get_args(Tune))}"),
-            (0 <= self.b_frames_in_a_row <= 15, f"--b-frames {self.b_frames}: give 0 to 15 in a row"),
-            (
-                not self.b_frames or self.codec == "h264",
-                f"--b-frames {self.b_frames}: of h264 only; leave it out with --codec {self.codec}",
-            ),
-        ):
-            if not right:
-                raise InputError(problem)
+        require(self, ("codec", self.codec in CRF, f"not one of {', '.join(CRF)}"))
+        multiple, (low, high) = self.multiple, CRF_RANGE[self.codec]
+        even = multiple == 1 or (multiple % 2 == 0 and 2 <= multiple <= 64)
+        larger = f"is less than --multiple {multiple}; give a larger side or --multiple 1"
+        rate = "give frames per second between 0.1 and 1000, or leave it out"
+        b_frames = not self.b_frames or self.codec == "h264"
+        require(
+            self,
+            ("short_side", self.short_side >= 16, "no decoder takes less than 16 pixels"),
+            ("multiple", even, "give an even number from 2 to 64, or 1 for none"),
+            ("short_side", self.short_side >= multiple, larger),
+            ("fps", self.fps is None or 0.1 <= self.fps <= 1000, rate),
+            ("gop", 1 <= self.gop <= 1000, "give 1 to 1000 frames"),
+            ("crf", low <= self.quality <= high, f"{self.codec} takes {low} to {high}"),
+            ("preset", self.preset in PRESETS, f"not one of {', '.join(PRESETS)}"),
+            ("tune", self.tune in get_args(Tune), f"not one of {', '.join(get_args(Tune))}"),
+            ("b_frames", 0 <= self.b_frames_in_a_row <= 15, "give 0 to 15 in a row"),
+            ("b_frames", b_frames, f"of h264 only; leave it out with --codec {self.codec}"),
+        )
 
     @property
     def quality(self) -> int:

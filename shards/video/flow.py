@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -70,32 +69,23 @@ class Flow:
         return estimate
 
 
-def flow_video(
-    video: bytes | Path, flow: Flow, encoding: Encoding, scratch: Path | None = None, into: Path | None = None
-) -> bytes | Path:
-    """The flow of a stored video as an mp4 with as many frames, its rate and width, and twice its height.
+def flow_video(video: Path, flow: Flow, encoding: Encoding, into: Path) -> Path:
+    """Write the flow of a stored video to `into`: an mp4 with as many frames, its rate and width, and twice its height.
 
     Frame t is the flow from frame t to t + 1; the last one is repeated; a single frame does not move. The grey
     level (0–255, full range and tagged so) is 127.5 + 127.5 · flow / limit. encoding: that of `video`, whose codec
-    and GOP the flow keeps. Decoded levels are off by less than half a level on average. scratch: folder for the
-    temporary mp4. video, into: bytes or files, as in `transcode.transcode`. Raises InputError where OpenCV is not
-    installed.
+    and GOP the flow keeps. Decoded levels are off by less than half a level on average. Raises InputError where OpenCV
+    is not installed.
     """
-    with (
-        av.open(str(video) if isinstance(video, Path) else io.BytesIO(video), "r") as container,
-        tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder,
-    ):
+    with av.open(str(video), "r") as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
-        path = Path(folder) / "flow.mp4"
-        pictures = (
-            _picture(levels(uv, flow.limit), encoding.codec)
-            for uv in flow_of(_grey_frames(container, stream), flow)
-        )
+        frames = (_grey(frame) for frame in container.decode(stream))
+        pictures = (_picture(levels(uv, flow.limit), encoding.codec) for uv in flow_of(frames, flow))
         lossless = replace(encoding, crf=CRF[encoding.codec])
-        if not write_mp4(pictures, path, Fraction(stream.average_rate or 25), lossless).num_frames:
-            path.touch()
-        return path.read_bytes() if into is None else path.replace(into)
+        if not write_mp4(pictures, into, Fraction(stream.average_rate or 25), lossless).num_frames:
+            into.touch()
+    return into
 
 
 def flow_of(frames: Iterator[Frame], flow: Flow) -> Iterator[NDArray[np.float32]]:
@@ -123,10 +113,6 @@ def read_flow(video: bytes, limit: float) -> NDArray[np.float32]:
         frames = [_grey(frame) for frame in container.decode(video=0)]
     uv = np.stack(frames).astype(np.float32).reshape(len(frames), 2, -1, frames[0].shape[1])
     return np.moveaxis((uv - 127.5) * (limit / 127.5), 1, -1)
-
-
-def _grey_frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[Frame]:
-    return (_grey(frame) for frame in container.decode(stream))
 
 
 def _grey(frame: av.VideoFrame) -> Frame:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.video.boxes import Box, DecodeError, Unusual, box, describe_codec
+from shards.video.boxes import Box, Boxes, DecodeError, Unusual, box, describe_codec
 
 # where the file states one size for all packets, and so holds no table that bounds them
 MOST_EQUAL_PACKETS = 1 << 20
@@ -100,9 +100,8 @@ def read_index(video: bytes | memoryview) -> PacketIndex:
 def _parsed(data: memoryview) -> PacketIndex:
     moov, head = _find_moov(data)
     track = _video_track(moov)
-    stbl = track.child(b"mdia", b"minf", b"stbl")
-    tables = stbl.children()
-    sizes = _sizes(stbl.child(b"stsz"))
+    tables = track.child(b"mdia", b"minf", b"stbl").children()
+    sizes = _sizes(tables[b"stsz"])
     times = _times(tables, len(sizes))
     shown = _shown(track, times, _timescale(moov.child(b"mvhd")), _timescale(track.child(b"mdia", b"mdhd")))
     ranks, numbers = _ordered(times, shown)
@@ -112,9 +111,9 @@ def _parsed(data: memoryview) -> PacketIndex:
         numbers=numbers,
         keys=_keys(tables, len(sizes)),
         head=head,
-        description=box(b"stsd", stbl.child(b"stsd").content()),
+        description=box(b"stsd", tables[b"stsd"].content()),
         ranks=ranks,
-        **describe_codec(stbl.child(b"stsd")),
+        **describe_codec(tables[b"stsd"]),
     )
 
 
@@ -174,10 +173,8 @@ def _repeated(runs_N2: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.repeat(runs_N2[:, 1], runs_N2[:, 0])
 
 
-def _times(tables: dict[bytes, Box], count: int) -> NDArray[np.int64]:
+def _times(tables: Boxes, count: int) -> NDArray[np.int64]:
     """When each packet's frame is presented, in ticks."""
-    if b"stts" not in tables:
-        raise Unusual("no times")
     durations = _repeated(tables[b"stts"].table(columns=2), count)
     if durations.max() >= 1 << 31:
         raise Unusual("negative durations")
@@ -212,16 +209,10 @@ def _shown(track: Box, times: NDArray[np.int64], movie: int, media: int) -> NDAr
     return shown
 
 
-def _offsets(tables: dict[bytes, Box], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _offsets(tables: Boxes, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """First byte of each packet: packets lie one after another in chunks."""
-    if b"stco" in tables:
-        chunks = tables[b"stco"].table()[:, 0]
-    elif b"co64" in tables:
-        chunks = tables[b"co64"].table(dtype=">i8")[:, 0]
-    else:
-        raise Unusual("no chunks")
-    if b"stsc" not in tables:
-        raise Unusual("no packets in chunks")
+    wide = b"co64" in tables and b"stco" not in tables
+    chunks = (tables[b"co64"].table(dtype=">i8") if wide else tables[b"stco"].table())[:, 0]
     first, each, description = tables[b"stsc"].table(columns=3).T
     chunks_of = np.diff(first, append=len(chunks) + 1)
     sound = len(first) and first[0] == 1 and chunks_of.min() >= 1 and chunks.min() >= 0
@@ -235,7 +226,7 @@ def _offsets(tables: dict[bytes, Box], sizes: NDArray[np.int64]) -> NDArray[np.i
     return before + np.repeat(chunks - before[first_packets], counts)
 
 
-def _keys(tables: dict[bytes, Box], count: int) -> NDArray[np.bool_]:
+def _keys(tables: Boxes, count: int) -> NDArray[np.bool_]:
     if b"sbgp" in tables and tables[b"sbgp"].numbers("4s", 4)[0] in (b"rap ", b"sync"):
         raise Unusual("key frames in sample groups")
     if b"stss" not in tables:

@@ -235,24 +235,18 @@ class Repeats:
         return exact.limit_denominator(100_000)
 
 
-def find_repeats(
-    source: Path | bytes, container: av.container.InputContainer, stream: av.VideoStream
-) -> Repeats:
+def find_repeats(source: Path | bytes, stream: av.VideoStream) -> Repeats:
     """The repeats of a stream of an open file. Other containers than AVI and Ogg have time stamps instead.
 
     They are counted in the file itself, chunk by chunk, not taken from its index or its time stamps: both may be
     damaged.
     """
-    if container.format.name not in ("avi", "ogg"):
+    kind, theora = stream.container.format.name, stream.codec_context.name == "theora"
+    if kind != "avi" and not (kind == "ogg" and theora):
         return Repeats()
     with watched(source) as handle:
-        if container.format.name == "avi":
-            return Repeats.of_sizes(_avi_sizes(handle, stream.index))
-        return Repeats.of_sizes(_packet_sizes(handle, stream.index)) if is_theora(stream) else Repeats()
-
-
-def is_theora(stream: av.VideoStream) -> bool:
-    return stream.codec_context.name == "theora"
+        sizes = _avi_sizes if kind == "avi" else _packet_sizes
+        return Repeats.of_sizes(sizes(handle, stream.index))
 
 
 def _avi_sizes(handle: BinaryIO, stream: int) -> Iterator[int]:

@@ -16,8 +16,7 @@ from typing import Any
 
 import av
 from av.video.frame import PictureType
-
-from shards.errors import InputError
+from PIL import Image
 
 WHOLE_ENOUGH = 0.9  # healthy HMDB51 clips decode 83 of 84 frames; half a file is not a sample
 UNANNOUNCED = "an unannounced number"
@@ -49,8 +48,6 @@ REASONS = {
     "unexpected": "an error that this list does not foresee; the detail names it",
 }
 IMAGE = re.compile(r"(?!flow).*\.(jpe?g|png)", re.IGNORECASE)  # TSN keeps flow_x_… and flow_y_… beside img_…
-_MAGIC = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
-_FASTEST = 1000.0
 
 
 class Rejected(Exception):
@@ -182,13 +179,12 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
     return _plausible(stream.average_rate) or _plausible(stream.guessed_rate) or Fraction(25)
 
 
-def decoded(
-    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, tally: Tally
-) -> Iterator[av.VideoFrame]:
+def decoded(stream: av.VideoStream, rate: Fraction, tally: Tally) -> Iterator[av.VideoFrame]:
     """Every frame, up to the end or the first error, which is noted in `tally`; every frame has a time.
 
     Raises Rejected when the frames are encrypted, MemoryError when FFmpeg gets no memory: neither is damage.
     """
+    container: Any = stream.container
     try:
         for packet in container.demux():
             if packet.pts is not None and packet.time_base is not None:
@@ -212,9 +208,7 @@ def decoded(
         tally.error = message(error)
 
 
-def _decoded_fraction(
-    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally
-) -> tuple[str, float | None]:
+def _decoded_fraction(stream: av.VideoStream, tally: Tally) -> tuple[str, float | None]:
     """What the container announces, in words, and how much of it came sound; None when it announces nothing."""
     # a clip cut without encoding keeps frames before its start, which no player shows
     announced = stream.frames - tally.discarded - tally.repeats
@@ -224,6 +218,7 @@ def _decoded_fraction(
     first = tally.first or 0.0
     # Matroska counts no frames, but its muxers note the time at which each track ends
     end, came = _noted_end(stream), tally.end
+    container: Any = stream.container
     kind = container.format.name.split(",")[0]
     if end is None and container.duration and kind in ("matroska", "flv", "asf"):
         # the end of the whole file, its sound's included: compare with where any stream's data end
@@ -234,14 +229,12 @@ def _decoded_fraction(
     return f"{end - first:.2f} s announced ({covered:.2f} s came)", share * covered / (end - first)
 
 
-def check_whole(
-    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally, keep_damaged: float
-) -> float | None:
+def check_whole(stream: av.VideoStream, tally: Tally, keep_damaged: float) -> float | None:
     """The share of what the container announces that came. Raises Rejected below `keep_damaged`.
 
     When the container announces nothing, an error on the way is what counts; keep_damaged 0 keeps that too.
     """
-    announced, fraction = _decoded_fraction(container, stream, tally)
+    announced, fraction = _decoded_fraction(stream, tally)
     unknown = announced == UNANNOUNCED and tally.error and keep_damaged > 0
     if unknown or (fraction is not None and fraction < keep_damaged):
         then = f", then: {tally.error}" if tally.error else ""
@@ -288,12 +281,6 @@ def _plausible(rate: Fraction | None) -> Fraction | None:
     return rate.limit_denominator(100_000) if rate and 0.01 <= rate <= 1000 else None
 
 
-def check_rate(fps: float) -> None:
-    """Raises InputError for what is no frame rate."""
-    if not 0 < fps <= _FASTEST:
-        raise InputError(f"--frames-fps {fps:g}: give frames per second, above 0 and at most {_FASTEST:g}")
-
-
 def images(folder: Path) -> list[Path]:
     """The pictures in a folder in the order of the numbers in their names: frame2 comes before frame10."""
     names = [one for one in folder.iterdir() if IMAGE.fullmatch(one.name) and not one.name.startswith(".")]
@@ -315,15 +302,11 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
     with av.open(str(into), "w", format="avi") as file:
         stream, kind = None, None
         for number, path in enumerate(frames):
-            with watched(path) as picture:
-                data = picture.read()
-            codec = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+            data, codec, (width, height) = _picture(path)
             kind = kind or codec
-            if codec is None or codec != kind:
-                what = "no JPEG or PNG" if codec is None else "not of the first picture's kind"
-                raise Rejected("damaged", f"{path.name}: {what}")
+            if codec != kind:
+                raise Rejected("damaged", f"{path.name}: not of the first picture's kind")
             if stream is None:
-                width, height = _size(data, codec, path.name)
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = file.add_mux_stream(codec, rate=rate, width=width, height=height)
                 stream.time_base = 1 / rate
@@ -334,10 +317,12 @@ def write_video(folder: Path, fps: float, into: Path) -> None:
             file.mux(packet)
 
 
-def _size(data: bytes, codec: str, name: str) -> tuple[int, int]:
-    decoder: Any = av.CodecContext.create(codec, "r")
+def _picture(path: Path) -> tuple[bytes, str, tuple[int, int]]:
+    """A picture's bytes, FFmpeg's name of its codec, width and height."""
+    with watched(path) as handle:
+        data = handle.read()
     try:
-        frames = decoder.decode(av.Packet(data)) or decoder.decode(None)
-        return frames[0].width, frames[0].height
-    except (av.FFmpegError, IndexError) as error:
-        raise Rejected("damaged", f"{name}: no picture decodes") from error
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            return data, "png" if picture.format == "PNG" else "mjpeg", picture.size
+    except Exception as error:  # Pillow has many for a damaged file
+        raise Rejected("damaged", f"{path.name}: no JPEG or PNG") from error

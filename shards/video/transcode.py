@@ -5,8 +5,6 @@ A video that is encoded as the data set wants it already can be put into a house
 
 import errno
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
-from shards.video.encode import CONTAINER, Encoding, write_mp4
+from shards.video.encode import CONTAINER, Encoding, Written, write_mp4
 from shards.video.pictures import find_repeats, fitted, resampled, turn, upright
 from shards.video.read import (
     WHOLE_ENOUGH,
@@ -59,104 +57,92 @@ def transcode(
     into: Path | None = None,
     keep_damaged: float = WHOLE_ENOUGH,
     keep_stills: bool = False,
+    copy: bool = False,
 ) -> Clip:
     """Decode a whole video, a file or its bytes, and encode it as `encoding` says.
 
     scratch: folder for the temporary mp4. into: the file, on the same disk, that the mp4 becomes; None: its bytes are
     in the clip. keep_damaged: the least share of the frames announced that must decode soundly. keep_stills: take
     pictures and drawn text as well. Of several video streams the largest picture is taken; it is turned and mirrored as
-    its tags say, and its pixels made square. Raises Rejected, Unread, and av.FFmpegError with one of DISK_TROUBLE's
-    numbers.
+    its tags say, and its pixels made square. copy: keep the source's own encoded frames where they are as `encoding`
+    asks; `seen` then says so. Raises Rejected, Unread, and av.FFmpegError with one of DISK_TROUBLE's numbers.
     """
-    with _opened(source, scratch, keep_stills) as (container, stream, path):
-        stream.codec_context.thread_count = 1
-        own_rate = frame_rate(stream)
-        repeats = find_repeats(source, container, stream)
-        tally = Tally(repeats=repeats.count if stream.frames else 0)
-        frames = upright(decoded(container, stream, own_rate, tally), encoding, stream.sample_aspect_ratio)
-        if encoding.fps is None:
-            rate = repeats.rate(own_rate)
-        else:
-            rate = Fraction(encoding.fps).limit_denominator(1001)
-            frames = resampled(frames, rate, tally, stays=repeats.trailing / own_rate)
-        try:
-            written = write_mp4(frames, path, rate, encoding)
-        except av.FFmpegError as error:
-            if isinstance(error, MemoryError) or error.errno in DISK_TROUBLE:
-                raise  # not the frames' fault
-            size = f"{stream.width}x{stream.height}"
-            raise Rejected("not_encodable", f"{encoding.codec} of {size}: {message(error)}") from error
-        if not keep_stills:
-            check_no_still(container, tally.frames)
-        seen = _describe(container, stream, tally, keep_damaged)
-        if written.num_frames == 0:
-            raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")
-        data = path.read_bytes() if into is None else path.replace(into)
-        return Clip(data, written.num_frames, float(rate), written.width, written.height, seen)
+    for make in (_copied, _encoded) if copy else (_encoded,):
+        with (
+            opened(source) as container,
+            tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder,
+        ):
+            if not keep_stills:
+                check_no_still(container)
+            stream, path, tally = largest_video(container), Path(folder) / "clip.mp4", Tally()
+            made = make(source, stream, encoding, tally, path)
+            if made is None:
+                continue
+            written, rate = made
+            if not keep_stills:
+                check_no_still(container, tally.frames)
+            seen = {
+                "decoded_fraction": check_whole(stream, tally, keep_damaged),
+                "source_codec": stream.codec_context.name,
+                "source_width": stream.width,
+                "source_height": stream.height,
+                "source_fps": float(frame_rate(stream)),
+                "source_frames": tally.frames,
+            } | ({"copied": True} if make is _copied else {})
+            if written.num_frames == 0:
+                raise Rejected("no_frames", f"{tally.frames} frames decode, none is shown at {rate} frames/s")
+            data = path.read_bytes() if into is None else path.replace(into)
+            return Clip(data, written.num_frames, float(rate), written.width, written.height, seen)
+    raise AssertionError  # whatever decodes is encoded
 
 
-def copy(
-    source: Path,
-    encoding: Encoding,
-    scratch: Path | None = None,
-    *,
-    into: Path | None = None,
-    keep_damaged: float = WHOLE_ENOUGH,
-    keep_stills: bool = False,
-) -> Clip | None:
-    """The clip whose encoded frames are the source's own; None when they are not as `encoding` asks.
+def _encoded(
+    source: Path | bytes, stream: av.VideoStream, encoding: Encoding, tally: Tally, path: Path
+) -> tuple[Written, Fraction]:
+    """Encode the frames into `path`; gives what was written, and its frames a second."""
+    stream.codec_context.thread_count = 1
+    own_rate = frame_rate(stream)
+    repeats = find_repeats(source, stream)
+    tally.repeats = repeats.count if stream.frames else 0
+    frames = upright(decoded(stream, own_rate, tally), encoding, stream.sample_aspect_ratio)
+    if encoding.fps is None:
+        rate = repeats.rate(own_rate)
+    else:
+        rate = Fraction(encoding.fps).limit_denominator(1001)
+        frames = resampled(frames, rate, tally, stays=repeats.trailing / own_rate)
+    try:
+        return write_mp4(frames, path, rate, encoding), rate
+    except av.FFmpegError as error:
+        if isinstance(error, MemoryError) or error.errno in DISK_TROUBLE:
+            raise  # not the frames' fault
+        size = f"{stream.width}x{stream.height}"
+        raise Rejected("not_encodable", f"{encoding.codec} of {size}: {message(error)}") from error
+
+
+def _copied(
+    source: Path | bytes, stream: av.VideoStream, encoding: Encoding, tally: Tally, path: Path
+) -> tuple[Written, Fraction] | None:
+    """Put the encoded frames themselves into `path`; None when they are not as `encoding` asks.
 
     They are when codec, pixel format, colour matrix, short side, rate and GOP agree, the rate is constant, the GOPs
     are closed and have no more B-frames in a row than asked for, and the picture is not turned or mirrored. Quality,
     preset, whether frames refer to B-frames, and `encoding.multiple` are not looked at: encoded frames cannot be
-    cropped. The new file is decoded whole. into: see `transcode`. Raises Rejected, and Unread.
+    cropped. The new file is decoded whole.
     """
-    with _opened(source, scratch, keep_stills) as (container, stream, path):
-        rate = frame_rate(stream)
-        if not _suits(stream, rate, encoding) or find_repeats(source, container, stream).count:
+    rate = frame_rate(stream)
+    if not _suits(stream, rate, encoding) or find_repeats(source, stream).count:
+        return None
+    try:
+        if not _remux(stream, rate, path, tally):
             return None
-        try:
-            tally = _remux(container, stream, rate, path)
-        except av.FFmpegError:
-            return None  # the way over the frames will tell what is wrong with it
-        if tally is None:
-            return None
-        with av.open(str(path), "r") as remuxed:
-            decoding = Tally()
-            if unlike_house(remuxed, remuxed.streams.video[0], rate, encoding, decoding, copied=True):
-                return None
-        if decoding.unsound or decoding.frames != tally.frames:
-            return None
-        if not keep_stills:
-            check_no_still(container, tally.frames)
-        seen = _describe(container, stream, tally, keep_damaged) | {"copied": True}
-        data = path.read_bytes() if into is None else path.replace(into)
-        return Clip(data, tally.frames, float(rate), stream.width, stream.height, seen)
-
-
-@contextmanager
-def _opened(
-    source: Path | bytes, scratch: Path | None, keep_stills: bool
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, Path]]:
-    """The file, open, its video stream, and the path of a temporary mp4. Raises Rejected."""
-    with opened(source) as container, tempfile.TemporaryDirectory(dir=scratch, prefix="encode-") as folder:
-        if not keep_stills:
-            check_no_still(container)
-        yield container, largest_video(container), Path(folder) / "clip.mp4"
-
-
-def _describe(
-    container: av.container.InputContainer, stream: av.VideoStream, tally: Tally, keep_damaged: float
-) -> dict[str, Any]:
-    """Facts of a source that go into a sample's json. Raises Rejected where too little of it decodes."""
-    return {
-        "decoded_fraction": check_whole(container, stream, tally, keep_damaged),
-        "source_codec": stream.codec_context.name,
-        "source_width": stream.width,
-        "source_height": stream.height,
-        "source_fps": float(frame_rate(stream)),
-        "source_frames": tally.frames,
-    }
+    except av.FFmpegError:
+        return None  # the way over the frames will tell what is wrong with it
+    with av.open(str(path), "r") as remuxed:
+        decoding = Tally()
+        unlike = unlike_house(remuxed.streams.video[0], rate, encoding, decoding, copied=True)
+    if unlike or decoding.unsound or decoding.frames != tally.frames:
+        return None
+    return Written(tally.frames, stream.width, stream.height), rate
 
 
 def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
@@ -179,17 +165,16 @@ def _suits(stream: av.VideoStream, rate: Fraction, encoding: Encoding) -> bool:
     )
 
 
-def _remux(
-    container: av.container.InputContainer, stream: av.VideoStream, rate: Fraction, path: Path
-) -> Tally | None:
+def _remux(stream: av.VideoStream, rate: Fraction, path: Path, tally: Tally) -> bool:
     """Write the packets, frame n at n / rate, and count them.
 
-    None when there are none, the source's times are not steady, or a frame comes more than one early.
+    False when there are none, the source's times are not steady, or a frame comes more than one early.
     """
     start: Fraction | None = None
     count = last_key = 0
     # PyAV tells whether frames are reordered, not how deep: with one ahead dts stays below pts, unless in a pyramid
     ahead = 1 if stream.codec_context.has_b_frames else 0
+    container: Any = stream.container
     with av.open(str(path), "w", format="mp4", options=CONTAINER) as target:
         copied = target.add_stream_from_template(stream, opaque=True)
         copied.time_base = 1 / rate  # the muxer takes its clock from it: frame n at n / rate exactly
@@ -199,14 +184,14 @@ def _remux(
             if packet.size == 0:
                 continue
             if packet.pts is None or packet.is_discard or packet.is_corrupt or packet.time_base is None:
-                return None
+                return False
             time = packet.pts * packet.time_base
             start = time if start is None else start
             number = round((time - start) * rate)
             last_key = number if packet.is_keyframe else last_key
             steady = abs((time - start) * rate - number) <= LONGEST_OFFSET
             if not steady or number < max(last_key, count - ahead):  # before its key frame: an open GOP
-                return None
+                return False
             packet.stream = copied
             packet.time_base = 1 / rate
             packet.pts, packet.dts = number, count - ahead
@@ -214,18 +199,14 @@ def _remux(
             target.mux(packet)
             count += 1
     if start is None:
-        return None
-    end = float(start + count / rate)
-    return Tally(frames=count, first=float(start), end=end, reached=end)
+        return False
+    tally.frames, tally.first = count, float(start)
+    tally.end = tally.reached = float(start + count / rate)
+    return True
 
 
 def unlike_house(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    rate: Fraction,
-    encoding: Encoding,
-    tally: Tally,
-    copied: bool = False,
+    stream: av.VideoStream, rate: Fraction, encoding: Encoding, tally: Tally, copied: bool = False
 ) -> str:
     """What makes a file another than our encoder would write, all of it decoded; "" where nothing does.
 
@@ -234,7 +215,7 @@ def unlike_house(
     stream.codec_context.thread_count = 1
     start: Fraction | None = None
     last_key, b_frames, size = -1, 0, (stream.width, stream.height)
-    for n, frame in enumerate(decoded(container, stream, rate, tally)):
+    for n, frame in enumerate(decoded(stream, rate, tally)):
         assert frame.pts is not None and frame.time_base is not None
         time = frame.pts * frame.time_base
         start = time if start is None else start

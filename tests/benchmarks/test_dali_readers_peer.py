@@ -62,7 +62,7 @@ def vp9(rendered: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         samples.append(Sample(f"v{row}", clip.data, facts, 0))
     shard = write_shard(folder, "vp9-000000", samples)
     assert shard is not None
-    publish(folder, ["only"], [asdict(shard)], asdict(encoding), name="vp9")
+    publish(folder, ["only"], [shard], asdict(encoding), name="vp9")
     return Dataset(folder)
 
 

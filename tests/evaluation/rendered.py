@@ -1,6 +1,6 @@
 """A labelled data set in seconds: videos of one colour a class, of any length, with splits and failure times."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def write_set(
     (folder / "clip.mp4").unlink()
     shard = write_shard(folder, f"{folder.name}-000000", samples)
     assert shard
-    publish(folder, NAMES, [asdict(shard)], {}, name=folder.name)
+    publish(folder, NAMES, [shard], {}, name=folder.name)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -142,7 +141,7 @@ def write_dataset(
     step = per_shard or len(samples)
     parts = [samples[first : first + step] for first in range(0, len(samples), step)]
     shards = [write_shard(out, f"{out.name}-{n:06d}", part) for n, part in enumerate(parts)]
-    publish(out, ["only"], [asdict(shard) for shard in shards if shard], {}, name=out.name)
+    publish(out, ["only"], shards, {}, name=out.name)
     return out
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def served(tmp_path: Path, numbered: bytes) -> Path:
         )
         for n in range(SHARDS)
     ]
-    publish(folder, [str(n) for n in range(SHARDS)], [asdict(s) for s in shards if s], {}, name="many")
+    publish(folder, [str(n) for n in range(SHARDS)], shards, {}, name="many")
     return folder
 
 

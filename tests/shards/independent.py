@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
+from tqdm import tqdm
 
 from shards import Dataset
 
@@ -116,6 +118,19 @@ def run_tool(tool: Path, *arguments: object, **environment: str) -> subprocess.C
 def said(result: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines on standard error that are not the progress bar."""
     return [line for line in result.stderr.splitlines() if line and not re.search(r"\d+/\d+ \[", line)]
+
+
+def on_progress(patch: pytest.MonkeyPatch, call: Callable[[int, int], object]) -> None:
+    """Have a job call this with (videos done, videos in all), at its beginning and after each video."""
+
+    class Bar(tqdm):
+        def __iter__(self) -> Iterator:
+            call(self.n, self.total)
+            for done, result in enumerate(super().__iter__(), self.n + 1):
+                call(done, self.total)
+                yield result
+
+    patch.setattr("shards.build.run.tqdm", Bar)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from loopback import Server
 
 from shards import Dataset, InputError
 from shards.schema import is_plain, is_tar
-from shards.table import stamp
+from shards.storage import stamp
 
 ELSEWHERE = [
     "/etc/passwd",

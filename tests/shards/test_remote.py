@@ -187,7 +187,7 @@ def test_what_is_not_as_described_ends_in_one_line(
         Dataset(f"{server.url}/small", cache_gb=-1)
     with pytest.raises(InputError, match=r"nowhere: no dataset.json there"):
         Dataset(f"{server.url}/nowhere")
-    with pytest.raises(InputError, match=r"--data nonsense://x/y: .*; give a folder"):
+    with pytest.raises(InputError, match=r"nonsense://x/y: .*; give a folder"):
         Dataset("nonsense://x/y")
     info = json.loads((copied / "dataset.json").read_text())
     info["table"]["sha256"] = "0" * 64

@@ -149,7 +149,7 @@ def test_redirects_lead_to_no_other_scheme(
             request.end_headers()
 
         server.trouble["dataset.json"] = elsewhere
-        with pytest.raises(InputError, match=r"dataset.json: cannot be read"):
+        with pytest.raises(InputError, match=r"dataset.json: cannot be fetched"):
             Dataset(f"{server.url}/small")
 
 

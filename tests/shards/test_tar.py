@@ -17,7 +17,7 @@ def test_same_samples_same_bytes_and_no_samples_no_files(tmp_path: Path) -> None
     for name in "ab":
         (tmp_path / name).mkdir()
         shard = write_shard(tmp_path / name, "s-000000", iter(samples))
-        assert shard is not None and (tmp_path / name / shard.name).stat().st_size == shard.size
+        assert shard is not None and (tmp_path / name / shard.name).stat().st_size == shard.bytes
         assert write_shard(tmp_path / name, "s-000001", []) is None
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert sorted(files(tmp_path / "a")) == ["s-000000.idx", "s-000000.tar"]

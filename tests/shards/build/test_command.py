@@ -97,7 +97,7 @@ def _mistakes(folder: Path) -> dict[str, tuple[list[object], str]]:
         "per-shard": ([videos, "--per-shard", 0], "--per-shard 0: give 1 or more"),
         "preset": ([videos, "--preset", "best"], "--preset best: not one of ultrafast"),
         "part": ([videos, "--part", "3/2"], "--part 3/2: give I/N with I from 1 to N"),
-        "timeout": ([videos, "--timeout", "-1"], "--timeout -1: give seconds, more than 0"),
+        "timeout": ([videos, "--timeout", "-1"], "--timeout -1.0: give seconds, more than 0"),
         "annotations": ([videos, "--annotations", "no.csv"], "--annotations no.csv: no such file or folder"),
         "layout": ([videos, "--layout", "ucf101"], "--layout ucf101: no trainlist01.txt"),
     }

@@ -4,11 +4,11 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from independent import files, render
+from independent import files, on_progress, render
 
 from shards import Dataset
 from shards.build import process_video as worker
-from shards.build.job import Part
+from shards.build.job import part_of
 from shards.build.pool import Limits, Reject
 from shards.build.process_video import Processing, Task, process_video
 from shards.build.run import build, make_shard, prepare
@@ -43,7 +43,9 @@ def test_a_disk_that_fails_is_asked_again_and_then_named(
     assert isinstance(process_video(Task(away, SMALL, tmp_path / "scratch")), Clip)
 
 
-def test_a_folder_that_vanishes_ends_the_run_and_costs_no_video(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_that_vanishes_ends_the_run_and_costs_no_video(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(prepare(folder, tmp_path / "whole" / "set", SMALL, per_shard=2), Limits(1))
     job = prepare(folder, tmp_path / "cut" / "set", SMALL, per_shard=2)
     away = tmp_path / "away"
@@ -52,10 +54,12 @@ def test_a_folder_that_vanishes_ends_the_run_and_costs_no_video(tmp_path: Path, 
         if done == 2 and not away.exists():
             folder.rename(away)
 
-    build(job, Limits(2), part=Part(2, 4))
+    build(job, Limits(2), part=part_of("2/4"))
+    on_progress(monkeypatch, vanish)
     # three at a time, so that three fail together
     with pytest.raises(OSError, match=r"does not give 3 videos in a row \(No such file"):
-        build(job, Limits(3), progress=vanish)
+        build(job, Limits(3))
+    monkeypatch.undo()
     away.rename(folder)
     again = prepare(folder, tmp_path / "cut" / "set", SMALL, per_shard=2)
     summary = build(again, Limits(2))

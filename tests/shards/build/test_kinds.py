@@ -13,7 +13,7 @@ from shards.build.pool import Reject
 from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
 from shards.video.read import Rejected
-from shards.video.transcode import Clip, copy, transcode
+from shards.video.transcode import Clip, transcode
 
 TEXT = "Hello world, this is a text.\n" * 80
 ANSI = "\x1b[31mred\x1b[0m \x1b[2J\x1b[1;1H text\n" * 50
@@ -119,4 +119,5 @@ def test_what_is_predicted_from_a_damaged_frame_counts_as_damaged(tmp_path: Path
         transcode(source, Encoding())
     clip = transcode(source, Encoding(), keep_damaged=0.8)
     assert clip.num_frames == 100 and clip.seen["decoded_fraction"] == pytest.approx(0.85, abs=0.02)
-    assert copy(source, Encoding(gop=25, b_frames=0), tmp_path, keep_damaged=0.8) is None
+    again = transcode(source, Encoding(gop=25, b_frames=0), keep_damaged=0.8, copy=True)
+    assert "copied" not in again.seen

@@ -8,7 +8,7 @@ from independent import TOOL, files, make_shards, render, run_tool, said
 
 from shards import InputError
 from shards.build.finish import merge
-from shards.build.job import Job, Part
+from shards.build.job import Job, part_of
 from shards.build.process_video import Processing
 from shards.build.run import build, prepare
 from shards.video.encode import Encoding
@@ -40,7 +40,7 @@ def test_parts_in_one_folder_are_merged_in_place(
     videos: Path, plain: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
-    for part in (Part(3, 3), Part(1, 3)):
+    for part in (part_of("3/3"), part_of("1/3")):
         assert build(_job(videos, out), part=part) is None
     assert not (out / "dataset.json").exists()
     with pytest.raises(InputError, match=r"2 of 6 shards are not made \(set-000001, set-000004\)"):
@@ -57,7 +57,7 @@ def test_parts_of_several_machines_are_brought_together(
 ) -> None:
     nodes = [tmp_path / f"node{n}" / "set" for n in (1, 2)]
     for number, out in enumerate(nodes, 1):
-        build(_job(videos, out), part=Part(number, 2))
+        build(_job(videos, out), part=part_of(f"{number}/2"))
     out = tmp_path / "all" / "set"
     result = run_tool(MERGE, out, nodes[0])
     assert result.returncode == 2 and "3 of 6 shards are not made" in said(result)[0]
@@ -66,7 +66,7 @@ def test_parts_of_several_machines_are_brought_together(
     assert files(out) == plain and not any(node.exists() for node in nodes)
     result = run_tool(MERGE, out, *nodes)  # a job script that is started again
     assert result.returncode == 0 and "complete already: 5 videos" in result.stdout, result.stderr
-    build(_job(videos, nodes[0]), part=Part(1, 2))
+    build(_job(videos, nodes[0]), part=part_of("1/2"))
     result = run_tool(MERGE, out, nodes[0])
     assert result.returncode == 2 and "is complete without them" in said(result)[0]
     assert files(out) == plain and any(nodes[0].glob("*.tar"))
@@ -76,15 +76,15 @@ def test_a_plain_run_takes_over_where_parts_stopped(
     videos: Path, plain: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "set"
-    build(_job(videos, out), part=Part(2, 2))
+    build(_job(videos, out), part=part_of("2/2"))
     assert build(_job(videos, out)) is not None
     assert files(out) == plain
 
 
 def test_parts_of_other_jobs_or_names_are_refused(videos: Path, tmp_path: Path) -> None:
-    build(_job(videos, tmp_path / "1" / "set"), part=Part(1, 6))
+    build(_job(videos, tmp_path / "1" / "set"), part=part_of("1/6"))
     other = prepare(videos, tmp_path / "2" / "set", Processing(Encoding(gop=8)), per_shard=1)
-    build(other, part=Part(2, 6))
+    build(other, part=part_of("2/6"))
     with pytest.raises(InputError, match="--gop 16, not 8"):
         merge(tmp_path / "1" / "set", [tmp_path / "2" / "set"])
     with pytest.raises(InputError, match="same last folder name"):
@@ -99,7 +99,7 @@ def test_parts_of_other_jobs_or_names_are_refused(videos: Path, tmp_path: Path) 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "-1/2", "1/0"])
 def test_a_senseless_part_names_its_flag(text: str) -> None:
     with pytest.raises(InputError, match="--part"):
-        Part.parse(text)
+        part_of(text)
 
 
 def test_a_ray_cluster_makes_the_same_bytes(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from independent import ENVIRONMENT, TOOL, files, make_shards, render, said
+from independent import ENVIRONMENT, TOOL, files, make_shards, on_progress, render, said
 
 from shards import Dataset, InputError
 from shards.atomic import WriterLock
 from shards.build.finish import Summary
-from shards.build.pool import Limits, Progress
+from shards.build.pool import Limits
 from shards.build.process_video import Processing
 from shards.build.run import build as build_job
 from shards.build.run import prepare
@@ -28,11 +28,10 @@ def build(
     encoding: Encoding,
     *,
     workers: int = 1,
-    progress: Progress | None = None,
     **options,
 ) -> Summary:
     job = prepare(folder, out, Processing(encoding), **options)
-    return build_job(job, Limits(workers), progress=progress)
+    return build_job(job, Limits(workers))
 
 
 @pytest.fixture(scope="module")
@@ -108,18 +107,20 @@ def build_until(folder: Path, out: Path, videos: int) -> bool:
         if done >= videos:
             raise KeyboardInterrupt
 
-    try:
-        build(folder, out, Encoding(), per_shard=2, workers=2, progress=stop)
-    except KeyboardInterrupt:
-        return True
+    with pytest.MonkeyPatch.context() as patch:
+        on_progress(patch, stop)
+        try:
+            build(folder, out, Encoding(), per_shard=2, workers=2)
+        except KeyboardInterrupt:
+            return True
     return False
 
 
-def test_a_complete_data_set_is_left_alone(many: Path, uncut: Path) -> None:
+def test_a_complete_data_set_is_left_alone(many: Path, uncut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in uncut.iterdir()}
     seen: list[tuple[int, int]] = []
-    done = lambda *progress: seen.append(progress)  # noqa: E731
-    assert build(many, uncut, Encoding(), per_shard=2, workers=1, progress=done).already
+    on_progress(monkeypatch, lambda *one: seen.append(one))
+    assert build(many, uncut, Encoding(), per_shard=2, workers=1).already
     assert {path: path.stat().st_mtime_ns for path in uncut.iterdir()} == before and not seen
 
 
@@ -158,9 +159,12 @@ def test_a_folder_has_one_writer(many: Path, tmp_path: Path) -> None:
         assert make_shards(many, "--out", out, "--per-shard", 2, "--part", "1/3").returncode == 0
 
 
-def test_progress_counts_every_video_once(many: Path, tmp_path: Path) -> None:
+def test_progress_counts_every_video_once(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[int, int]] = []
-    build(many, tmp_path / "set", Encoding(), workers=2, progress=lambda *one: seen.append(one))
+    on_progress(monkeypatch, lambda *one: seen.append(one))
+    build(many, tmp_path / "set", Encoding(), workers=2)
     assert seen == [(n, 11) for n in range(12)]
 
 

@@ -80,7 +80,7 @@ def test_without_the_flag_pictures_are_no_videos(extracted: Path, tmp_path: Path
     result = make_shards(extracted / "frames", "--out", tmp_path / "set")
     assert result.returncode != 0 and "--frames-fps 25" in result.stderr and "Traceback" not in result.stderr
     result = make_shards(extracted / "frames", "--frames-fps", 0, "--out", tmp_path / "set")
-    assert result.returncode != 0 and "--frames-fps 0: give frames per second" in result.stderr
+    assert result.returncode != 0 and "--frames-fps 0.0: give frames per second" in result.stderr
 
 
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=30))

@@ -11,9 +11,15 @@ from independent import decode, render
 
 from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
-from shards.video.transcode import Clip, copy, transcode
+from shards.video.transcode import Clip, transcode
 
 ASKED = Encoding(gop=8, short_side=64)
+
+
+def copy(source: Path, asked: Encoding) -> Clip | None:
+    """The clip that keeps the source's encoded frames; None where they had to be encoded again."""
+    clip = transcode(source, asked, copy=True)
+    return clip if "copied" in clip.seen else None
 
 
 @pytest.fixture(scope="module")

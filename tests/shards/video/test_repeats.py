@@ -18,7 +18,7 @@ from shards.build.process_video import Processing, Task, process_video
 from shards.video.encode import Encoding
 from shards.video.pictures import Repeats, find_repeats
 from shards.video.read import Rejected
-from shards.video.transcode import copy, transcode
+from shards.video.transcode import transcode
 
 JHMDB = SHARED / "jhmdb"
 # ffmpeg -f lavfi -i testsrc=size=32x32:rate=25:duration=0.4 -c:v libtheora -q:v 0 -bitexact: frames 1 and 2 of 10 are empty
@@ -95,7 +95,7 @@ def test_a_last_frame_that_stays_is_shown_for_as_long(tmp_path: Path) -> None:
     assert (plain.num_frames, plain.fps, plain.seen["decoded_fraction"]) == (20, 20.0, 1.0)
     steady = transcode(source, Encoding(fps=30))
     assert steady.num_frames == 30
-    assert copy(source, Encoding(), tmp_path) is None
+    assert "copied" not in transcode(source, Encoding(), tmp_path, copy=True).seen
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
@@ -125,7 +125,7 @@ def test_chunks_of_odd_size_that_were_not_filled_up_are_followed(tmp_path: Path)
         b"RIFF" + struct.pack("<I", 0) + b"AVI " + b"LIST" + struct.pack("<I", len(inside)) + inside
     )
     with av.open(str(_as_stored_film(tmp_path / "other.avi"))) as container:
-        found = find_repeats(path, container, container.streams.video[0])
+        found = find_repeats(path, container.streams.video[0])
     assert found == Repeats(coded=3, count=4, trailing=1)
 
 
