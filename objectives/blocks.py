@@ -199,9 +199,11 @@ class BlockObjective(Objective):
 
 
 @torch.no_grad()
-def with_running_statistics(objective: BlockObjective, batches: Iterable[Tensor]) -> BlockObjective:
-    """The objective with batch norm that has running statistics, the mean over batches of views (B, V, 3, T, H, W)."""
-    measured = type(objective)(replace(objective.config, norm="batch"))
+def with_running_statistics(objective: Any, batches: Iterable[Tensor]) -> Any:
+    """A BlockObjective with batch norm that has running statistics, the mean over batches of views (B, V, 3, T, H, W)."""
+    measured = type(objective)(replace(objective.config, norm="batch")).to(
+        next(objective.parameters()).device
+    )
     measured.load_state_dict(measured.state_dict() | objective.state_dict())
     norms = [module for module in measured.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
     for norm in norms:

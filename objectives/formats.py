@@ -8,7 +8,6 @@ objectives/families.py says how their tensors are named.
 import importlib
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -123,14 +122,8 @@ def huggingface(
 
     licence: of the weights, as the hub names it. trained, results: Markdown.
     """
-    aside = checkpoint.begin(out)
-    try:
-        checkpoint.save_config(aside, objective, {})
-        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective, step))
-        (aside / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
-        checkpoint.commit(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with checkpoint.written(out, objective, {}, step) as folder:
+        (folder / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
     return f"slipstream.HubModel.from_pretrained({str(out)!r}); upload it with: hf upload NAME {out}"
 
 

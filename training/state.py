@@ -10,7 +10,6 @@ so the step is their whole state, in any number of processes.
 
 import copy
 import json
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from objectives import Objective, checkpoint
-from objectives.checkpoint import metadata
 from shards import InputError
 from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
@@ -67,23 +65,18 @@ class State:
         settings: what must not change on resuming. progress: step and the loader's state. keys: of the run's
         videos. Raises InputError where the disk is full or cannot be written to; what was there is untouched.
         """
+        step = progress["step"]
         try:
-            partial = checkpoint.begin(path)
-            try:
-                checkpoint.save_config(partial, self.objective, settings)
-                facts = metadata(self.objective, progress["step"])
-                checkpoint.save_weights(partial / checkpoint.WEIGHTS, self.objective, facts)
+            with checkpoint.written(path, self.objective, settings, step) as folder:
                 if self.average:
-                    checkpoint.save_weights(partial / checkpoint.AVERAGE, self.average, facts)
+                    facts = checkpoint.metadata(self.objective, step)
+                    checkpoint.save_weights(folder / checkpoint.AVERAGE, self.average, facts)
                 rest = {
-                    "optimizer": save_optimizer(partial / OPTIMIZER, self.optimizer),
+                    "optimizer": save_optimizer(folder / OPTIMIZER, self.optimizer),
                     "scaler": self.scaler.state_dict() if self.scaler else None,
                 }
-                (partial / STATE).write_text(json.dumps(progress | rest))
-                (partial / ROWS).write_text("\n".join(keys) + "\n")
-                checkpoint.commit(partial, path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                (folder / STATE).write_text(json.dumps(progress | rest))
+                (folder / ROWS).write_text("\n".join(keys) + "\n")
         except (OSError, SafetensorError) as error:
             before = last_whole(path.parents[1])
             raise InputError(
