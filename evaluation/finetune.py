@@ -27,7 +27,7 @@ from evaluation.metrics import Labelled, Split
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
-from objectives.base import FineTuning, Plateau
+from objectives.base import FineTuning
 from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
@@ -128,7 +128,7 @@ class HeldOut(Evaluator):
         super().__init__()
         self.classifier, self.task, self.clips = classifier, task, clips
         self.every, self.patience = every, settings.patience
-        self.rule = Plateau(settings.plateau) if settings.plateau else None
+        self.plateau = settings.plateau
         self.found: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class HeldOut(Evaluator):
 
     @property
     def falls(self) -> tuple[int, ...]:
-        decay, falls = Decay(self.rule), []
+        decay, falls = Decay(self.plateau), []
         for line in self.found:
             before = decay.falls
             decay.judge(line["loss"])

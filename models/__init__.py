@@ -71,16 +71,10 @@ BACKBONES = {
     "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34), dim=256),
     "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50), dim=1024),
 }
-FLAT = ("resnet18",)  # TCP's: known, and no backbone for clips
 
 
 def check(name: str, frames: int, size: int, width: float = 1.0, channels: int = 3) -> None:
     """Raise ValueError, saying why, if there is no such backbone or clips (channels, frames, size, size) do not fit it."""
-    if name in FLAT:
-        raise ValueError(
-            "a 2-D network, fed with a clip's frames as channels of one picture: its map has no time, which is needed "
-            f"here; choose one of {', '.join(BACKBONES)}"
-        )
     if name not in BACKBONES:
         raise ValueError(f"there is no such backbone; choose one of {', '.join(BACKBONES)}")
     known = BACKBONES[name]

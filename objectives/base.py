@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -97,16 +97,6 @@ class Published(NamedTuple):
     setting: str
     value: float
     where: str
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """Multiply the learning rate by `factor` after `patience` validations in a row without a new lowest loss, at most
-    `times` times in a stage."""
-
-    patience: int
-    factor: float = 0.1
-    times: int = 1
 
 
 @dataclass(frozen=True)
@@ -251,9 +241,9 @@ class Objective(nn.Module, ABC):
         """Move a curriculum on before optimizer step `step`, counted from 0. Returns the curriculum's stage, from 0."""
         return 0
 
-    def plateau(self) -> Plateau | None:
-        """How validation lowers the learning rate; None where the paper has no such rule."""
-        return None
+    def plateau(self) -> int:
+        """Validations in a row without a new lowest loss after which the learning rate falls to a tenth; 0 is never."""
+        return 0
 
     def learning_rate(self, step: int) -> float:
         """Factor on the learning rate in optimizer step `step`, counted from 0: a linear warm-up, then 1."""
@@ -307,14 +297,6 @@ def get(name: str, flag: str = "--objective") -> type[Objective]:
     if name not in found:
         raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]
-
-
-def check_choices(config: Any) -> None:
-    """Raise InputError, naming the flag, where a field that is a Literal holds none of its values."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
-            raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(kind)))}")
 
 
 def check_backbone(

@@ -129,21 +129,22 @@ def huggingface(
 
 def authors(objective: Objective, out: Path, step: int | None) -> str:
     """A file with the names of a paper's authors, for their code to load (see objectives.families)."""
-    known = [kind for kind in FAMILIES.values() if kind.objective == objective.name]
-    reasons = {kind.name: kind.no_export(objective.config) for kind in known}
-    fitting = [kind for kind in known if not reasons[kind.name]]
-    if not fitting:
-        why = (
-            "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            or "no layout of theirs is known"
-        )
-        raise InputError(
-            f"--to authors: the authors' code of {objective.name} cannot hold this checkpoint: {why}"
-        )
-    tensors = fitting[0].tensors(objective)
-    with atomic_write(out) as aside:
-        write_file(aside, tensors, wrapped=fitting[0].wrapped)
-    return f"{len(tensors)} tensors as {fitting[0].source} names them"
+    reasons = []
+    for kind in FAMILIES.values():
+        if kind.objective != objective.name:
+            continue
+        try:
+            tensors = kind.tensors(objective)
+        except InputError as reason:
+            reasons.append(str(reason))
+            continue
+        with atomic_write(out) as aside:
+            write_file(aside, tensors)
+        return f"{len(tensors)} tensors as {kind.source} names them"
+    why = "; ".join(reasons) or "no layout of theirs is known"
+    raise InputError(
+        f"--to authors: the authors' code of {objective.name} cannot hold this checkpoint: {why}"
+    )
 
 
 def _program(objective: Objective) -> tuple[torch.export.ExportedProgram, Tensor]:
@@ -263,7 +264,6 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path} is not a checkpoint that torch.save wrote: {one_line_of(error)}") from error
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], *, wrapped: bool) -> None:
-    """Write tensors as the authors' code does: {"epoch", "iteration", "best_acc", "state_dict"}, or bare."""
-    content = {"epoch": 0, "iteration": 0, "best_acc": 0.0, "state_dict": dict(tensors)}
-    torch.save(content if wrapped else dict(tensors), path)
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as the authors' code does."""
+    torch.save({"epoch": 0, "iteration": 0, "best_acc": 0.0, "state_dict": dict(tensors)}, path)

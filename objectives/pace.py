@@ -38,7 +38,6 @@ from objectives.base import (
     Recipe,
     ShardSettings,
     check_backbone,
-    check_choices,
 )
 from pipelines.views import Jitter, ViewSpec, eval_view, single_start
 from shards import InputError, above, at_least
@@ -137,7 +136,6 @@ class PaceConfig:
     """Optimizer steps of linear warm-up; the paper names none."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
             raise InputError(
                 f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"

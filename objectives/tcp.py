@@ -24,16 +24,7 @@ import models
 from models.networks import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
-from objectives.base import (
-    Downstream,
-    FineTuning,
-    Objective,
-    Output,
-    Published,
-    Recipe,
-    check_backbone,
-    check_choices,
-)
+from objectives.base import Downstream, FineTuning, Objective, Output, Published, Recipe, check_backbone
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
 from shards import InputError, above, at_least
@@ -138,7 +129,6 @@ class TCPConfig:
     """What the learning rate is multiplied by when it falls; the paper names none."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.segments < 2 or self.frames < 2:
             raise InputError(
                 f"--segments {self.segments} and --frames {self.frames} must be at least 2: one segment predicts another"

@@ -22,16 +22,7 @@ from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import losses
-from objectives.base import (
-    Downstream,
-    FineTuning,
-    Objective,
-    Output,
-    Published,
-    Recipe,
-    ShardSettings,
-    check_choices,
-)
+from objectives.base import Downstream, FineTuning, Objective, Output, Published, Recipe, ShardSettings
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError, above, at_least
@@ -102,7 +93,6 @@ class VDIMConfig:
     """Optimizer steps of linear warm-up (AMDIM's code; the paper names none)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.backbone != "vdim":
             raise InputError(
                 f"--backbone {self.backbone}: VDIM contrasts features of patches of the clip, and only vdim, its own "

@@ -4,7 +4,6 @@ Meter: the loop's metrics and its waits between two log lines. Phases: what a st
 Evaluator: what looks at the network now and then; Validation validates and lowers the learning rate.
 """
 
-import gzip
 import shutil
 import tempfile
 import time
@@ -21,7 +20,6 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from objectives import Objective
-from objectives.base import Plateau
 from pipelines.loader import Loader, to_device
 from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
@@ -39,7 +37,7 @@ LATE = 1e-3  # seconds of waiting that make a batch a late one
 
 
 class Meter:
-    """Sums over some optimizer steps; begins when it is made.
+    """Sums over some optimizer steps, counted in `steps`; begins when it is made.
 
     device: of the model. On a GPU, waiting is what the GPU stands still for: the thread that feeds it runs ahead.
     """
@@ -75,10 +73,6 @@ class Meter:
             value = value.detach().float()
             pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
-    def step(self) -> None:
-        """An optimizer step is done."""
-        self.steps += 1
 
     def sums(self, device: torch.device) -> Tensor:
         """(metrics, 2): of each the sum, and what to divide it by. Sums of processes may be added."""
@@ -165,9 +159,8 @@ class Phases:
 
     def _export(self, found: profile) -> None:
         with writing(self._path), tempfile.TemporaryDirectory() as folder, atomic_write(self._path) as out:
-            found.export_chrome_trace(f"{folder}/trace.json")
-            with open(f"{folder}/trace.json", "rb") as trace, gzip.open(out, "wb") as packed:
-                shutil.copyfileobj(trace, packed)
+            found.export_chrome_trace(f"{folder}/trace.json.gz")
+            shutil.copyfile(f"{folder}/trace.json.gz", out)
 
 
 class Evaluator(ABC):
@@ -211,16 +204,17 @@ class Evaluator(ABC):
 
 
 class Decay:
-    """A Plateau rule and where it stands. factor: on the learning rate, now. The rule starts again with each stage."""
+    """The learning rate falls to a tenth after `patience` validations in a row without a new lowest loss, once in a stage
+    of the curriculum. patience: 0 for never. factor: on the learning rate, now."""
 
-    def __init__(self, rule: Plateau | None) -> None:
-        self.rule, self.stage = rule, 0
+    def __init__(self, patience: int) -> None:
+        self.patience, self.stage = patience, 0
         self.lowest: float | None = None
         self.waited = self.falls = 0
 
     @property
     def factor(self) -> float:
-        return self.rule.factor**self.falls if self.rule else 1.0
+        return 0.1**self.falls
 
     def begin(self, stage: int) -> None:
         """The objective is in this stage of its curriculum."""
@@ -233,8 +227,8 @@ class Decay:
             self.lowest, self.waited = loss, 0
             return
         self.waited += 1
-        if self.rule and self.waited >= self.rule.patience and self.falls < self.rule.times:
-            self.falls, self.waited = self.falls + 1, 0
+        if not self.falls and 0 < self.patience <= self.waited:
+            self.falls, self.waited = 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("stage", "lowest", "waited", "falls")}

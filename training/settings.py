@@ -15,7 +15,6 @@ from typing import Any, Literal
 import yaml
 
 from objectives import checkpoint
-from objectives.base import Recipe
 from pipelines.backends import Device
 from shards import InputError, at_least
 from shards.documents import TEXT, AnyOf, Each, Is, one_line_of, problem, read_bytes
@@ -151,10 +150,6 @@ class Settings:
     def trained_split(self) -> str | None:
         """The split that is trained on: of the demo set "train" by default, else everything."""
         return self.split or ("train" if self.data is None else None)
-
-    @classmethod
-    def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
-        return cls(steps=recipe.steps, batch_size=recipe.batch_size, **fields)
 
 
 def with_own_flags(argv: list[str]) -> list[str]:

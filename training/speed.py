@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,17 +81,15 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     What is given counts, then what --autotune found for this machine and spec, then a default; threads are divided
     among the processes of this machine. Raises InputError for a device that cannot be had.
     """
-    found = find_tuned(settings.objective, spec)
+    found = find_tuned(settings.objective, spec) or {}
     if found and not (settings.device in ("auto", found["device"]) and found["device"] in available(dataset)):
-        found = None
-    name = choose_backend(found["device"] if found else settings.device, dataset, share(cores()))
-    prefetch = settings.prefetch
-    if prefetch is None:
-        prefetch = found["prefetch"] if found else _PREFETCH
-    threads = settings.threads or share(found["threads"] if found else cores())
+        found = {}
+    name = choose_backend(found.get("device", settings.device), dataset, share(cores()))
+    prefetch = found.get("prefetch", _PREFETCH) if settings.prefetch is None else settings.prefetch
+    threads = settings.threads or share(found.get("threads", cores()))
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
-        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share", 0.0) if found else 0.0)
+        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",
@@ -196,16 +194,6 @@ def _processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-class Tuned(TypedDict):
-    """device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples
-    that the CPU should decode while NVDEC decodes the others, by the rates of both."""
-
-    device: str
-    threads: int
-    prefetch: int
-    cpu_share: NotRequired[float]
-
-
 @cache
 def machine() -> str:
     """What a finding holds for: the processor, the cores this process may use, and the GPU.
@@ -218,28 +206,27 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {gpu}"
 
 
-def find_tuned(objective: str, spec: ViewSpec) -> Tuned | None:
+def find_tuned(objective: str, spec: ViewSpec) -> dict[str, Any] | None:
     """What was found on a machine like this for the objective's spec; None where nothing was.
 
+    device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples that
+    the CPU should decode while NVDEC decodes the others, by the rates of both; and how it was measured.
     Raises InputError where the file is not one that `note_tuned` wrote.
     """
-    found = _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
-    if not found:
-        return None
-    return {name: found[name] for name in Tuned.__annotations__ if found.get(name) is not None}  # type: ignore[return-value]
+    return _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
 
 
-def note_tuned(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
+def note_tuned(objective: str, spec: ViewSpec, found: dict[str, Any]) -> Path:
     """Note a finding, in place of an earlier one for the same machine and spec; returns the file.
 
-    measured: how it was found (data, clips_per_s …). Raises InputError as `find_tuned` does.
+    found: as `find_tuned` has it. Raises InputError as `find_tuned` does.
     """
     path = cache_folder() / TUNED
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{TUNED}.lock")):
-        found = _read_tuned()
-        found.setdefault(machine(), {})[_tuned_name(objective, spec)] = tuned | measured
-        write_json(path, found)
+        notes = _read_tuned()
+        notes.setdefault(machine(), {})[_tuned_name(objective, spec)] = found
+        write_json(path, notes)
     return path
 
 

@@ -194,7 +194,7 @@ class Trainer:
         if self.state.average:
             update_average(self.state.average, self.state.objective, self.settings.ema, first=self.step == 0)
         self.step += 1
-        meter.step()
+        meter.steps += 1
 
     def next_batch(self) -> dict[str, Any]:
         try:

@@ -105,7 +105,7 @@ def test_what_cannot_be_had_is_said() -> None:
 
 
 def test_a_flat_network_is_no_backbone_for_clips() -> None:
-    with pytest.raises(ValueError, match="a 2-D network"):
+    with pytest.raises(ValueError, match="no such backbone"):
         models.check("resnet18", 16, 112)
 
 

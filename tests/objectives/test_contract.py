@@ -56,9 +56,7 @@ def test_the_least_is_enough() -> None:
     assert objective({"views": torch.ones(2, 2, 3, 2, 4, 4)}).metrics == {}
     assert [objective.learning_rate(step) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
     assert objective.recipe.steps and objective.small_recipe.steps and objective.published == ()
-    assert (
-        objective.shards == ShardSettings() and objective.plateau() is None and objective.begin_step(3) == 0
-    )
+    assert objective.shards == ShardSettings() and objective.plateau() == 0 and objective.begin_step(3) == 0
     down = objective.downstream()  # a window has one first frame: of clips that start apart, it is one
     assert down.spec.views == down.finetuning.spec.views == 1 and not down.spec.starts_differ
     assert objective.represent(torch.ones(2, 1, 3, 2, 4, 4)).shape == (2, 1)
