@@ -104,9 +104,11 @@ def start(settings: Settings) -> Accelerator:
 
 def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     spec, objective = trainer.spec, trainer.state.objective
+    counts = run.dataset.counts(run.rows)
+    each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
     lines = [f"resumed from {run.resumed}, step {trainer.step}"] if run.resumed else []
     lines += [
-        f"{settings.objective} on {run.dataset.source}: {videos(run)}, {settings.steps} steps of "
+        f"{settings.objective} on {run.dataset.source}: {len(run.rows)} videos{each}, {settings.steps} steps of "
         f"{run.identity['global_batch'] * settings.accumulate} clips ({spec.views} views of {spec.frames} frames, "
         f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
@@ -136,13 +138,6 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if remark := trainer.loader.backend.describe():
         lines += [remark]
     return "\n".join([*lines, trainer.speed.origin])
-
-
-def videos(run: Run) -> str:
-    """How many videos are trained on, and of several data sets how many of each."""
-    counts = run.dataset.counts(run.rows)
-    each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
-    return f"{len(run.rows)} videos{each}"
 
 
 def batch_remark(settings: Settings, run: Run, method: type[Objective], config: Any) -> str:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -85,20 +85,6 @@ class ShardSettings:
         return None if self.rate is None or fps is None else max(1, round(fps / self.rate))
 
 
-class Published(NamedTuple):
-    """A result of a method's paper, for the table of evaluate.py report: accuracy, or R@1 of retrieval, in per cent.
-
-    protocol: a command of evaluate.py. setting: network, input, what it was pretrained on, and the splits of the
-    downstream data where the paper names them. where: the paper's table.
-    """
-
-    protocol: str
-    data: str
-    setting: str
-    value: float
-    where: str
-
-
 @dataclass(frozen=True)
 class FineTuning:
     """Supervised training of the whole network.
@@ -157,7 +143,7 @@ class Objective(nn.Module, ABC):
     A subclass must have the class attributes name (what --objective says) and Config (a frozen dataclass whose defaults
     are the paper's, among them lr and warmup_steps), the module encoder (what a run exports), and all abstract methods.
     It may have: recipe and small_recipe (training length with Config() and with small()), shards (the shards that suit
-    it), published (its paper's results).
+    it).
     """
 
     name: ClassVar[str]
@@ -165,7 +151,6 @@ class Objective(nn.Module, ABC):
     recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32)
     small_recipe: ClassVar[Recipe] = Recipe(steps=500, batch_size=8)
     shards: ClassVar[ShardSettings] = ShardSettings()
-    published: ClassVar[tuple[Published, ...]] = ()
     encoder: nn.Module
 
     def __init__(self, config: Any) -> None:

@@ -34,32 +34,12 @@ from objectives.base import (
     FineTuning,
     Objective,
     Output,
-    Published,
     Recipe,
     ShardSettings,
     check_backbone,
 )
 from pipelines.views import Jitter, ViewSpec, eval_view, single_start
 from shards import InputError, above, at_least
-
-_PACE, _S3DG = "R(2+1)D, RGB 112²", "S3D-G, RGB 224², 64 frames"
-# fmt: off
-_PUBLISHED = (
-    Published("finetune", "UCF101", f"{_PACE}, UCF101, split 1", 75.9, "Table 3"),
-    Published("finetune", "UCF101", f"{_PACE}, K400, split 1", 77.1, "Table 3"),
-    Published("finetune", "UCF101", f"{_S3DG}, UCF101, split 1", 87.1, "Table 3"),
-    Published("finetune", "UCF101", f"{_PACE}, random weights, split 1", 56.0, "Table 1"),
-    Published("finetune", "HMDB51", f"{_PACE}, UCF101, split 1", 35.9, "Table 3"),
-    Published("finetune", "HMDB51", f"{_PACE}, K400, split 1", 36.6, "Table 3"),
-    Published("finetune", "HMDB51", f"{_S3DG}, UCF101, split 1", 52.6, "Table 3"),
-    Published("retrieval", "UCF101", f"R@1, p5: {_PACE}, UCF101, pace prediction alone, split 1", 17.9, "Table 4"),
-    Published("retrieval", "UCF101", f"R@1, p4: {_PACE}, UCF101, pace prediction alone, split 1", 25.6, "Table 4"),
-    Published("retrieval", "UCF101", f"R@1: {_PACE}, random weights, split 1", 10.6, "Table 4"),
-    Published("retrieval", "HMDB51", f"R@1, p5: {_PACE}, UCF101, pace prediction alone, split 1", 10.1, "Table 5"),
-    Published("retrieval", "HMDB51", f"R@1, p4: {_PACE}, UCF101, pace prediction alone, split 1", 12.9, "Table 5"),
-    Published("retrieval", "HMDB51", f"R@1: {_PACE}, random weights, split 1", 4.5, "Table 5"),
-)
-# fmt: on
 
 PaceOption = Annotated[
     float,
@@ -179,7 +159,6 @@ class Pace(Objective):
     recipe = Recipe(steps=54_000, batch_size=30)  # section 4.1: 18 epochs of 90,000 clips
     small_recipe = Recipe(steps=2500, batch_size=8)
     shards = ShardSettings(short_side=128)  # 112 of 128 pixels
-    published = _PUBLISHED
     encoder: Stages
     head: nn.Linear | None
     projection: nn.Module | None

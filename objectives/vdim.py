@@ -22,21 +22,10 @@ from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import losses
-from objectives.base import Downstream, FineTuning, Objective, Output, Published, Recipe, ShardSettings
+from objectives.base import Downstream, FineTuning, Objective, Output, Recipe, ShardSettings
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError, above, at_least
-
-_VDIM = "R(2+1)D of 17.3 M, RGB 128²"
-# fmt: off
-_PUBLISHED = (
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, best of an ablation on the test part, split 1", 74.1, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, mean of the ablation with jitter, split 1", 69.0, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, mean of it with downsampling and difference, split 1", 71.1, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, K600, three splits", 79.7, "Table 3"),
-    Published("finetune", "HMDB51", f"{_VDIM}, K600, three splits", 49.2, "Table 3"),
-)
-# fmt: on
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
 
@@ -141,7 +130,6 @@ class VDIM(Objective):
     recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
     small_recipe = Recipe(steps=60, batch_size=32)
     shards = ShardSettings(short_side=192)  # random boxes of .3 of the picture are seldom smaller than 128²
-    published = _PUBLISHED
 
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)

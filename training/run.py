@@ -29,20 +29,9 @@ from training.state import read_rows
 
 log = logging.getLogger(__name__)
 _TURNS = itertools.count()
-_FIXED = (
-    *(
-        "seed",
-        "accumulate",
-        "clip_norm",
-        "min_frames",
-        "val_split",
-        "val_every",
-        "val_passes",
-        "sync_bn",
-        "ema",
-    ),
-    "clips_per_decode",
-)  # settings that must not change when a run is resumed
+# settings that must not change when a run is resumed
+_FIXED = ("seed", "accumulate", "clip_norm", "min_frames", "val_split", "val_every", "val_passes", "sync_bn", "ema",
+          "clips_per_decode")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -234,10 +223,7 @@ def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> s
 def rate_and_side(dataset: Dataset) -> dict[str, float]:
     """Medians of a data set's videos: fps, frames a second, and short_side, pixels; a run's config.json has those of its own."""
     sides = np.minimum(dataset.column("width"), dataset.column("height"))
-    return {
-        "fps": round(float(np.median(dataset.column("fps"))), 3),
-        "short_side": float(np.median(sides)),
-    }
+    return {"fps": round(float(np.median(dataset.column("fps"))), 3), "short_side": float(np.median(sides))}
 
 
 def data_remarks(

@@ -120,18 +120,8 @@ class Settings:
     which need no start and no memory of their own. auto takes processes where there are four cores or more."""
 
     def __post_init__(self) -> None:
-        at_least(
-            self,
-            1,
-            "steps",
-            "batch_size",
-            "accumulate",
-            "val_every",
-            "val_passes",
-            "checkpoint_every",
-            "keep",
-        )
-        at_least(self, 1, "log_every", "clips_per_decode", "hang_s")
+        at_least(self, 1, "steps", "batch_size", "accumulate", "val_every", "val_passes", "checkpoint_every")
+        at_least(self, 1, "keep", "log_every", "clips_per_decode", "hang_s")
         at_least(self, 0, "clip_norm", "knn_every", "profile")
         if self.threads is not None:
             at_least(self, 1, "threads")

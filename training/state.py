@@ -28,11 +28,6 @@ from shards.documents import NOTHING, AnyOf, Is, number, one_line_of, problem, r
 
 OPTIMIZER, STATE, ROWS = "optimizer.safetensors", "state.json", "rows.txt"
 NOT_WHOLE = "remove this checkpoint, and --resume goes on with the one before"
-PROGRESS = {
-    "step": whole(0, 2**40),
-    "loader": {"samples": whole(0, 2**50)},
-    "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
-}
 _SCALER = {
     "scale": number(0),
     "growth_factor": number(1),
@@ -40,7 +35,10 @@ _SCALER = {
     "growth_interval": whole(1),
     "_growth_tracker": whole(0),
 }
-_STATE = PROGRESS | {
+_STATE = {
+    "step": whole(0, 2**40),
+    "loader": {"samples": whole(0, 2**50)},
+    "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
     "scaler": AnyOf(NOTHING, Is("empty", lambda value: value == {}), _SCALER),
 }
 

@@ -55,7 +55,7 @@ def test_the_least_is_enough() -> None:
     objective = Least(Config())
     assert objective({"views": torch.ones(2, 2, 3, 2, 4, 4)}).metrics == {}
     assert [objective.learning_rate(step) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
-    assert objective.recipe.steps and objective.small_recipe.steps and objective.published == ()
+    assert objective.recipe.steps and objective.small_recipe.steps
     assert objective.shards == ShardSettings() and objective.plateau() == 0 and objective.begin_step(3) == 0
     down = objective.downstream()  # a window has one first frame: of clips that start apart, it is one
     assert down.spec.views == down.finetuning.spec.views == 1 and not down.spec.starts_differ
@@ -134,6 +134,5 @@ def test_top1_and_chance_are_shown_where_they_exist() -> None:
 def test_the_papers_methods_are_there() -> None:
     found = objectives.available()
     assert {"dpc", "memdpc", "pace", "tcp", "vdim"} <= set(found)
-    assert all(found[name].published for name in ("dpc", "memdpc", "pace", "tcp", "vdim"))
     with pytest.raises(InputError, match="--for nothing: there is no such objective; choose one of dpc"):
         objectives.get("nothing", "--for")
