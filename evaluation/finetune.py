@@ -331,7 +331,7 @@ def _train(
             run,
             accelerator,
             classifier,
-            Speed(compute.backend, compute.threads, 2),
+            Speed(compute.backend, 2),
             stop,
             evaluators=[held_out] if held_out else [],
             sampler=task.sampler(kept_N)(size, seed=seed, rank=accelerator.process_index, world=world),

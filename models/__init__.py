@@ -28,14 +28,11 @@ class Backbone:
     fixed: bool = False
 
 
-def _torchvision_resnet(name: str) -> Callable[[float, int], Stages]:
-    def make(_width: float, _channels: int) -> Stages:
-        from torchvision.models import video
+def _torchvision_resnet(name: str, _width: float, _channels: int) -> Stages:
+    from torchvision.models import video
 
-        net = getattr(video, name)()
-        return Stages([net.stem, net.layer1, net.layer2, net.layer3, net.layer4], (64, 64, 128, 256, 512))
-
-    return make
+    net = getattr(video, name)()
+    return Stages([net.stem, net.layer1, net.layer2, net.layer3, net.layer4], (64, 64, 128, 256, 512))
 
 
 def _torchvision_s3d(_width: float, _channels: int) -> Stages:
@@ -61,9 +58,9 @@ BACKBONES = {
     "r3d": Backbone(R3D),
     "r2plus1d": Backbone(R2Plus1D),
     "s3dg": Backbone(S3DG, frames=64, size=224, dim=1024),
-    "r3d_18": Backbone(_torchvision_resnet("r3d_18"), fixed=True),
-    "r2plus1d_18": Backbone(_torchvision_resnet("r2plus1d_18"), fixed=True),
-    "mc3_18": Backbone(_torchvision_resnet("mc3_18"), fixed=True),
+    "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), fixed=True),
+    "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), fixed=True),
+    "mc3_18": Backbone(partial(_torchvision_resnet, "mc3_18"), fixed=True),
     "s3d": Backbone(
         _torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, dim=1024, fixed=True
     ),

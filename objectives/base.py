@@ -57,32 +57,19 @@ class Recipe:
 class ShardSettings:
     """What tools/make_shards.py --for METHOD makes: shards no larger, faster or longer to seek in than a method needs.
 
-    short_side: pixels, a multiple of 16 (see shards.video.encode.Encoding). gop: frames from one key frame to the next.
-    fps: frames a second that are stored, None for the video's own rate.
-    rate: frames a second that the method looks at; None where it takes stored frames as they come. With a rate,
-    stride names the config's field that counts stored frames from one that is looked at to the next: the field's default
-    is then the one that suits the data set. Raises ValueError for settings that do not fit together.
+    short_side, gop: see shards.video.encode.Encoding. fps: frames a second that are stored, None for the video's own rate.
+    stride: a method that looks at `fps` frames a second names the config's field that counts stored frames from one that
+    is looked at to the next; the field's default is then the one that suits the data set.
     """
 
     short_side: int = 256
     gop: int = 16
     fps: float | None = None
-    rate: float | None = None
     stride: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.short_side < 16 or self.short_side % 16 or self.gop < 1:
-            raise ValueError(
-                f"short_side {self.short_side} must be a multiple of 16, gop {self.gop} at least 1"
-            )
-        if (self.rate is None) != (self.stride is None):
-            raise ValueError(
-                f"rate {self.rate} and stride {self.stride} belong together: give both or neither"
-            )
 
     def stride_at(self, fps: float | None) -> int | None:
         """From one frame that the method looks at to the next, in frames stored at `fps`; None where that is open."""
-        return None if self.rate is None or fps is None else max(1, round(fps / self.rate))
+        return max(1, round(fps / self.fps)) if self.stride and self.fps and fps else None
 
 
 @dataclass(frozen=True)
@@ -192,7 +179,7 @@ class Objective(nn.Module, ABC):
         videos: files of any format that FFmpeg reads. A feature is the mean over the clips that the method's paper
         tests (downstream), in the middle crop or crops that it names, without augmentation. Each file is first encoded
         as tools/make_shards.py encodes it, into a temporary folder, so that the features are those that evaluate.py
-        finds. A method with a fixed number of frames a second (ShardSettings.rate) gets the frame rate that suits its
+        finds. A method with a fixed number of frames a second (ShardSettings.stride) gets the frame rate that suits its
         stride.
 
         batch_size: clips a batch. threads: that encode and decode, by default as many as there are cores. The network
@@ -207,7 +194,7 @@ class Objective(nn.Module, ABC):
             )
         side = -(-self.view_spec(self.config).size // 16) * 16
         stride = getattr(self.config, suits.stride) if suits.stride else None
-        fps = suits.rate * stride if suits.rate and stride else None
+        fps = suits.fps * stride if suits.fps and stride else None
         encoding = Encoding(short_side=max(Encoding.short_side, side), fps=fps)
         device, training = next(self.parameters()).device, self.training
         self.eval()

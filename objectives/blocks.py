@@ -109,7 +109,7 @@ class BlockObjective(Objective):
     """
 
     # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second
-    shards = ShardSettings(short_side=160, gop=10, fps=10, rate=10, stride="stride")
+    shards = ShardSettings(short_side=160, gop=10, fps=10, stride="stride")
     config: Any
     encoder: ResNet2d3d | Stages
 

@@ -286,7 +286,7 @@ class Validation(Evaluator):
             rank=accelerator.process_index,
             world=world,
         )
-        self.loader = speed.loader(run.dataset, sampler, accelerator.device, most_ahead=1, quarantine=True)
+        self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True)
 
     @property
     def factor(self) -> float:  # type: ignore[override]

@@ -237,7 +237,7 @@ def data_remarks(
     """
     suits, now, lines = objective.shards, rate_and_side(dataset), []
     stride = getattr(objective.config, suits.stride) if suits.stride else None
-    fps = trained.get("fps") or (suits.rate * stride if suits.rate and stride else None)
+    fps = trained.get("fps") or (suits.fps * stride if suits.fps and stride else None)
     if fps and max(fps / now["fps"], now["fps"] / fps) >= APART:
         fitting = (
             f", or train with --{suits.stride} {max(1, round(stride * now['fps'] / fps))}" if stride else ""

@@ -156,10 +156,8 @@ def with_own_flags(argv: list[str]) -> list[str]:
     for flag in ("--resume", "--config", "--output", "--objective", "--batch-size"):
         early.add_argument(flag)
     known = early.parse_known_args(argv)[0]
-    own: list[str] = []
-    if known.config:
-        own = as_argv(_read(Path(known.config)))
-        known = early.parse_known_args([*own, *argv])[0]
+    own = as_argv(_read(Path(known.config))) if known.config else []
+    known = early.parse_known_args([*own, *argv])[0]
     if not known.resume:
         return [*own, *argv]
     if known.resume != NEWEST:

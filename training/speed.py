@@ -43,12 +43,10 @@ _TUNED_SHAPE = Each(str, Each(str, _TUNED_ENTRY))
 class Speed:
     """How this process's loaders work.
 
-    backend: see pipelines.backends. threads: that read and decode. prefetch: batches made ahead. origin: a line that
-    says where each is from.
+    backend: see pipelines.backends. prefetch: batches made ahead. origin: a line that says where each is from.
     """
 
     backend: BackendSettings
-    threads: int
     prefetch: int
     origin: str = ""
 
@@ -58,18 +56,17 @@ class Speed:
         sampler: Sampler,
         device: torch.device,
         *,
-        most_ahead: int | None = None,
         quarantine: bool = False,
-        cached: bool = False,
+        training: bool = False,
     ) -> Loader:
-        """A loader; to be closed. most_ahead: batches made ahead, at most. cached: with the cache that was asked for."""
+        """A loader; to be closed. training: it works all the time, and with the cache that was asked for."""
         return Loader(
             dataset,
             sampler,
             # what runs now and then keeps no videos, and no processes that would lie idle
-            self.backend if cached else replace(self.backend, cache=None, processes=0),
-            threads=self.threads,
-            prefetch=self.prefetch if most_ahead is None else min(self.prefetch, most_ahead),
+            self.backend if training else replace(self.backend, cache=None, processes=0),
+            threads=self.backend.threads,
+            prefetch=self.prefetch if training else min(self.prefetch, 1),
             device=device,
             quarantine=quarantine,
         )
@@ -105,7 +102,7 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         cache=settings.cache,
         cache_gib=settings.cache_gib,
     )
-    return Speed(backend, threads, prefetch, f"loader: {flags}")
+    return Speed(backend, prefetch, f"loader: {flags}")
 
 
 def decode_processes(name: str, threads: int, asked: str = "auto", cpu_share: float = 0.0) -> int:
@@ -144,7 +141,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if late < 0.5 or not speed.prefetch:
         found.append(f"--prefetch {2 * speed.prefetch or _PREFETCH}")
     others = [name for name in available(run.dataset) if name != speed.backend.name]
-    found += kind.advice(replace(speed.backend, threads=speed.threads), share(cores()), others)
+    found += kind.advice(speed.backend, share(cores()), others)
     gib = _decoded_gib(run)
     if settings.cache is None and gib < _room("host"):
         where = next(cache for cache in reversed(kind.caches) if gib < _room(cache))

@@ -79,7 +79,7 @@ class Trainer:
             clips=settings.clips_per_decode,
         )
         self.loader = speed.loader(
-            run.dataset, chosen, accelerator.device, quarantine=sampler is None, cached=True
+            run.dataset, chosen, accelerator.device, quarantine=sampler is None, training=True
         )
         self.waiting = Waiting()
         self.phases = Phases(run.output, settings.profile if accelerator.is_main_process else 0)

@@ -89,7 +89,7 @@ class Short:
         ({"Config": Loose}, "Config must be a frozen dataclass"),
         ({"Config": dict}, "Config must be a frozen dataclass"),
         ({"Config": Short}, "Config lacks the field warmup_steps"),
-        ({"shards": ShardSettings(rate=10.0, stride="hop")}, "Config lacks the field hop"),
+        ({"shards": ShardSettings(fps=10.0, stride="hop")}, "Config lacks the field hop"),
     ],
 )
 def test_what_a_config_lacks_is_said(changes: dict[str, Any], says: str) -> None:
