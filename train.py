@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
         on_main(lambda: save_flags(settings, run, objective))
-        kinds = [Validation, Knn] if settings.knn_every else [Validation]
-        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
+        asked = {Validation: settings.val_split, Knn: settings.knn_every}
+        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in asked if asked[kind]]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             on_main(lambda: record_start(settings, run, argv, trainer.step))
             if accelerator.is_main_process:

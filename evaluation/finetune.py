@@ -176,7 +176,7 @@ class _Trainer(Trainer):
 def tuning_of(settings: Supervised, context: Context, *, scratch: bool = False) -> FineTuning:
     """The paper's fine-tuning, or its recipe for random weights, with the user's changes. Raises InputError."""
     paper = context.downstream.finetuning
-    paper = paper.from_scratch if scratch else paper
+    paper = (paper.scratch or replace(paper, pull=0.0)) if scratch else paper
     flags = {"decay_at": "milestones", "decay_by": "decay_factor"}
     same = ("optimizer", "lr", "weight_decay", "pull", "decay_every", "dropout", "hidden")
     given = {field: getattr(settings, flags.get(field, field)) for field in (*flags, *same)}

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -100,11 +100,6 @@ class FineTuning:
     batch_norm: bool = True
     freeze: bool = False
     scratch: "FineTuning | None" = None
-
-    @property
-    def from_scratch(self) -> "FineTuning":
-        """The recipe for random weights, which are not pulled towards."""
-        return self.scratch or replace(self, pull=0.0)
 
 
 @dataclass(frozen=True)

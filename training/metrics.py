@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from objectives import Objective
-from pipelines.loader import Loader, to_device
+from pipelines.loader import to_device
 from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
@@ -167,7 +167,7 @@ class Evaluator(ABC):
     """What looks at the network every `every` steps of a Trainer, and must not change how it trains.
 
     name: of its state in a checkpoint. shape: of that state, as shards.documents has it. every: steps from one look to
-    the next, 0 for none. last: step of the last look. factor: on the learning rate.
+    the next. last: step of the last look. factor: on the learning rate.
     enough: training may end before its last step. notice: to be called with a name
     now and then in `run`, so that a long look is not taken for a process that hangs.
     All methods are called in all processes together, with the same steps.
@@ -175,7 +175,7 @@ class Evaluator(ABC):
 
     name: ClassVar[str]
     shape: ClassVar[dict[str, Any]] = {"last": whole(0)}
-    every = 0
+    every = 1
     last = 0
     factor = 1.0
     enough: bool = False
@@ -188,7 +188,7 @@ class Evaluator(ABC):
         """Look at the network after `step` steps. Returns values for the next line of metrics.jsonl."""
 
     def due(self, step: int) -> bool:
-        return bool(self.every) and step > self.last and step % self.every == 0
+        return step > self.last and step % self.every == 0
 
     def begin(self, stage: int) -> None:  # noqa: B027 (few have a state that depends on it)
         """The objective's curriculum is in this stage; called before each step."""
@@ -256,20 +256,11 @@ class Validation(Evaluator):
     }
 
     def __init__(
-        self,
-        settings: Settings,
-        run: Run,
-        accelerator: Accelerator,
-        objective: Objective,
-        speed: Speed,
+        self, settings: Settings, run: Run, accelerator: Accelerator, objective: Objective, speed: Speed
     ) -> None:
         super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
-        self.decay = Decay(objective.plateau())
-        self.loader: Loader | None = None
-        if settings.val_split is None:
-            return
-        self.every = settings.val_every
+        self.decay, self.every = Decay(objective.plateau()), settings.val_every
         world = accelerator.num_processes
         batch_size = min(settings.batch_size, len(run.val_rows) // world)
         if batch_size == 0:
@@ -297,7 +288,6 @@ class Validation(Evaluator):
 
     def run(self, step: int) -> dict[str, float]:
         """Means over the split of loss and metrics, "val_…", after `step` steps; all processes call it together."""
-        assert self.loader is not None
         self.loader.load_state_dict({"samples": 0})
         broadcast(list(self.objective.buffers()))  # all validate the model that is saved: the main process's
         meter = Meter()
@@ -305,22 +295,17 @@ class Validation(Evaluator):
         with torch.no_grad():
             for _ in range(self.batches):
                 self.notice(self.name)
-                given = to_device(
-                    self._next_batch(), self.accelerator.device, channels_last=self.settings.channels_last
-                )
-                out = self.objective(given)
+                try:
+                    batch = next(self.loader)
+                except InputError as error:
+                    raise OwnError(str(error)) from error
+                device, channels_last = self.accelerator.device, self.settings.channels_last
+                out = self.objective(to_device(batch, device, channels_last=channels_last))
                 meter.add({"loss": out.loss, **out.metrics})
         self.objective.train()
         metrics = meter.means(self.accelerator.reduce(meter.sums(self.accelerator.device), "sum"))
         self.decay.judge(metrics["loss"])
         return {"val_step": step} | {f"val_{name}": value for name, value in metrics.items()}
-
-    def _next_batch(self) -> dict[str, Any]:
-        assert self.loader is not None
-        try:
-            return next(self.loader)
-        except InputError as error:
-            raise OwnError(str(error)) from error
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"decay": self.decay.state_dict()}
@@ -330,5 +315,4 @@ class Validation(Evaluator):
         self.decay.load_state_dict(state["decay"])
 
     def close(self) -> None:
-        if self.loader:
-            self.loader.close()
+        self.loader.close()

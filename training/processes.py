@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -176,6 +175,7 @@ class Watch:
         self._store: Any = None
         self._ending, self._verdict = threading.Event(), threading.Event()
         self._said = ""
+        self._looked = time.monotonic()
 
     def notice(self, phase: str, step: int | None = None) -> None:
         """This process begins something: it makes progress."""
@@ -190,13 +190,13 @@ class Watch:
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         # a connection of its own: the main thread may wait for minutes on the other
         self._store = dist.PrefixStore("slipstream-watch", _get_default_store().clone())
-        self._store.set_timeout(timedelta(seconds=self._dead_s + 5))
         if self._rank == 0:
             self._store.set("verdict", "")
         self._beat()
         dist.barrier()
         self._thread = threading.Thread(target=self._run, name="slipstream-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="slipstream-watch-guard", daemon=True).start()
 
     def end(self, reason: str = "") -> None:
         """Stop to watch. reason: why this process ends before the others, for their verdict."""
@@ -234,13 +234,11 @@ class Watch:
                 verdict, *found = (v.decode() for v in self._store.multi_get(["verdict", *map(str, watched)]))
             except RuntimeError:
                 if not self._ending.wait(2):
-                    self._conclude(
-                        [0], "process 0, which all others are connected with, gave no sign of life"
-                    )
+                    self._conclude([0], "process 0, which all others are connected with, is gone")
                 return
             if verdict:
                 return self._conclude(*json.loads(verdict))
-            now = time.monotonic()
+            now = self._looked = time.monotonic()
             for rank, beat in zip(watched, found, strict=True):
                 if beats.get(rank) != beat:
                     beats[rank], changed[rank] = beat, now
@@ -252,6 +250,13 @@ class Watch:
             silent = [rank for rank in watched if now - changed[rank] > self._dead_s]
             if lost := self._judge(states, silent, now - progress):
                 return self._conclude(*lost)
+
+    def _guard(self) -> None:
+        """Where process 0, which keeps what all note, stands still, looking at it takes for ever."""
+        self._looked = time.monotonic()
+        while not self._ending.wait(1) and not self._verdict.is_set():
+            if time.monotonic() - self._looked > self._dead_s + 5:
+                self._conclude([0], f"process 0 gave no sign of life for {self._dead_s:.0f} s")
 
     def _judge(
         self, states: dict[int, dict[str, Any]], silent: list[int], stuck_s: float

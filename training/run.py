@@ -177,17 +177,13 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
     earlier = objectives.load(directory)
     whole = earlier.name == objective.name
     to, of = (objective, earlier) if whole else (objective.encoder, earlier.encoder)
-    ours, theirs = to.state_dict(), of.state_dict()
-    if wrong := [
-        key
-        for key in ours | theirs
-        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
-    ]:
+    ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (to, of))
+    if wrong := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
         raise InputError(
             f"--init-from {directory}: the {earlier.name} there has another {'network' if whole else 'encoder'} "
             f"({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
-    to.load_state_dict(theirs)
+    to.load_state_dict(of.state_dict())
     if not whole:
         log.warning(
             "--init-from %s: the encoder of %s; the rest of %s has fresh weights",
