@@ -91,9 +91,8 @@ def start(settings: Settings) -> Accelerator:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
-    logging.getLogger(pipelines.__name__).setLevel(
-        logging.WARNING
-    )  # each process meets bad videos of its own
+    # each process meets bad videos of its own
+    logging.getLogger(pipelines.__name__).setLevel(logging.WARNING)
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -119,17 +118,14 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
-    noted = (
-        "stride" in run.dataset.members[0].info["settings"]
-    )  # else any --stride is as good, and nothing is said
+    # without a stride in its dataset.json any --stride is as good, and nothing is said
+    noted = "stride" in run.dataset.members[0].info["settings"]
     lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
-    if spec.padding == "error":
-        every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
-        short = len(every) - len(run.rows)
-        if short:
-            lines += [
-                f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
-            ]
+    every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
+    if spec.padding == "error" and (short := len(every) - len(run.rows)):
+        lines += [
+            f"{short} videos are shorter than a clip's {spec.span} frames and left out (--padding repeat_last keeps them)"
+        ]
     for one in run.dataset.members:
         if bad := len(one.quarantined()):
             lines += [f"{bad} videos are in quarantine: {one.path / QUARANTINE}"]
@@ -172,16 +168,13 @@ def export(run: Run, trainer: Trainer) -> None:
 
 
 def conclude(settings: Settings, run: Run, last: dict[str, float] | None) -> str:
-    lines = [headline(last)] if last else []
     data = f" --data {settings.data[0]}" if settings.data else ""
-    return "\n".join(
-        [
-            *lines,
-            f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})",
-            f"next: evaluate.py linear --checkpoint {run.output}{data}, on labelled videos, says what it learned; "
-            f"train.py --resume {run.output} --steps {2 * settings.steps} trains on",
-        ]
-    )
+    lines = [
+        f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})",
+        f"next: evaluate.py linear --checkpoint {run.output}{data}, on labelled videos, says what it learned; "
+        f"train.py --resume {run.output} --steps {2 * settings.steps} trains on",
+    ]
+    return "\n".join([headline(last), *lines] if last else lines)
 
 
 if __name__ == "__main__":

@@ -243,16 +243,15 @@ def open_trackers(
     Raises InputError where a tracker cannot start, OSError where nothing can be written.
     """
     path = output / IDS
-    ids: dict[str, str] = {}
-    if path.exists():
-        ids = dict(read_json(path, Each(TEXT, TEXT), "remove it: the trackers begin new runs"))
+    broken = "remove it: the trackers begin new runs"
+    ids = dict(read_json(path, Each(TEXT, TEXT), broken)) if path.exists() else {}
     opened: list[tuple[GeneralTracker, bool]] = []
     for name in [name for name in names if name != "none"]:
-        known = name in ids
-        opened.append((_open(name, output, ids.get(name), step), known))
+        tracker, known = _open(name, output, ids.get(name), step), name in ids
         if not known:
-            opened[-1][0].store_init_configuration(flags)
-            ids[name] = _ID_OF.get(name, lambda run: "")(opened[-1][0].tracker)
+            tracker.store_init_configuration(flags)
+            ids[name] = _ID_OF.get(name, lambda run: "")(tracker.tracker)
+        opened.append((tracker, known))
     if ids:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(ids, indent=1) + "\n")
