@@ -124,8 +124,7 @@ class Objective(nn.Module, ABC):
 
     A subclass must have the class attributes name (what --objective says) and Config (a frozen dataclass whose defaults
     are the paper's, among them lr and warmup_steps), the module encoder (what a run exports), and all abstract methods.
-    It may have: recipe and small_recipe (training length with Config() and with small()), shards (the shards that suit
-    it).
+    It may have: recipe and small_recipe (training length with Config() and with small()), shards (those that suit it).
     """
 
     name: ClassVar[str]

@@ -53,7 +53,6 @@ class DPC(BlockObjective):
     name = "dpc"
     Config = DPCConfig
     recipe = Recipe(steps=320_000, batch_size=64)  # Table 3; section 3.5: 64 on each of 4 GPUs
-    small_recipe = Recipe(steps=500, batch_size=8)
 
     def __init__(self, config: DPCConfig) -> None:
         super().__init__(config)

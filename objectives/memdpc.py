@@ -62,7 +62,6 @@ class MemDPC(BlockObjective):
     name = "memdpc"
     Config = MemDPCConfig
     recipe = Recipe(steps=150_000, batch_size=16)  # section 5.2; UCF101, 500 epochs on 2 GPUs as in the code
-    small_recipe = Recipe(steps=500, batch_size=8)
 
     def __init__(self, config: MemDPCConfig) -> None:
         super().__init__(config)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,13 +136,10 @@ class Phases:
     @contextmanager
     def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
         self.notice(name, step)
-        if self._profile is None:
-            yield
-            return
-        with ExitStack() as ranges:
-            ranges.enter_context(record_function(name))
-            if self._nvtx:
-                ranges.enter_context(torch.cuda.nvtx.range(name))
+        with (
+            record_function(name) if self._profile else nullcontext(),
+            torch.cuda.nvtx.range(name) if self._profile and self._nvtx else nullcontext(),
+        ):
             yield
 
     def step(self) -> None:
