@@ -30,7 +30,6 @@ from shards.documents import one_line_of
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 AGREEMENT = 1e-4  # largest difference of a feature, on one clip, from ours
-_INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 def torchvision(objective: Objective, out: Path, step: int | None) -> str:
@@ -41,7 +40,7 @@ def torchvision(objective: Objective, out: Path, step: int | None) -> str:
             known = models.BACKBONES[name]
             same = models.build(name, known.frames, known.size).state_dict()
             whole = getattr(importlib.import_module("torchvision.models.video"), name)().state_dict()
-        if _shapes(ours) != _shapes(same):
+        if [(key, one.shape) for key, one in ours.items()] != [(key, one.shape) for key, one in same.items()]:
             continue
         body = [key for key in whole if not key.startswith(("fc.", "classifier."))]
         tensors = dict(zip(body, ours.values(), strict=True))  # both list their modules in one order
@@ -101,7 +100,9 @@ def onnx(objective: Objective, out: Path, step: int | None) -> str:
         runtime = importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
     except ImportError as error:
-        raise InputError(f"--to onnx: {error.name} is not installed; {_INSTALL}") from None
+        raise InputError(
+            f"--to onnx: {error.name} is not installed; pip install onnx onnxscript onnxruntime"
+        ) from None
     program, views = _program(objective)
     exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["feature"])
     exported.model.metadata_props.update(metadata(objective, step))
@@ -166,10 +167,6 @@ def _agreement(
     if not difference <= AGREEMENT:
         raise InputError(f"--to {name}: features differ by {difference:.1e} from ours; nothing was written")
     return difference
-
-
-def _shapes(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    return [(name, value.shape) for name, value in state.items()]
 
 
 def _save(out: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:

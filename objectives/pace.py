@@ -118,7 +118,7 @@ class PaceConfig:
     def __post_init__(self) -> None:
         if len(self.paces) < 2 or len(set(self.paces)) < len(self.paces) or min(self.paces) <= 0:
             raise InputError(
-                f"--paces {self.named}: name two or more different paces above 0, such as 1 2 3 4"
+                f"--paces {' '.join(map(pace_name, self.paces))}: name two or more different paces above 0, such as 1 2 3 4"
             )
         if self.clips < 1 or (self.contrast == "context" and self.clips < 2):
             raise InputError(
@@ -145,10 +145,6 @@ class PaceConfig:
         """Frames of a clip and its side in pixels."""
         known = models.BACKBONES.get(self.backbone, models.BACKBONES["r2plus1d"])
         return self.frames or known.frames, self.size or known.size
-
-    @property
-    def named(self) -> str:
-        return " ".join(map(pace_name, self.paces))
 
 
 class Pace(Objective):

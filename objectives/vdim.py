@@ -180,9 +180,10 @@ class VDIM(Objective):
             raise InputError("--batch-size 1: VDIM contrasts the videos of a batch; give 2 or more")
         features = self.encoder(views_BVCTHW.flatten(0, 1), self.layers)
         by_view = {layer: f.unflatten(0, (B, V)) for layer, f in features.items()}
-        antecedents = {j: _locations(self.phi[str(j)](by_view[j][:, 0])) for j, _ in self.config.pairs}
-        consequents = {k: _locations(self._consequent(k, by_view[k])) for _, k in self.config.pairs}
-        return self._contrast(antecedents, consequents)
+        antecedents = {j: self.phi[str(j)](by_view[j][:, 0]) for j, _ in self.config.pairs}
+        consequents = {k: self._consequent(k, by_view[k]) for _, k in self.config.pairs}
+        of_locations = ({j: f.flatten(2).mT for j, f in one.items()} for one in (antecedents, consequents))
+        return self._contrast(*of_locations)
 
     def _consequent(self, layer: int, f_BVDthw: Tensor) -> Tensor:
         """φ of the second view's features, or of their change from its first half to its second."""
@@ -250,8 +251,3 @@ class VDIM(Objective):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, 2e-4 (section 4)."""
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
-
-
-def _locations(f_BDthw: Tensor) -> Tensor:
-    """(B, D, t, h, w) → (B, N, D), N = t·h·w."""
-    return f_BDthw.flatten(2).transpose(1, 2)
