@@ -15,17 +15,14 @@ from models.networks import C3D, R3D, S3DG, R2Plus1D, Stages
 
 @dataclass(frozen=True)
 class Backbone:
-    """make(width, channels) → the network. frames, size: the clips it is made for; the least it takes.
-
-    dim: channels of its p5 at width 1. fixed: it comes at width 1 for 3 channels only.
-    """
+    """make(width, channels) → the network. frames, size: the clips it is made for; the least it takes. fixed: it comes at
+    width 1 for 3 channels only."""
 
     make: Callable[[float, int], Stages]
     frames: int = 16
     size: int = 112
     least_frames: int = 1
     least_size: int = 1
-    dim: int = 512
     fixed: bool = False
 
 
@@ -54,16 +51,14 @@ BACKBONES = {
     "c3d": Backbone(C3D, least_frames=8, least_size=16),
     "r3d": Backbone(R3D),
     "r2plus1d": Backbone(R2Plus1D),
-    "s3dg": Backbone(S3DG, frames=64, size=224, dim=1024),
+    "s3dg": Backbone(S3DG, frames=64, size=224),
     "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), fixed=True),
     "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), fixed=True),
     "mc3_18": Backbone(partial(_torchvision_resnet, "mc3_18"), fixed=True),
-    "s3d": Backbone(
-        _torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, dim=1024, fixed=True
-    ),
-    "resnet2d3d_18": Backbone(partial(_resnet2d3d, 18), dim=256),
-    "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34), dim=256),
-    "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50), dim=1024),
+    "s3d": Backbone(_torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, fixed=True),
+    "resnet2d3d_18": Backbone(partial(_resnet2d3d, 18)),
+    "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34)),
+    "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50)),
 }
 
 
