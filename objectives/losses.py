@@ -15,7 +15,24 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenates all ranks' tensors in rank order; a rank's gradient is the sum over all ranks' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        ctx.rows = x.shape[0]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -24,7 +41,7 @@ def gather(x: Tensor) -> Tensor:
     All ranks give the same B and call it together. After DDP's mean over ranks, the gradient is that of one process
     whose loss is the mean over all samples.
     """
-    return torch.cat(all_gather(x)) if dist.is_initialized() and dist.get_world_size() > 1 else x
+    return _Gather.apply(x.contiguous()) if dist.is_initialized() and dist.get_world_size() > 1 else x
 
 
 def rank_offset(rows: int) -> int:
