@@ -4,7 +4,7 @@ import gc
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import objectives
 from objectives.base import Objective, Output, ShardSettings, _check_contract, _named
+from objectives.checkpoint import config_shape
+from objectives.command import config_of
 from pipelines.views import ViewSpec
 from shards import InputError
+from shards.documents import problem
 from training.trainer import headline
 
 
@@ -120,6 +123,18 @@ def test_a_subclass_without_a_name_of_its_own_is_no_other_method() -> None:
 def test_a_metric_that_cannot_be_logged_is_refused(metrics: dict[str, Tensor], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Output(torch.ones(()), metrics)
+
+
+@pytest.mark.parametrize("name", objectives.available())
+def test_a_choice_that_there_is_not_is_refused_on_the_command_line_and_in_a_checkpoint(name: str) -> None:
+    cls = objectives.get(name)
+    for field, kind in get_type_hints(cls.Config).items():
+        if get_origin(kind) is Literal:
+            flag = f"--{field.replace('_', '-')}"
+            with pytest.raises(InputError, match=f"{flag}|Error parsing") as caught:
+                config_of(cls, cls.Config(), [flag, "nothing"], "")
+            assert "\n" not in str(caught.value)
+            assert f"config.{field}" in problem({field: "nothing"}, config_shape(cls.Config), "config")
 
 
 def test_top1_and_chance_are_shown_where_they_exist() -> None:
