@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
         objective = objectives.get(settings.objective)(config)
         if settings.init_from and not run.resumed:
             init_from(objective, settings.init_from)
-        kinds = [Validation, Knn] if settings.knn_every else [Validation]
-        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in kinds]
+        asked = {Validation: settings.val_split, Knn: settings.knn_every}
+        evaluators = [kind(settings, run, accelerator, objective, speed) for kind in asked if asked[kind]]
         with Trainer(settings, run, accelerator, objective, speed, stop, evaluators) as trainer:
             on_main(lambda: save_flags(settings, run, objective))
             on_main(lambda: record_start(settings, run, argv, trainer.step))
@@ -91,9 +91,8 @@ def start(settings: Settings) -> Accelerator:
     logging.basicConfig(
         format="%(message)s", level=logging.WARNING if state.is_main_process else logging.ERROR
     )
-    logging.getLogger(pipelines.__name__).setLevel(
-        logging.WARNING
-    )  # each process meets bad videos of its own
+    # each process meets bad videos of its own
+    logging.getLogger(pipelines.__name__).setLevel(logging.WARNING)
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -104,9 +103,11 @@ def start(settings: Settings) -> Accelerator:
 
 def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     spec, objective = trainer.spec, trainer.state.objective
+    counts = run.dataset.counts(run.rows)
+    each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
     lines = [f"resumed from {run.resumed}, step {trainer.step}"] if run.resumed else []
     lines += [
-        f"{settings.objective} on {run.dataset.source}: {videos(run)}, {settings.steps} steps of "
+        f"{settings.objective} on {run.dataset.source}: {len(run.rows)} videos{each}, {settings.steps} steps of "
         f"{run.identity['global_batch'] * settings.accumulate} clips ({spec.views} views of {spec.frames} frames, "
         f"{spec.size}²), {sum(p.numel() for p in objective.parameters()) / 1e6:.1f} M parameters"
     ]
@@ -119,9 +120,8 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
         lines += [remark]
     if remark := batch_remark(settings, run, type(objective), objective.config):
         lines += [remark]
-    noted = (
-        "stride" in run.dataset.members[0].info["settings"]
-    )  # else any --stride is as good, and nothing is said
+    # without a stride in its dataset.json any --stride is as good, and nothing is said
+    noted = "stride" in run.dataset.members[0].info["settings"]
     lines += data_remarks(objective, spec.size, run.dataset, {} if noted else {"fps": run.identity["fps"]})
     every = run.dataset.select(split=settings.trained_split, min_frames=settings.min_frames)
     if short := int((run.dataset.column("num_frames")[every] < spec.span).sum()):
@@ -139,13 +139,6 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     if remark := trainer.loader.backend.describe():
         lines += [remark]
     return "\n".join([*lines, trainer.speed.origin])
-
-
-def videos(run: Run) -> str:
-    """How many videos are trained on, and of several data sets how many of each."""
-    counts = run.dataset.counts(run.rows)
-    each = f" ({' + '.join(map(str, counts))})" if len(counts) > 1 else ""
-    return f"{len(run.rows)} videos{each}"
 
 
 def batch_remark(settings: Settings, run: Run, method: type[Objective], config: Any) -> str:
@@ -180,16 +173,13 @@ def export(run: Run, trainer: Trainer) -> None:
 
 
 def conclude(settings: Settings, run: Run, last: dict[str, float] | None) -> str:
-    lines = [headline(last)] if last else []
     data = f" --data {settings.data[0]}" if settings.data else ""
-    return "\n".join(
-        [
-            *lines,
-            f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})",
-            f"next: evaluate.py linear --checkpoint {run.output}{data}, on labelled videos, says what it learned; "
-            f"train.py --resume {run.output} --steps {2 * settings.steps} trains on",
-        ]
-    )
+    lines = [
+        f"encoder: {run.output / 'encoder.safetensors'} (its config: {run.output / 'config.json'})",
+        f"next: evaluate.py linear --checkpoint {run.output}{data}, on labelled videos, says what it learned; "
+        f"train.py --resume {run.output} --steps {2 * settings.steps} trains on",
+    ]
+    return "\n".join([headline(last), *lines] if last else lines)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 from numpy.typing import NDArray
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from evaluation.features import Compute, Features, extract
@@ -25,6 +24,7 @@ from evaluation.model import RANDOM, Model, open_model
 from evaluation.settings import Embed, Settings
 from objectives import checkpoint
 from objectives.base import Downstream
+from objectives.blocks import with_running_statistics
 from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError
@@ -137,30 +137,18 @@ def with_statistics(model: Model, dataset: Dataset, settings: Settings, compute:
     They are the mean over batches of one clip, the middle one, of each training video. Without them a window's feature
     would depend on its neighbours in the batch. All processes call it together.
     """
-    config = model.objective.config
-    if getattr(config, "norm", "") != "batch-statistics":
+    if getattr(model.objective.config, "norm", "") != "batch-statistics":
         return model
-    objective: Any = type(model.objective)(replace(config, norm="batch"))
-    objective.load_state_dict(model.objective.state_dict(), strict=False)
-    objective.to(compute.accelerator.device).eval()
-    norms = [module for module in objective.modules() if isinstance(module, _BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = None  # the mean over all batches
-    spec, rows = objective.downstream().spec, _training_rows(dataset, settings)
-    sampler = EvalSampler(
-        dataset, EvalClips.of(dataset, rows, spec, EvalLayout(count=1)), spec, compute.batch_size
-    )
-    with compute.loader(dataset, sampler) as loader, torch.no_grad():
-        for batch in loader:
-            if len(batch["index"]):
-                objective.represent(batch["views"])
-    for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = momentum
+    spec, rows = model.objective.downstream().spec, _training_rows(dataset, settings)
+    clips = EvalClips.of(dataset, rows, spec, EvalLayout(count=1))
+    with compute.loader(dataset, EvalSampler(dataset, clips, spec, compute.batch_size)) as loader:
+        objective = with_running_statistics(
+            model.objective.to(compute.accelerator.device),
+            (batch["views"] for batch in loader if len(batch["index"])),
+        )
     broadcast(list(objective.buffers()))
     said = f"{model.origin}; batch norm's statistics are of {len(rows)} videos of {dataset.name}"
-    return replace(model, objective=objective.eval(), origin=said)
+    return replace(model, objective=objective, origin=said)
 
 
 def _training_rows(dataset: Dataset, settings: Settings) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from evaluation.metrics import Labelled, Split
 from evaluation.settings import Supervised
 from evaluation.supervised import Classifier, predict, still_spec
 from objectives import checkpoint
-from objectives.base import FineTuning, Plateau
+from objectives.base import FineTuning
 from pipelines.eval_clips import EvalClips, EvalLayout
 from pipelines.sampler import Sampler, TrainSampler
 from pipelines.views import Jitter, ViewSpec, eval_view
@@ -128,7 +128,7 @@ class HeldOut(Evaluator):
         super().__init__()
         self.classifier, self.task, self.clips = classifier, task, clips
         self.every, self.patience = every, settings.patience
-        self.rule = Plateau(settings.plateau) if settings.plateau else None
+        self.plateau = settings.plateau
         self.found: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class HeldOut(Evaluator):
 
     @property
     def falls(self) -> tuple[int, ...]:
-        decay, falls = Decay(self.rule), []
+        decay, falls = Decay(self.plateau), []
         for line in self.found:
             before = decay.falls
             decay.judge(line["loss"])
@@ -176,7 +176,7 @@ class _Trainer(Trainer):
 def tuning_of(settings: Supervised, context: Context, *, scratch: bool = False) -> FineTuning:
     """The paper's fine-tuning, or its recipe for random weights, with the user's changes. Raises InputError."""
     paper = context.downstream.finetuning
-    paper = paper.from_scratch if scratch else paper
+    paper = (paper.scratch or replace(paper, pull=0.0)) if scratch else paper
     flags = {"decay_at": "milestones", "decay_by": "decay_factor"}
     same = ("optimizer", "lr", "weight_decay", "pull", "decay_every", "dropout", "hidden")
     given = {field: getattr(settings, flags.get(field, field)) for field in (*flags, *same)}
@@ -331,7 +331,7 @@ def _train(
             run,
             accelerator,
             classifier,
-            Speed(compute.backend, compute.threads, 2),
+            Speed(compute.backend, 2),
             stop,
             evaluators=[held_out] if held_out else [],
             sampler=task.sampler(kept_N)(size, seed=seed, rank=accelerator.process_index, world=world),

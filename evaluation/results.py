@@ -7,7 +7,6 @@ predictions.npz   key (M,), label (M,), split (M,), probabilities (S, M, C); ran
 
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -203,7 +202,7 @@ def describe(
         "made": {
             "date": time.strftime("%Y-%m-%d"),
             "command": shlex.join(sys.argv),
-            "commit": _commit(),
+            "commit": checkpoint.git_commit(),
             "machine": machine(),
         },
     }
@@ -229,21 +228,6 @@ def seen_in_pretraining(context: Context, splits: list[Split]) -> int:
             file=sys.stderr,
         )
     return found
-
-
-def _commit() -> str:
-    """The checkout's commit, with "+" where files differ from it; "" where it is none."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def save_predictions(

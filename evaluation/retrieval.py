@@ -258,7 +258,7 @@ class Knn(Evaluator):
         sampler.batches = range(accelerator.process_index, sampler.count, accelerator.num_processes)
         found: list[tuple[int, NDArray]] = []
         self.objective.eval()
-        loader = self.speed.loader(self.dataset, sampler, accelerator.device, most_ahead=1)
+        loader = self.speed.loader(self.dataset, sampler, accelerator.device)
         with loader, torch.no_grad(), accelerator.autocast():
             for batch in loader:
                 self.notice(self.name)

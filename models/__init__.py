@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torchvision.models import video
 
 from models.dpc import ResNet2d3d
 from models.networks import C3D, R3D, S3DG, R2Plus1D, Stages
@@ -14,33 +15,23 @@ from models.networks import C3D, R3D, S3DG, R2Plus1D, Stages
 
 @dataclass(frozen=True)
 class Backbone:
-    """make(width, channels) → the network. frames, size: the clips it is made for; the least it takes.
-
-    dim: channels of its p5 at width 1. fixed: it comes at width 1 for 3 channels only.
-    """
+    """make(width, channels) → the network. frames, size: the clips it is made for; the least it takes. fixed: it comes at
+    width 1 for 3 channels only."""
 
     make: Callable[[float, int], Stages]
     frames: int = 16
     size: int = 112
     least_frames: int = 1
     least_size: int = 1
-    dim: int = 512
     fixed: bool = False
 
 
-def _torchvision_resnet(name: str) -> Callable[[float, int], Stages]:
-    def make(_width: float, _channels: int) -> Stages:
-        from torchvision.models import video
-
-        net = getattr(video, name)()
-        return Stages([net.stem, net.layer1, net.layer2, net.layer3, net.layer4], (64, 64, 128, 256, 512))
-
-    return make
+def _torchvision_resnet(name: str, _width: float, _channels: int) -> Stages:
+    net = getattr(video, name)()
+    return Stages([net.stem, net.layer1, net.layer2, net.layer3, net.layer4], (64, 64, 128, 256, 512))
 
 
 def _torchvision_s3d(_width: float, _channels: int) -> Stages:
-    from torchvision.models import video
-
     layers = list(video.s3d().features)
     ends = (0, 2, 5, 8, 14, 16)  # a stage ends with its pooling
     stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise(ends)]
@@ -60,27 +51,19 @@ BACKBONES = {
     "c3d": Backbone(C3D, least_frames=8, least_size=16),
     "r3d": Backbone(R3D),
     "r2plus1d": Backbone(R2Plus1D),
-    "s3dg": Backbone(S3DG, frames=64, size=224, dim=1024),
-    "r3d_18": Backbone(_torchvision_resnet("r3d_18"), fixed=True),
-    "r2plus1d_18": Backbone(_torchvision_resnet("r2plus1d_18"), fixed=True),
-    "mc3_18": Backbone(_torchvision_resnet("mc3_18"), fixed=True),
-    "s3d": Backbone(
-        _torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, dim=1024, fixed=True
-    ),
-    "resnet2d3d_18": Backbone(partial(_resnet2d3d, 18), dim=256),
-    "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34), dim=256),
-    "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50), dim=1024),
+    "s3dg": Backbone(S3DG, frames=64, size=224),
+    "r3d_18": Backbone(partial(_torchvision_resnet, "r3d_18"), fixed=True),
+    "r2plus1d_18": Backbone(partial(_torchvision_resnet, "r2plus1d_18"), fixed=True),
+    "mc3_18": Backbone(partial(_torchvision_resnet, "mc3_18"), fixed=True),
+    "s3d": Backbone(_torchvision_s3d, frames=64, size=224, least_frames=5, least_size=17, fixed=True),
+    "resnet2d3d_18": Backbone(partial(_resnet2d3d, 18)),
+    "resnet2d3d_34": Backbone(partial(_resnet2d3d, 34)),
+    "resnet2d3d_50": Backbone(partial(_resnet2d3d, 50)),
 }
-FLAT = ("resnet18",)  # TCP's: known, and no backbone for clips
 
 
 def check(name: str, frames: int, size: int, width: float = 1.0, channels: int = 3) -> None:
     """Raise ValueError, saying why, if there is no such backbone or clips (channels, frames, size, size) do not fit it."""
-    if name in FLAT:
-        raise ValueError(
-            "a 2-D network, fed with a clip's frames as channels of one picture: its map has no time, which is needed "
-            f"here; choose one of {', '.join(BACKBONES)}"
-        )
     if name not in BACKBONES:
         raise ValueError(f"there is no such backbone; choose one of {', '.join(BACKBONES)}")
     known = BACKBONES[name]

@@ -37,36 +37,21 @@ class Block(nn.Module):
     """A residual block of two 3×3(×3) convolutions, or as a bottleneck of 1×1, 3×3(×3) and 1×1, with four times as
     many outputs. The shortcut is added before the last ReLU, which a `final` block lacks."""
 
+    final = False
+
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        stride: int,
-        norm: Norm,
-        *,
-        bottleneck: bool,
-        in_time: bool,
-        final: bool,
+        self, inputs: int, width: int, stride: int, norm: Norm, *, bottleneck: bool, in_time: bool
     ) -> None:
         super().__init__()
         outputs = 4 * width if bottleneck else width
+        shapes = [(inputs, width, 3, stride), (width, outputs, 3, 1)]
         if bottleneck:
-            layers = [
-                conv(inputs, width, 1, 1, in_time=False),
-                conv(width, width, 3, stride, in_time=in_time),
-                conv(width, outputs, 1, 1, in_time=False),
-            ]
-        else:
-            layers = [
-                conv(inputs, width, 3, stride, in_time=in_time),
-                conv(width, outputs, 3, 1, in_time=in_time),
-            ]
-        self.count = len(layers)
-        for number, layer in enumerate(layers, start=1):
-            self.add_module(f"conv{number}", layer)
-            self.add_module(f"bn{number}", make_norm(norm, layer.out_channels))
+            shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        self.count = len(shapes)
+        for number, shape in enumerate(shapes, start=1):
+            self.add_module(f"conv{number}", conv(*shape, in_time=in_time))
+            self.add_module(f"bn{number}", make_norm(norm, shape[1]))
         self.downsample = _shortcut(inputs, outputs, stride, norm, in_time)
-        self.final = final
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -108,22 +93,12 @@ class ResNet2d3d(nn.Module):
         self.bn1 = make_norm(norm, channels)
         stages, dims = [], [channels]
         for stage, (full, count) in enumerate(zip(WIDTHS, DEPTHS[depth], strict=True)):
-            blocks = []
+            inner, blocks = scaled(full, width), []
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                final = stage == 3 and index == count - 1
-                blocks.append(
-                    Block(
-                        channels,
-                        scaled(full, width),
-                        stride,
-                        norm,
-                        bottleneck=bottleneck,
-                        in_time=stage > 1,
-                        final=final,
-                    )
-                )
-                channels = scaled(full, width) * (4 if bottleneck else 1)
+                stride, in_time = 2 if stage > 0 and index == 0 else 1, stage > 1
+                blocks.append(Block(channels, inner, stride, norm, bottleneck=bottleneck, in_time=in_time))
+                channels = inner * (4 if bottleneck else 1)
+            blocks[-1].final = stage == 3
             stages.append(nn.Sequential(*blocks))
             dims.append(channels)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

@@ -213,8 +213,7 @@ MIXED = {
 
 def unit(inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Sequential:
     """Convolution, BN, ReLU."""
-    padding = tuple(k // 2 for k in kernel)
-    conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=False)  # type: ignore[arg-type]
+    conv = nn.Conv3d(inputs, outputs, kernel, stride, same(kernel), bias=False)
     return nn.Sequential(conv, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
 
 

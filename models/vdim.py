@@ -3,6 +3,8 @@
 Letters: B samples, C channels, T frames, H W pixels; D features; t h w a feature map.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,21 +48,15 @@ class ResidualStep(nn.Module):
     """x → pooled x + temporal(ReLU(spatial x)); the shortcut has no parameters, as in AMDIM.
 
     It averages over the same window as the convolutions, and pads the channels with zeros where they grow.
+    sizes: kernel and stride in space, kernel and stride in time.
     he_init: the branch begins at 0, its first convolution at He's weights, as in AMDIM's code.
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int = 1,
-        stride: int = 1,
-        t_kernel: int = 1,
-        t_stride: int = 1,
-        *,
-        he_init: bool = False,
+        self, inputs: int, outputs: int, sizes: Sequence[int] = (1, 1, 1, 1), *, he_init: bool = False
     ) -> None:
         super().__init__()
+        kernel, stride, t_kernel, t_stride = sizes
         self.spatial = _spatial(inputs, outputs, kernel, stride)
         self.temporal = _temporal(outputs, t_kernel, t_stride)
         if he_init:
@@ -95,9 +91,9 @@ class VDIMEncoder(nn.Module):
                 if isinstance(conv, nn.Conv3d):
                     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         inputs, self.dims = first, {}
-        for index, (channels, kernel, stride, t_kernel, t_stride, steps) in TABLE_1.items():
+        for index, (channels, *sizes, steps) in TABLE_1.items():
             outputs = scaled(channels, width)
-            grown = ResidualStep(inputs, outputs, kernel, stride, t_kernel, t_stride, he_init=he_init)
+            grown = ResidualStep(inputs, outputs, sizes, he_init=he_init)
             self.blocks[str(index)] = nn.Sequential(
                 grown, *(ResidualStep(outputs, outputs, he_init=he_init) for _ in range(steps))
             )

@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,56 +57,19 @@ class Recipe:
 class ShardSettings:
     """What tools/make_shards.py --for METHOD makes: shards no larger, faster or longer to seek in than a method needs.
 
-    short_side: pixels, a multiple of 16 (see shards.video.encode.Encoding). gop: frames from one key frame to the next.
-    fps: frames a second that are stored, None for the video's own rate.
-    rate: frames a second that the method looks at; None where it takes stored frames as they come. With a rate,
-    stride names the config's field that counts stored frames from one that is looked at to the next: the field's default
-    is then the one that suits the data set. Raises ValueError for settings that do not fit together.
+    short_side, gop: see shards.video.encode.Encoding. fps: frames a second that are stored, None for the video's own rate.
+    stride: a method that looks at `fps` frames a second names the config's field that counts stored frames from one that
+    is looked at to the next; the field's default is then the one that suits the data set.
     """
 
     short_side: int = 256
     gop: int = 16
     fps: float | None = None
-    rate: float | None = None
     stride: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.short_side < 16 or self.short_side % 16 or self.gop < 1:
-            raise ValueError(
-                f"short_side {self.short_side} must be a multiple of 16, gop {self.gop} at least 1"
-            )
-        if (self.rate is None) != (self.stride is None):
-            raise ValueError(
-                f"rate {self.rate} and stride {self.stride} belong together: give both or neither"
-            )
 
     def stride_at(self, fps: float | None) -> int | None:
         """From one frame that the method looks at to the next, in frames stored at `fps`; None where that is open."""
-        return None if self.rate is None or fps is None else max(1, round(fps / self.rate))
-
-
-class Published(NamedTuple):
-    """A result of a method's paper, for the table of evaluate.py report: accuracy, or R@1 of retrieval, in per cent.
-
-    protocol: a command of evaluate.py. setting: network, input, what it was pretrained on, and the splits of the
-    downstream data where the paper names them. where: the paper's table.
-    """
-
-    protocol: str
-    data: str
-    setting: str
-    value: float
-    where: str
-
-
-@dataclass(frozen=True)
-class Plateau:
-    """Multiply the learning rate by `factor` after `patience` validations in a row without a new lowest loss, at most
-    `times` times in a stage."""
-
-    patience: int
-    factor: float = 0.1
-    times: int = 1
+        return max(1, round(fps / self.fps)) if self.stride and self.fps and fps else None
 
 
 @dataclass(frozen=True)
@@ -138,11 +101,6 @@ class FineTuning:
     freeze: bool = False
     scratch: "FineTuning | None" = None
 
-    @property
-    def from_scratch(self) -> "FineTuning":
-        """The recipe for random weights, which are not pulled towards."""
-        return self.scratch or replace(self, pull=0.0)
-
 
 @dataclass(frozen=True)
 class Downstream:
@@ -166,8 +124,7 @@ class Objective(nn.Module, ABC):
 
     A subclass must have the class attributes name (what --objective says) and Config (a frozen dataclass whose defaults
     are the paper's, among them lr and warmup_steps), the module encoder (what a run exports), and all abstract methods.
-    It may have: recipe and small_recipe (training length with Config() and with small()), shards (the shards that suit
-    it), published (its paper's results).
+    It may have: recipe and small_recipe (training length with Config() and with small()), shards (those that suit it).
     """
 
     name: ClassVar[str]
@@ -175,7 +132,6 @@ class Objective(nn.Module, ABC):
     recipe: ClassVar[Recipe] = Recipe(steps=100_000, batch_size=32)
     small_recipe: ClassVar[Recipe] = Recipe(steps=500, batch_size=8)
     shards: ClassVar[ShardSettings] = ShardSettings()
-    published: ClassVar[tuple[Published, ...]] = ()
     encoder: nn.Module
 
     def __init__(self, config: Any) -> None:
@@ -217,7 +173,7 @@ class Objective(nn.Module, ABC):
         videos: files of any format that FFmpeg reads. A feature is the mean over the clips that the method's paper
         tests (downstream), in the middle crop or crops that it names, without augmentation. Each file is first encoded
         as tools/make_shards.py encodes it, into a temporary folder, so that the features are those that evaluate.py
-        finds. A method with a fixed number of frames a second (ShardSettings.rate) gets the frame rate that suits its
+        finds. A method with a fixed number of frames a second (ShardSettings.stride) gets the frame rate that suits its
         stride.
 
         batch_size: clips a batch. threads: that encode and decode, by default as many as there are cores. The network
@@ -232,7 +188,7 @@ class Objective(nn.Module, ABC):
             )
         side = -(-self.view_spec(self.config).size // 16) * 16
         stride = getattr(self.config, suits.stride) if suits.stride else None
-        fps = suits.rate * stride if suits.rate and stride else None
+        fps = suits.fps * stride if suits.fps and stride else None
         encoding = Encoding(short_side=max(Encoding.short_side, side), fps=fps)
         device, training = next(self.parameters()).device, self.training
         self.eval()
@@ -251,9 +207,9 @@ class Objective(nn.Module, ABC):
         """Move a curriculum on before optimizer step `step`, counted from 0. Returns the curriculum's stage, from 0."""
         return 0
 
-    def plateau(self) -> Plateau | None:
-        """How validation lowers the learning rate; None where the paper has no such rule."""
-        return None
+    def plateau(self) -> int:
+        """Validations in a row without a new lowest loss after which the learning rate falls to a tenth; 0 is never."""
+        return 0
 
     def learning_rate(self, step: int) -> float:
         """Factor on the learning rate in optimizer step `step`, counted from 0: a linear warm-up, then 1."""
@@ -307,14 +263,6 @@ def get(name: str, flag: str = "--objective") -> type[Objective]:
     if name not in found:
         raise InputError(f"{flag} {name}: there is no such objective; choose one of {', '.join(found)}")
     return found[name]
-
-
-def check_choices(config: Any) -> None:
-    """Raise InputError, naming the flag, where a field that is a Literal holds none of its values."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            flag = f"--{name.replace('_', '-')} {getattr(config, name)}"
-            raise InputError(f"{flag}: choose one of {', '.join(map(str, get_args(kind)))}")
 
 
 def check_backbone(

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 import models
 from models.dpc import DEPTHS, ResNet2d3d
 from models.networks import Stages
-from objectives.base import Objective, Plateau, ShardSettings, check_backbone, check_choices
+from objectives.base import Objective, ShardSettings, check_backbone
 from pipelines.views import Jitter, ViewSpec
 from shards import InputError, above, at_least
 
 RESNETS = {f"resnet{depth}": depth for depth in DEPTHS}  # the papers' own encoders
-MIN_SIZE = 34  # from here on the feature map has more than one location
 
 
 @dataclass(frozen=True)
@@ -77,19 +76,15 @@ class BlocksConfig:
     """Optimizer steps at which the learning rate falls to a tenth, independent of validation (MemDPC's released code)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         above(self, 0, "width", "lr")
         at_least(self, 1, "stride", "frames")
         at_least(self, 0, "weight_decay", "warmup_steps", "patience")
         own = self.network in RESNETS
         check_backbone("--backbone", self.network, self.frames, self.size, self.width, own=tuple(RESNETS))
-        side = 1 + (self.size >= MIN_SIZE)
-        if not own:
-            side = max(models.map_shape(self.network, self.frames, self.size)[1:])
+        side = -(-self.size // 32) if own else max(models.map_shape(self.network, self.frames, self.size)[1:])
         if self.size % 2 or side == 1:
-            least = f"at least {MIN_SIZE}" if own else "larger"
             raise InputError(
-                f"--size {self.size} must be even and {least}, or the feature map is a single point"
+                f"--size {self.size} must be even and larger, or the feature map is a single point"
             )
         if self.norm != "batch" and not own:
             raise InputError(
@@ -114,7 +109,7 @@ class BlockObjective(Objective):
     """
 
     # 7/8 of 160 is 140, enough for views of 128 pixels; a third of a video's 30 frames a second
-    shards = ShardSettings(short_side=160, gop=10, fps=10, rate=10, stride="stride")
+    shards = ShardSettings(short_side=160, gop=10, fps=10, stride="stride")
     config: Any
     encoder: ResNet2d3d | Stages
 
@@ -182,9 +177,9 @@ class BlockObjective(Objective):
         """Adam, 1e-3 with weight decay 1e-5."""
         return torch.optim.Adam(self.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
-    def plateau(self) -> Plateau | None:
+    def plateau(self) -> int:
         """To 1e-4 once the validation loss no longer falls."""
-        return Plateau(self.config.patience) if self.config.patience else None
+        return int(self.config.patience)
 
     def begin_step(self, step: int) -> int:
         """Predict as many blocks as the curriculum says at this step."""
@@ -199,9 +194,11 @@ class BlockObjective(Objective):
 
 
 @torch.no_grad()
-def with_running_statistics(objective: BlockObjective, batches: Iterable[Tensor]) -> BlockObjective:
-    """The objective with batch norm that has running statistics, the mean over batches of views (B, V, 3, T, H, W)."""
-    measured = type(objective)(replace(objective.config, norm="batch"))
+def with_running_statistics(objective: Any, batches: Iterable[Tensor]) -> Any:
+    """A BlockObjective with batch norm that has running statistics, the mean over batches of views (B, V, 3, T, H, W)."""
+    measured = type(objective)(replace(objective.config, norm="batch")).to(
+        next(objective.parameters()).device
+    )
     measured.load_state_dict(measured.state_dict() | objective.state_dict())
     norms = [module for module in measured.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
     for norm in norms:

@@ -61,23 +61,30 @@ _FILES = AllOf(Is("a list of files", bool), Each(Is("a plain file name", is_plai
 _LONGEST = 2**22  # of a config's whole numbers: a typing error must not make a network or a plan without end
 
 
-def begin(checkpoint: Path) -> Path:
-    """An empty directory to write into, next to `checkpoint`; `commit` makes it the checkpoint."""
+@contextmanager
+def written(
+    checkpoint: Path, objective: Objective, settings: dict[str, Any], step: int | None = None
+) -> Iterator[Path]:
+    """Write a checkpoint, whole or not at all: gives its folder, with config and weights, for what else belongs there.
+
+    settings: what must not change on resuming. step: that it is of.
+    """
     partial = checkpoint.with_name(f".{checkpoint.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    return partial
-
-
-def commit(partial: Path, checkpoint: Path) -> None:
-    """Flush what was written and give it its name: a checkpoint is whole or not there."""
-    list_files(partial)
-    for path in [*partial.iterdir(), partial]:
-        flush(path)
-    if checkpoint.exists():
-        remove(checkpoint)
-    partial.rename(checkpoint)
-    flush(checkpoint.parent)
+    try:
+        save_config(partial, objective, settings)
+        save_weights(partial / WEIGHTS, objective, metadata(objective, step))
+        yield partial
+        list_files(partial)
+        for path in [*partial.iterdir(), partial]:
+            flush(path)
+        if checkpoint.exists():
+            remove(checkpoint)
+        partial.rename(checkpoint)
+        flush(checkpoint.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def list_files(directory: Path) -> None:
@@ -163,18 +170,19 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, 
 
 def load_weights(path: Path, module: torch.nn.Module) -> None:
     """Load a file of save_weights strictly; raises InputError that names what does not fit."""
-    _fill(module, read_tensors(path, _OURS), path)
+    module.load_state_dict(_fitting(path, module))
 
 
-def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    ours = module.state_dict()
+def _fitting(path: Path, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A file's tensors, which have the names, types and sizes of the module's."""
+    tensors, ours = read_tensors(path, _OURS), module.state_dict()
+    if odd := min(ours.keys() ^ tensors.keys(), default=""):
+        raise InputError(f"{path} does not hold {_OURS}: {odd!a:.100} is missing, or not one of them")
     for name, value in tensors.items():
-        if name in ours and value.dtype != ours[name].dtype:
-            raise InputError(f"{path} does not hold {_OURS}: {name} is {value.dtype}, not {ours[name].dtype}")
-    try:
-        module.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise _is_not(path, _OURS, error) from error
+        found, expected = ((one.dtype, tuple(one.shape)) for one in (value, ours[name]))
+        if found != expected:
+            raise InputError(f"{path} does not hold {_OURS}: {name} is {found}, not {expected}")
+    return tensors
 
 
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
@@ -225,17 +233,17 @@ def load(directory: str | Path) -> Objective:
     checkpoint = resolve(Path(directory))
     average = checkpoint / AVERAGE
     path = average if average.exists() else checkpoint / WEIGHTS
-    cls, config = _described(checkpoint)
-    tensors = read_tensors(path, _OURS)
-    with torch.device("meta"):  # takes no memory, however wide the config says that the network is
-        sizes = {name: tuple(value.shape) for name, value in cls(config).state_dict().items()}
-    for name, value in tensors.items():
-        if sizes.get(name, value.shape) != tuple(value.shape):
-            raise InputError(
-                f"{path} does not hold {_OURS}: {name} is {tuple(value.shape)}, not {sizes[name]}"
-            )
+    saved = read_config(checkpoint)
+    cls = class_of(checkpoint, saved)
+    with _named(checkpoint / CONFIG):
+        if found := problem(saved["config"], config_shape(cls.Config), "config"):
+            raise InputError(found)
+        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
+        with torch.device("meta"):  # takes no memory, however wide the config says that the network is
+            sizes = cls(config)
+    tensors = _fitting(path, sizes)
     objective = cls(config)
-    _fill(objective, tensors, path)
+    objective.load_state_dict(tensors)
     return objective.eval()
 
 
@@ -243,19 +251,6 @@ def class_of(directory: Path, saved: dict[str, Any]) -> type[Objective]:
     """The class that DIRECTORY/config.json names. saved: its content. Raises InputError that names the file."""
     with _named(directory / CONFIG):
         return get(saved["objective"])
-
-
-def _described(checkpoint: Path) -> tuple[type[Objective], Any]:
-    """The class and the config that a checkpoint's config.json names; a network can be made of them."""
-    saved = read_config(checkpoint)
-    cls = class_of(checkpoint, saved)
-    with _named(checkpoint / CONFIG):
-        if found := problem(saved["config"], config_shape(cls.Config), "config"):
-            raise InputError(found)
-        config = cls.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["config"].items()})
-        with torch.device("meta"):
-            cls(config)
-    return cls, config
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """Command lines that consist of a tool's settings and of the flags of the objective they name."""
 
 import argparse
-import io
 import os
-import re
 import sys
-from contextlib import redirect_stderr
 from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import tyro
 
-from objectives.base import Objective, Recipe, get
+from objectives.base import Objective, get
 from shards import InputError
 from shards.errors import command_line
 from shards.schema import read_description
@@ -26,11 +23,11 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
 
     With `--help` the paper's numbers are the defaults, on any machine, and a line says what --small changes.
 
-    settings: a frozen dataclass with defaults, and with a classmethod for_recipe(Recipe, **fields) that makes
-    its defaults. The objective's small config and recipe are the defaults with --small, and without --data on
+    settings: a frozen dataclass with defaults; a 0 as the default of steps or batch_size stands for the recipe's.
+    The objective's small config and recipe are the defaults with --small, and without --data on
     a machine that has no GPU. Where the objective names a stride (ShardSettings.stride), that field's default suits the
     data set's frame rate if make_shards --for made it.
-    Raises InputError for a value that the settings or the config refuse.
+    Raises InputError for flags that are not known, and for a value that the settings or the config refuse.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--objective", default="vdim")
@@ -41,23 +38,26 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
     small = known.small if known.small is not None else known.data is None and not torch.cuda.is_available()
     if asks_help := not {"-h", "--help"}.isdisjoint(argv):
         small = bool(known.small)
-    recipe: Recipe = cls.small_recipe if small else cls.recipe
-    defaults = settings.for_recipe(recipe, objective=known.objective, small=small)  # type: ignore[attr-defined]
+    recipe = asdict(cls.small_recipe if small else cls.recipe)
+    own = {name: value for name, value in recipe.items() if getattr(settings, name, None) == 0}
+    defaults = settings(objective=known.objective, small=small, **own)  # type: ignore[call-arg]
     config = cls.small() if small else cls.Config()
-    if known.data:
-        config = _strided(cls, config, Path(known.data[0]), argv)  # others have about the same frame rate
+    if (
+        known.data and (found := suited(cls, config, Path(known.data[0]))) != config
+    ):  # others have about its rate
+        name = str(cls.shards.stride)
+        flag = f"--{name.replace('_', '-')}"
+        if not any(word.split("=")[0] == flag for word in argv) and os.environ.get("RANK", "0") == "0":
+            stride = getattr(found, name)
+            print(f"{flag} {stride}, as {known.data[0]} was made for (its dataset.json)", file=sys.stderr)
+        config = found
     if asks_help:
         description = (
             f"{description or ''}\n\n--small changes these defaults of {cls.name}: {small_changes(cls)}."
         )
     flat = tyro.conf.OmitArgPrefixes
-    parts = [
-        ("tool", flat[settings], defaults),
-        ("method", flat[cls.Config], config),
-    ]  # type: ignore[valid-type,name-defined]
-    parsed: Any = command_line(
-        make_dataclass("Command", parts), args=argv, prog=prog, description=description
-    )
+    parts: Any = [("tool", flat[settings], defaults), ("method", flat[cls.Config], config)]
+    parsed = command_line(make_dataclass("Command", parts), args=argv, prog=prog, description=description)
     return parsed.tool, parsed.method
 
 
@@ -83,16 +83,10 @@ def config_of(cls: type[Objective], defaults: Any, flags: list[str], where: str)
 
     Raises InputError, in one line that begins with `where`, for a flag or value that the config refuses.
     """
-    complaint = io.StringIO()
     try:
-        with redirect_stderr(complaint):
-            return tyro.cli(cls.Config, args=flags, default=defaults, prog=where)
-    except SystemExit as end:
-        if not end.code:
-            raise
-        said = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in complaint.getvalue().splitlines()]
-        why = " ".join(filter(None, said)).split(" For full helptext")[0]
-        raise InputError(f"{where}{cls.name} {' '.join(flags)}: {why}") from None
+        return command_line(cls.Config, args=flags, default=defaults, prog=where)
+    except InputError as error:
+        raise InputError(f"{where}{cls.name} {' '.join(flags)}: {error}") from None
 
 
 def suited(cls: type[Objective], config: Any, data: Path) -> Any:
@@ -109,14 +103,3 @@ def suited(cls: type[Objective], config: Any, data: Path) -> Any:
     if stride is None or cls.shards.stride is None:
         return config
     return replace(config, **{cls.shards.stride: stride})
-
-
-def _strided(cls: type[Objective], config: Any, data: Path, argv: list[str]) -> Any:
-    """suited, with a line that says so where it changes what the user gets."""
-    found = suited(cls, config, data)
-    if found != config and cls.shards.stride:
-        flag = f"--{cls.shards.stride.replace('_', '-')}"
-        if not any(word.split("=")[0] == flag for word in argv) and os.environ.get("RANK", "0") == "0":
-            stride = getattr(found, cls.shards.stride)
-            print(f"{flag} {stride}, as {data} was made for (its dataset.json)", file=sys.stderr)
-    return found

@@ -22,29 +22,11 @@ from torch import Tensor, nn
 
 from models.dpc import ConvGRU, init_orthogonal
 from objectives import losses
-from objectives.base import Downstream, FineTuning, Output, Published, Recipe
+from objectives.base import Downstream, FineTuning, Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import eval_view
 from shards import InputError
-
-_DPC18, _DPC34 = "2D3D-ResNet18, RGB 128²", "2D3D-ResNet34, RGB 224²"
-# fmt: off
-_PUBLISHED = (
-    Published("finetune", "UCF101", f"{_DPC18}, UCF101, split 1", 60.6, "Table 1"),
-    Published("finetune", "UCF101", f"{_DPC18}, random weights, split 1", 46.5, "Table 1"),
-    Published("finetune", "UCF101", f"{_DPC18}, parallel prediction, UCF101, split 1", 56.9, "Table 1"),
-    Published("finetune", "UCF101", f"{_DPC18}, pooled features, UCF101, split 1", 44.9, "Table 1"),
-    Published("finetune", "UCF101", f"{_DPC18}, 5pred3, K400, split 1", 65.9, "Table 2"),
-    Published("finetune", "UCF101", f"{_DPC18}, 4pred4, K400, split 1", 64.9, "Table 3"),
-    Published("finetune", "UCF101", f"{_DPC18}, 5pred3+4pred4, K400, split 1", 68.2, "Table 3"),
-    Published("finetune", "UCF101", f"{_DPC18}, K400, three splits", 68.2, "Table 4"),
-    Published("finetune", "HMDB51", f"{_DPC18}, random weights, three splits", 17.1, "Table 4"),
-    Published("finetune", "UCF101", f"{_DPC34}, K400, three splits", 75.7, "Table 4"),
-    Published("finetune", "HMDB51", f"{_DPC18}, K400, three splits", 34.5, "Table 4"),
-    Published("finetune", "HMDB51", f"{_DPC34}, K400, three splits", 35.7, "Table 4"),
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -71,8 +53,6 @@ class DPC(BlockObjective):
     name = "dpc"
     Config = DPCConfig
     recipe = Recipe(steps=320_000, batch_size=64)  # Table 3; section 3.5: 64 on each of 4 GPUs
-    small_recipe = Recipe(steps=500, batch_size=8)
-    published = _PUBLISHED
 
     def __init__(self, config: DPCConfig) -> None:
         super().__init__(config)

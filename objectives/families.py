@@ -7,6 +7,7 @@ wrapped clips.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,6 @@ class Family:
     names(key, config): the names in the file of an objective's tensor; the file holds the same tensor under each.
     remark(config): what the user should know of an imported one. no_export(config): why the layout cannot hold it.
     prefix: before every name in files written, nn.DataParallel's or none; files are read with "module." and without.
-    wrapped: the tensors are the entry "state_dict" of a dict, with the number of the epoch; files are read with it and without.
     """
 
     name: str
@@ -43,7 +43,6 @@ class Family:
     remark: Callable[[Any], str] = lambda _: ""
     no_export: Callable[[Any], str] = lambda _: ""
     prefix: str = "module."
-    wrapped: bool = True
 
     def build(self, tensors: Mapping[str, Tensor], file: str, **fed: Any) -> Objective:
         """The objective with the file's tensors (names without "module.") in evaluation mode.
@@ -63,15 +62,15 @@ class Family:
             if missing == list(names) and ours.endswith("num_batches_tracked"):
                 continue
             wrong += [f"{name} is missing" for name in missing]
-            found = {name: tensors[name] for name in names if name in tensors}
-            for name, tensor in found.items():
-                first = next(iter(found.values()))
+            found = [name for name in names if name in tensors]
+            for name in found:
+                tensor = tensors[name]
                 if tensor.shape != value.shape:
                     wrong.append(f"{name} has the size {tuple(tensor.shape)}, not {tuple(value.shape)}")
                 elif tensor.is_floating_point() != value.is_floating_point():
                     wrong.append(f"{name} is of {tensor.dtype}, not {value.dtype}")
-                elif not torch.equal(tensor, first):
-                    wrong.append(f"{name} differs from {next(iter(found))}, which it should repeat")
+                elif not torch.equal(tensor, tensors[found[0]]):
+                    wrong.append(f"{name} differs from {found[0]}, which it should repeat")
                 else:
                     state[ours] = tensor
         wrong += [f"{key} has no place" for key in sorted(left)]
@@ -82,10 +81,8 @@ class Family:
 
     def tensors(self, objective: Objective) -> dict[str, Tensor]:
         """The objective's tensors under the family's names, with the prefix. Raises InputError for one it cannot hold."""
-        if objective.name != self.objective:
-            raise InputError(f"{self.name} is a layout of {self.objective}, not of {objective.name}")
         if reason := self.no_export(objective.config):
-            raise InputError(f"the layout of {self.name} cannot hold this checkpoint: {reason}")
+            raise InputError(f"{self.name}: {reason}")
         return {
             self.prefix + name: tensor
             for ours, value in objective.state_dict().items()
@@ -139,18 +136,15 @@ def _memdpc_names(key: str, config: MemDPCConfig) -> tuple[str, ...]:
 
 
 def _remark(config: DPCConfig | MemDPCConfig) -> str:
-    flow = getattr(config, "modality", "rgb") == "flow"
-    fed = (
-        "the network is fed (128, v, u), normalised as for ImageNet, as its authors trained it"
-        if flow
-        else ""
-    )
-    if config.norm == "batch":
-        return fed
-    return (
-        "the file has no running statistics of batch norm (its pretraining kept none), so the network normalises by "
-        "each batch's own, in evaluation too: features depend on what else is in the batch; --statistics DATA measures them"
-    )
+    if config.norm != "batch":
+        return (
+            "the file has no running statistics of batch norm (its pretraining kept none), so the network normalises by "
+            "each batch's own, in evaluation too: features depend on what else is in the batch; --statistics DATA measures "
+            "them"
+        )
+    if getattr(config, "modality", "rgb") == "flow":
+        return "the network is fed (128, v, u), normalised as for ImageNet, as its authors trained it"
+    return ""
 
 
 def _no_export(config: DPCConfig | MemDPCConfig) -> str:
@@ -163,29 +157,6 @@ def _no_export(config: DPCConfig | MemDPCConfig) -> str:
     return ""
 
 
-DENSE = (
-    Family(
-        "dpc",
-        "github.com/TengdaHan/DPC",
-        "dpc",
-        lambda tensors: DPCConfig(**_blocks(tensors)),
-        _dpc_names,
-        remark=_remark,
-        no_export=_no_export,
-    ),
-    Family(
-        "memdpc",
-        "github.com/TengdaHan/MemDPC",
-        "memdpc",
-        _memdpc_config,
-        _memdpc_names,
-        remark=_remark,
-        no_export=_no_export,
-        prefix="",
-    ),
-)
-
-
 def _c3d(stage: int, rest: Words) -> Words:
     place, kind = divmod(int(rest[0]), 3)  # convolution, norm, ReLU
     return [("conv", "bn")[kind] + _C3D_LAYERS[stage - 1][place], *rest[1:]]
@@ -193,13 +164,13 @@ def _c3d(stage: int, rest: Words) -> Words:
 
 def _residual(stage: int, rest: Words, conv: Callable[[Words], Words]) -> Words:
     """conv: the authors' name of a tensor within a convolution, from ours."""
+    block = [f"conv{stage}", "block1"]
     if stage == 1:
         block, module, leaf = [], ("conv1", "bn1")[int(rest[0])], rest[1:]
     elif rest[0] == "shortcut":
         module, leaf = ("downsampleconv", "downsamplebn")[int(rest[1])], rest[2:]
-        block = [f"conv{stage}", "block1"]
     else:
-        block, module, leaf = [f"conv{stage}", "block1"], rest[0].replace("norm", "bn"), rest[1:]
+        module, leaf = rest[0].replace("norm", "bn"), rest[1:]
     return [*block, module, *(conv(leaf) if "conv" in module else leaf)]
 
 
@@ -221,10 +192,8 @@ def _s3dg(stage: int, rest: Words) -> Words:
     block, branch, layer = f"mixed_{stage}{'bcdef'[int(rest[0])]}", int(rest[2]), int(rest[3])
     if rest[4] == "fc":
         return [block, f"gating_b{branch}", *rest[4:]]
-    layers = (("",), ("_a", "_b"), ("_a", "_b"), ("", "_b"))[
-        branch
-    ]  # the last one's first layer is its pooling
-    return [block, f"conv_b{branch}{layers[layer]}", *_unit(rest[4:])]
+    suffixes = (("",), ("_a", "_b"), ("_a", "_b"), ("", "_b"))  # the last one's first layer is its pooling
+    return [block, f"conv_b{branch}{suffixes[branch][layer]}", *_unit(rest[4:])]
 
 
 def _unit(rest: Words) -> Words:
@@ -246,40 +215,37 @@ def _pace_family(name: str, backbone: str, stages: Callable[[int, Words], Words]
             return (f"{head}.{rest[0]}",)
         return (".".join(stages(int(rest[1]) + 1, rest[2:])),)
 
-    return Family(
-        name,
-        "github.com/laura-wang/video-pace",
-        "pace",
-        config,
-        names,
-        remark=lambda _: "the network is fed BGR from 0 to 255, as its authors trained it",
-        no_export=lambda config: _no_pace_export(config, backbone),
-    )
+    def no_export(config: PaceConfig) -> str:
+        if (config.backbone, config.width) != (backbone, 1.0):
+            return (
+                f"it was trained with --backbone {config.backbone} --width {config.width:g}, not with {backbone} at "
+                "width 1"
+            )
+        if config.contrast != "none" or not config.lambda_cls:
+            return "it was trained with a contrastive term, whose layer the authors' code does not have"
+        return ""
+
+    fed = "the network is fed BGR from 0 to 255, as its authors trained it"
+    source = "github.com/laura-wang/video-pace"
+    return Family(name, source, "pace", config, names, remark=lambda _: fed, no_export=no_export)
 
 
-def _no_pace_export(config: Any, backbone: str) -> str:
-    if (config.backbone, config.width) != (backbone, 1.0):
-        return f"it was trained with --backbone {config.backbone} --width {config.width:g}, not with {backbone} at width 1"
-    if config.contrast != "none" or not config.lambda_cls:
-        return "it was trained with a contrastive term, whose layer the authors' code does not have"
-    return ""
-
-
-PACE = (
+_DPC = partial(Family, remark=_remark, no_export=_no_export)
+_ALL = (
+    _DPC("dpc", "github.com/TengdaHan/DPC", "dpc", lambda tensors: DPCConfig(**_blocks(tensors)), _dpc_names),
+    _DPC("memdpc", "github.com/TengdaHan/MemDPC", "memdpc", _memdpc_config, _memdpc_names, prefix=""),
     _pace_family("pace-c3d", "c3d", _c3d, "linear"),
     _pace_family("pace-r3d", "r3d", _r3d, "linear"),
     _pace_family("pace-r21d", "r2plus1d", _r21d, "linear"),
     _pace_family("pace-s3dg", "s3dg", _s3dg, "fc"),
 )
-
-
-FAMILIES = {kind.name: kind for kind in (*DENSE, *PACE)}
+FAMILIES = {kind.name: kind for kind in _ALL}
 
 
 def family(name: str) -> Family:
     """The family called `name`; raises InputError that lists the names there are."""
     if name not in FAMILIES:
         raise InputError(
-            f"{name}: there is no such family of checkpoints; choose one of {', '.join(sorted(FAMILIES))}"
+            f"{name}: there is no such family of checkpoints; choose one of {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]

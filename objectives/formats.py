@@ -8,7 +8,6 @@ objectives/families.py says how their tensors are named.
 import importlib
 import pickle
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +30,6 @@ from shards.documents import one_line_of
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 AGREEMENT = 1e-4  # largest difference of a feature, on one clip, from ours
-_INSTALL = "pip install onnx onnxscript onnxruntime"
 
 
 def torchvision(objective: Objective, out: Path, step: int | None) -> str:
@@ -42,7 +40,7 @@ def torchvision(objective: Objective, out: Path, step: int | None) -> str:
             known = models.BACKBONES[name]
             same = models.build(name, known.frames, known.size).state_dict()
             whole = getattr(importlib.import_module("torchvision.models.video"), name)().state_dict()
-        if _shapes(ours) != _shapes(same):
+        if [(key, one.shape) for key, one in ours.items()] != [(key, one.shape) for key, one in same.items()]:
             continue
         body = [key for key in whole if not key.startswith(("fc.", "classifier."))]
         tensors = dict(zip(body, ours.values(), strict=True))  # both list their modules in one order
@@ -102,7 +100,9 @@ def onnx(objective: Objective, out: Path, step: int | None) -> str:
         runtime = importlib.import_module("onnxruntime")
         importlib.import_module("onnxscript")
     except ImportError as error:
-        raise InputError(f"--to onnx: {error.name} is not installed; {_INSTALL}") from None
+        raise InputError(
+            f"--to onnx: {error.name} is not installed; pip install onnx onnxscript onnxruntime"
+        ) from None
     program, views = _program(objective)
     exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["feature"])
     exported.model.metadata_props.update(metadata(objective, step))
@@ -123,34 +123,29 @@ def huggingface(
 
     licence: of the weights, as the hub names it. trained, results: Markdown.
     """
-    aside = checkpoint.begin(out)
-    try:
-        checkpoint.save_config(aside, objective, {})
-        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective, step))
-        (aside / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
-        checkpoint.commit(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with checkpoint.written(out, objective, {}, step) as folder:
+        (folder / "README.md").write_text(_card(objective, licence, trained, results), encoding="utf-8")
     return f"slipstream.HubModel.from_pretrained({str(out)!r}); upload it with: hf upload NAME {out}"
 
 
 def authors(objective: Objective, out: Path, step: int | None) -> str:
     """A file with the names of a paper's authors, for their code to load (see objectives.families)."""
-    known = [kind for kind in FAMILIES.values() if kind.objective == objective.name]
-    reasons = {kind.name: kind.no_export(objective.config) for kind in known}
-    fitting = [kind for kind in known if not reasons[kind.name]]
-    if not fitting:
-        why = (
-            "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            or "no layout of theirs is known"
-        )
-        raise InputError(
-            f"--to authors: the authors' code of {objective.name} cannot hold this checkpoint: {why}"
-        )
-    tensors = fitting[0].tensors(objective)
-    with atomic_write(out) as aside:
-        write_file(aside, tensors, wrapped=fitting[0].wrapped)
-    return f"{len(tensors)} tensors as {fitting[0].source} names them"
+    reasons = []
+    for kind in FAMILIES.values():
+        if kind.objective != objective.name:
+            continue
+        try:
+            tensors = kind.tensors(objective)
+        except InputError as reason:
+            reasons.append(str(reason))
+            continue
+        with atomic_write(out) as aside:
+            write_file(aside, tensors)
+        return f"{len(tensors)} tensors as {kind.source} names them"
+    why = "; ".join(reasons) or "no layout of theirs is known"
+    raise InputError(
+        f"--to authors: the authors' code of {objective.name} cannot hold this checkpoint: {why}"
+    )
 
 
 def _program(objective: Objective) -> tuple[torch.export.ExportedProgram, Tensor]:
@@ -172,10 +167,6 @@ def _agreement(
     if not difference <= AGREEMENT:
         raise InputError(f"--to {name}: features differ by {difference:.1e} from ours; nothing was written")
     return difference
-
-
-def _shapes(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    return [(name, value.shape) for name, value in state.items()]
 
 
 def _save(out: Path, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
@@ -270,7 +261,6 @@ def _load(path: Path) -> Any:
         raise InputError(f"{path} is not a checkpoint that torch.save wrote: {one_line_of(error)}") from error
 
 
-def write_file(path: Path, tensors: Mapping[str, Tensor], *, wrapped: bool) -> None:
-    """Write tensors as the authors' code does: {"epoch", "iteration", "best_acc", "state_dict"}, or bare."""
-    content = {"epoch": 0, "iteration": 0, "best_acc": 0.0, "state_dict": dict(tensors)}
-    torch.save(content if wrapped else dict(tensors), path)
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as the authors' code does."""
+    torch.save({"epoch": 0, "iteration": 0, "best_acc": 0.0, "state_dict": dict(tensors)}, path)

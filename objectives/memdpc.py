@@ -21,48 +21,11 @@ from torch import Tensor
 
 from models.dpc import CompressiveMemory, ConvGRU, init_orthogonal
 from objectives import losses
-from objectives.base import Downstream, FineTuning, Output, Published, Recipe
+from objectives.base import Downstream, FineTuning, Output, Recipe
 from objectives.blocks import BlockObjective, BlocksConfig, locations, predictor
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
 from shards import above, at_least
-
-_MEM18, _MEM34 = "2D3D-ResNet18", "2D3D-ResNet34"
-# fmt: off
-_PUBLISHED = (
-    Published("linear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 54.1, "Table 2"),
-    Published("linear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 30.5, "Table 2"),
-    Published("nonlinear", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 58.5, "Table 2"),
-    Published("nonlinear", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 33.6, "Table 2"),
-    *(
-        Published("finetune", "UCF101", f"{_MEM18}, {what}", value, f"Table 1, {row}")
-        for row, what, value in (
-            ("A", "RGB 128², DPC, UCF101", 63.6),
-            ("B1", "RGB 128², random weights", 61.8),
-            ("B2", "flow 128², random weights", 74.6),
-            ("B3", "RGB + flow 128², random weights", 78.7),
-            ("C1", "RGB 128², one direction, memory 512, UCF101", 65.3),
-            ("C2", "RGB 128², one direction, UCF101", 68.2),
-            ("C3", "RGB 128², one direction, memory 2,048, UCF101", 68.0),
-            ("D1", "flow 128², one direction, UCF101", 81.9),
-            ("D2", "RGB + flow 128², one direction, UCF101", 84.0),
-            ("E1", "RGB 128², UCF101", 69.2),
-            ("E2", "flow 128², UCF101", 82.3),
-            ("E3", "RGB + flow 128², UCF101", 84.3),
-        )
-    ),
-    Published("finetune", "UCF101", f"{_MEM34}, RGB 224², K400", 78.1, "Table 2"),
-    Published("finetune", "UCF101", f"{_MEM34}, RGB + flow 224², K400", 86.1, "Table 2"),
-    Published("finetune", "HMDB51", f"{_MEM34}, RGB 224², K400", 41.2, "Table 2"),
-    Published("finetune", "HMDB51", f"{_MEM34}, RGB + flow 224², K400", 54.5, "Table 2"),
-    Published("retrieval", "UCF101", f"R@1: {_MEM18}, RGB, UCF101", 20.2, "Table 3"),
-    Published("retrieval", "UCF101", f"R@1: {_MEM18}, flow, UCF101", 40.2, "Table 3"),
-    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, RGB, UCF101", 7.7, "Table 3"),
-    Published("retrieval", "HMDB51", f"R@1: {_MEM18}, flow, UCF101", 15.6, "Table 3"),
-    Published("oops", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, frozen", 53.0, "Table 4"),
-    Published("oops-finetune", "Oops", f"{_MEM18}, RGB 128², K400 and Oops, fine-tuned", 64.4, "Table 4"),
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -99,8 +62,6 @@ class MemDPC(BlockObjective):
     name = "memdpc"
     Config = MemDPCConfig
     recipe = Recipe(steps=150_000, batch_size=16)  # section 5.2; UCF101, 500 epochs on 2 GPUs as in the code
-    small_recipe = Recipe(steps=500, batch_size=8)
-    published = _PUBLISHED
 
     def __init__(self, config: MemDPCConfig) -> None:
         super().__init__(config)

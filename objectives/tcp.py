@@ -24,62 +24,10 @@ import models
 from models.networks import Stages
 from models.tcp import ConvLSTM, PooledLSTM, StackedResNet18, masked_conv2plus1d, masked_conv3d
 from objectives import losses
-from objectives.base import (
-    Downstream,
-    FineTuning,
-    Objective,
-    Output,
-    Published,
-    Recipe,
-    check_backbone,
-    check_choices,
-)
+from objectives.base import Downstream, FineTuning, Objective, Output, Recipe, check_backbone
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import ViewSpec, eval_view
 from shards import InputError, above, at_least
-
-_TCP = "ResNet18, flow 224²"
-# fmt: off
-_PUBLISHED = (
-    # of the three splits, 78.4, 80.1 and 80.6; their mean is 79.7, the table prints 77.9
-    Published("linear", "UCF101", f"{_TCP}, UCF101, three splits (as printed; the splits average 79.7)", 77.9, "Table 1"),
-    Published("linear", "UCF101", f"{_TCP}, random weights, three splits", 22.4, "Table 1"),
-    Published("linear", "HMDB51", f"{_TCP}, UCF101", 45.3, "Table 1"),
-    Published("linear", "HMDB51", f"{_TCP}, random weights", 10.3, "Table 1"),
-    Published("finetune", "UCF101", f"{_TCP}, UCF101, three splits", 87.0, "Table 1"),
-    Published("finetune", "UCF101", f"{_TCP}, random weights, three splits", 82.2, "Table 1"),
-    *(
-        Published("finetune", data, f"ResNet18, {network}", value, "Table 2")
-        for network, ucf101, hmdb51 in (
-            ("flow 224², UCF101", 84.6, 58.9),
-            ("flow 224², random weights", 80.5, 52.0),
-            ("DIS flow 224², UCF101", 79.2, 55.6),
-            ("DIS flow 224², random weights", 76.7, 46.7),
-            ("difference 224², Kinetics", 78.6, 46.8),
-            ("difference 224², UCF101", 77.7, 44.6),
-            ("difference 224², random weights", 73.5, 37.5),
-            ("RGB 224², Kinetics", 70.5, 41.1),
-            ("RGB 224², UCF101", 64.8, 34.7),
-            ("RGB 224², random weights", 48.6, 17.9),
-        )
-        for data, value in (("UCF101", ucf101), ("HMDB51", hmdb51))
-    ),
-    *(
-        Published("linear", "UCF101", f"{_TCP}, UCF101, split 2, {model}", value, "Table 3")
-        for model, value in (
-            ("main model", 80.1),
-            ("1 step", 50.3),
-            ("2 steps", 69.9),
-            ("3 steps", 77.6),
-            ("Conv(2+1)D", 77.0),
-            ("ConvLSTM", 73.5),
-            ("LSTM", 69.7),
-            ("LSTM without transformation", 50.0),
-            ("LSTM without transformation and difficult negatives", 37.9),
-        )
-    ),
-)
-# fmt: on
 
 CONTEXTS: dict[str, Callable[[int, int], nn.Module]] = {  # of features and kernel taps
     "conv3d": masked_conv3d,
@@ -138,7 +86,6 @@ class TCPConfig:
     """What the learning rate is multiplied by when it falls; the paper names none."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.segments < 2 or self.frames < 2:
             raise InputError(
                 f"--segments {self.segments} and --frames {self.frames} must be at least 2: one segment predicts another"
@@ -167,7 +114,6 @@ class TCP(Objective):
     Config = TCPConfig
     recipe = Recipe(steps=150_000, batch_size=25)
     small_recipe = Recipe(steps=500, batch_size=16)
-    published = _PUBLISHED
     encoder: StackedResNet18 | Stages
     present: Tensor  # (P,) t of each prediction, counted from 0
     gap: Tensor  # (P,) its k; predictions are in the order of their k

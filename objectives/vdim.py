@@ -22,30 +22,10 @@ from torch import Tensor, nn
 
 from models.vdim import ContrastiveModel, VDIMEncoder
 from objectives import losses
-from objectives.base import (
-    Downstream,
-    FineTuning,
-    Objective,
-    Output,
-    Published,
-    Recipe,
-    ShardSettings,
-    check_choices,
-)
+from objectives.base import Downstream, FineTuning, Objective, Output, Recipe, ShardSettings
 from pipelines.eval_clips import EvalLayout
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import InputError, above, at_least
-
-_VDIM = "R(2+1)D of 17.3 M, RGB 128²"
-# fmt: off
-_PUBLISHED = (
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, best of an ablation on the test part, split 1", 74.1, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, mean of the ablation with jitter, split 1", 69.0, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, UCF101, mean of it with downsampling and difference, split 1", 71.1, "Table 2"),
-    Published("finetune", "UCF101", f"{_VDIM}, K600, three splits", 79.7, "Table 3"),
-    Published("finetune", "HMDB51", f"{_VDIM}, K600, three splits", 49.2, "Table 3"),
-)
-# fmt: on
 
 FRAMES, SIZE, LOCAL_1, LOCAL_2, GLOBAL = 32, 128, 5, 6, 8
 
@@ -102,7 +82,6 @@ class VDIMConfig:
     """Optimizer steps of linear warm-up (AMDIM's code; the paper names none)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.backbone != "vdim":
             raise InputError(
                 f"--backbone {self.backbone}: VDIM contrasts features of patches of the clip, and only vdim, its own "
@@ -151,7 +130,6 @@ class VDIM(Objective):
     recipe = Recipe(steps=100_000, batch_size=15)  # section 4.3: 240 clips on 16 GPUs
     small_recipe = Recipe(steps=60, batch_size=32)
     shards = ShardSettings(short_side=192)  # random boxes of .3 of the picture are seldom smaller than 128²
-    published = _PUBLISHED
 
     def __init__(self, config: VDIMConfig) -> None:
         super().__init__(config)
@@ -202,9 +180,10 @@ class VDIM(Objective):
             raise InputError("--batch-size 1: VDIM contrasts the videos of a batch; give 2 or more")
         features = self.encoder(views_BVCTHW.flatten(0, 1), self.layers)
         by_view = {layer: f.unflatten(0, (B, V)) for layer, f in features.items()}
-        antecedents = {j: _locations(self.phi[str(j)](by_view[j][:, 0])) for j, _ in self.config.pairs}
-        consequents = {k: _locations(self._consequent(k, by_view[k])) for _, k in self.config.pairs}
-        return self._contrast(antecedents, consequents)
+        antecedents = {j: self.phi[str(j)](by_view[j][:, 0]) for j, _ in self.config.pairs}
+        consequents = {k: self._consequent(k, by_view[k]) for _, k in self.config.pairs}
+        of_locations = ({j: f.flatten(2).mT for j, f in one.items()} for one in (antecedents, consequents))
+        return self._contrast(*of_locations)
 
     def _consequent(self, layer: int, f_BVDthw: Tensor) -> Tensor:
         """φ of the second view's features, or of their change from its first half to its second."""
@@ -272,8 +251,3 @@ class VDIM(Objective):
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam, 2e-4 (section 4)."""
         return torch.optim.Adam(self.parameters(), lr=self.config.lr)
-
-
-def _locations(f_BDthw: Tensor) -> Tensor:
-    """(B, D, t, h, w) → (B, N, D), N = t·h·w."""
-    return f_BDthw.flatten(2).transpose(1, 2)

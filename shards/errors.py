@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -52,7 +53,7 @@ def one_line(advice: str = "", place: Path | None = None, system: int = 1) -> It
 
 
 def command_line(kind: type[Command], **options: Any) -> Command:
-    """What tyro.cli makes of the command line; an InputError of `kind` itself is raised here, not printed in a frame."""
+    """What tyro.cli makes of the command line; raises InputError, in one line, where tyro would end the process with several."""
     import tyro  # here, since workers need no command line
 
     complaint = io.StringIO()
@@ -60,13 +61,15 @@ def command_line(kind: type[Command], **options: Any) -> Command:
         with redirect_stderr(complaint):
             return tyro.cli(kind, **options)
     except SystemExit as end:
-        under = end.__context__
-        while under:
-            if isinstance(under, InputError):
-                raise under from None
-            under = under.__context__
-        sys.stderr.write(complaint.getvalue())
-        raise
+        if not end.code:  # --help
+            raise
+        cause = end.__context__
+        while cause and not isinstance(cause, InputError):
+            cause = cause.__context__
+        if cause:
+            raise cause from None
+        said = [re.sub(r"[│╭╮╰╯─]", "", line).strip() for line in complaint.getvalue().splitlines()[1:]]
+        raise InputError(" ".join(filter(None, said)).split(" For full helptext")[0]) from None
 
 
 def require(settings: object, *rules: tuple[str, bool, str]) -> None:

@@ -14,6 +14,7 @@ has to be laid out and normalised.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,13 +30,13 @@ from objectives import checkpoint, formats
 from shards import InputError, one_line
 from training.log import read_metrics
 
-SUFFIXES = {
-    "torchvision": "-torchvision.safetensors",
-    "timm": "-timm.safetensors",
-    "onnx": ".onnx",
-    "torch-export": ".pt2",
-    "hf": "-hf",
-    "authors": ".pth.tar",
+FORMATS: dict[str, tuple[Callable[..., str], str]] = {  # what writes it, and what its name ends with
+    "torchvision": (formats.torchvision, "-torchvision.safetensors"),
+    "timm": (formats.timm, "-timm.safetensors"),
+    "onnx": (formats.onnx, ".onnx"),
+    "torch-export": (formats.torch_export, ".pt2"),
+    "hf": (formats.huggingface, "-hf"),
+    "authors": (formats.authors, ".pth.tar"),
 }
 
 
@@ -58,20 +59,19 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     run = arguments.run
     objective = objectives.load(run)
-    out = arguments.out or run.with_name(run.name + SUFFIXES[arguments.to])
+    write, suffix = FORMATS[arguments.to]
+    out = arguments.out or run.with_name(run.name + suffix)
     if out.exists():
         raise InputError(f"--out {out} is there already: name another")
     step = checkpoint.step_of(run)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if arguments.to == "hf":
-            said = formats.huggingface(
-                objective, out, step, licence=arguments.licence,
-                trained=_trained(run, step), results=_results(arguments.results),
-            )  # fmt: skip
-        else:
-            function = {"torch-export": "torch_export"}.get(arguments.to, arguments.to)
-            said = getattr(formats, function)(objective, out, step)
+        card = {
+            "licence": arguments.licence,
+            "trained": _trained(run, step),
+            "results": _results(arguments.results),
+        }
+        said = write(objective, out, step, **(card if arguments.to == "hf" else {}))
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror or error}; choose another place") from error
     print(f"{out}: {said}")

@@ -22,7 +22,6 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from objectives import checkpoint
 from objectives.blocks import with_running_statistics
-from objectives.checkpoint import metadata
 from objectives.families import FAMILIES, family
 from objectives.formats import read_file
 from pipelines.loader import Loader
@@ -83,10 +82,8 @@ def main(arguments: Arguments) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     origin = {"imported": kind.name, "file": arguments.file.name, "sha256": digest, "facts": facts}
     try:
-        aside = checkpoint.begin(arguments.out)
-        checkpoint.save_config(aside, objective, origin)
-        checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective))
-        checkpoint.commit(aside, arguments.out)
+        with checkpoint.written(arguments.out, objective, origin):
+            pass
     except OSError as error:
         raise InputError(f"--out {arguments.out}: {error.strerror}; choose another folder") from error
     paper = asdict(type(objective.config)())

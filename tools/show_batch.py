@@ -24,7 +24,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
-from objectives.base import Recipe
 from objectives.command import data_once, parse
 from pipelines.backends import BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
@@ -83,10 +82,6 @@ class Settings:
         at_least(self, 1, "batch_size", "threads")
         if self.batch < 0 or self.fps <= 0:
             raise InputError("--batch must be at least 0, --fps above 0")
-
-    @classmethod
-    def for_recipe(cls, _: Recipe, **fields: Any) -> "Settings":
-        return cls(**fields)
 
 
 def main(argv: list[str]) -> None:

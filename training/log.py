@@ -8,6 +8,7 @@ import errno
 import importlib
 import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -96,8 +98,7 @@ class Log:
     ) -> None:
         self._output = output
         self._file: IO[str] | None = None
-        self._trackers: list[GeneralTracker] = []
-        self._sent: dict[str, int] = {}  # tracker → the last step that it got
+        self._trackers: dict[GeneralTracker, float] = {}  # each with the last step that it got
         path = output / "metrics.jsonl"
         try:
             lines = read_metrics(path)
@@ -108,11 +109,9 @@ class Log:
                     temporary.write_text(text)
             self._file = path.open("a")
             for tracker, known in open_trackers(trackers, output, flags or {}, step):
-                self._trackers.append(tracker)
                 begins_over = not known or tracker.name == "tensorboard"  # it drops later steps itself
-                sent = 0 if begins_over else max((one["step"] for one in lines), default=0)
-                self._sent[tracker.name] = int(sent)
-                for line in kept if not known else []:
+                self._trackers[tracker] = 0 if begins_over else max((one["step"] for one in lines), default=0)
+                for line in [] if known else kept:
                     self._tell(tracker, line)
         except OSError as error:
             self.close()
@@ -131,7 +130,7 @@ class Log:
 
     def _tell(self, tracker: GeneralTracker, line: dict[str, float]) -> None:
         step = int(line["step"])
-        if step <= self._sent[tracker.name]:
+        if step <= self._trackers.get(tracker, math.inf):
             return
         try:
             tracker.log({name: value for name, value in line.items() if name != "step"}, step=step)
@@ -143,15 +142,15 @@ class Log:
                 tracker.name,
                 one_line_of(error),
             )
-            self._trackers.remove(tracker)
+            del self._trackers[tracker]
 
     def close(self) -> None:
-        try:
+        with suppress(
+            OSError
+        ):  # a full disk was reported by write; a failed close has closed the file as well
             if self._file:
                 self._file.close()
-        except OSError:  # a full disk was reported by write; a failed close has closed the file as well
-            pass
-        trackers, self._trackers = self._trackers, []
+        trackers, self._trackers = self._trackers, {}
         for tracker in trackers:
             try:
                 tracker.finish()
@@ -244,16 +243,15 @@ def open_trackers(
     Raises InputError where a tracker cannot start, OSError where nothing can be written.
     """
     path = output / IDS
-    ids: dict[str, str] = {}
-    if path.exists():
-        ids = dict(read_json(path, Each(TEXT, TEXT), "remove it: the trackers begin new runs"))
+    broken = "remove it: the trackers begin new runs"
+    ids = dict(read_json(path, Each(TEXT, TEXT), broken)) if path.exists() else {}
     opened: list[tuple[GeneralTracker, bool]] = []
     for name in [name for name in names if name != "none"]:
-        known = name in ids
-        opened.append((_open(name, output, ids.get(name), step), known))
+        tracker, known = _open(name, output, ids.get(name), step), name in ids
         if not known:
-            opened[-1][0].store_init_configuration(flags)
-            ids[name] = _ID_OF.get(name, lambda run: "")(opened[-1][0].tracker)
+            tracker.store_init_configuration(flags)
+            ids[name] = _ID_OF.get(name, lambda run: "")(tracker.tracker)
+        opened.append((tracker, known))
     if ids:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(ids, indent=1) + "\n")

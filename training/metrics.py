@@ -4,13 +4,12 @@ Meter: the loop's metrics and its waits between two log lines. Phases: what a st
 Evaluator: what looks at the network now and then; Validation validates and lowers the learning rate.
 """
 
-import gzip
 import shutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +20,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from objectives import Objective
-from objectives.base import Plateau
-from pipelines.loader import Loader, to_device
+from pipelines.loader import to_device
 from pipelines.sampler import TrainSampler
 from pipelines.views import eval_view
 from shards import InputError
@@ -39,7 +37,7 @@ LATE = 1e-3  # seconds of waiting that make a batch a late one
 
 
 class Meter:
-    """Sums over some optimizer steps; begins when it is made.
+    """Sums over some optimizer steps, counted in `steps`; begins when it is made.
 
     device: of the model. On a GPU, waiting is what the GPU stands still for: the thread that feeds it runs ahead.
     """
@@ -75,10 +73,6 @@ class Meter:
             value = value.detach().float()
             pair = value if value.ndim else torch.stack([value, torch.ones_like(value)])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
-    def step(self) -> None:
-        """An optimizer step is done."""
-        self.steps += 1
 
     def sums(self, device: torch.device) -> Tensor:
         """(metrics, 2): of each the sum, and what to divide it by. Sums of processes may be added."""
@@ -142,13 +136,10 @@ class Phases:
     @contextmanager
     def __call__(self, name: str, step: int | None = None) -> Iterator[None]:
         self.notice(name, step)
-        if self._profile is None:
-            yield
-            return
-        with ExitStack() as ranges:
-            ranges.enter_context(record_function(name))
-            if self._nvtx:
-                ranges.enter_context(torch.cuda.nvtx.range(name))
+        with (
+            record_function(name) if self._profile else nullcontext(),
+            torch.cuda.nvtx.range(name) if self._profile and self._nvtx else nullcontext(),
+        ):
             yield
 
     def step(self) -> None:
@@ -165,16 +156,15 @@ class Phases:
 
     def _export(self, found: profile) -> None:
         with writing(self._path), tempfile.TemporaryDirectory() as folder, atomic_write(self._path) as out:
-            found.export_chrome_trace(f"{folder}/trace.json")
-            with open(f"{folder}/trace.json", "rb") as trace, gzip.open(out, "wb") as packed:
-                shutil.copyfileobj(trace, packed)
+            found.export_chrome_trace(f"{folder}/trace.json.gz")
+            shutil.copyfile(f"{folder}/trace.json.gz", out)
 
 
 class Evaluator(ABC):
     """What looks at the network every `every` steps of a Trainer, and must not change how it trains.
 
     name: of its state in a checkpoint. shape: of that state, as shards.documents has it. every: steps from one look to
-    the next, 0 for none. last: step of the last look. factor: on the learning rate.
+    the next. last: step of the last look. factor: on the learning rate.
     enough: training may end before its last step. notice: to be called with a name
     now and then in `run`, so that a long look is not taken for a process that hangs.
     All methods are called in all processes together, with the same steps.
@@ -182,7 +172,7 @@ class Evaluator(ABC):
 
     name: ClassVar[str]
     shape: ClassVar[dict[str, Any]] = {"last": whole(0)}
-    every = 0
+    every = 1
     last = 0
     factor = 1.0
     enough: bool = False
@@ -195,7 +185,7 @@ class Evaluator(ABC):
         """Look at the network after `step` steps. Returns values for the next line of metrics.jsonl."""
 
     def due(self, step: int) -> bool:
-        return bool(self.every) and step > self.last and step % self.every == 0
+        return step > self.last and step % self.every == 0
 
     def begin(self, stage: int) -> None:  # noqa: B027 (few have a state that depends on it)
         """The objective's curriculum is in this stage; called before each step."""
@@ -211,16 +201,17 @@ class Evaluator(ABC):
 
 
 class Decay:
-    """A Plateau rule and where it stands. factor: on the learning rate, now. The rule starts again with each stage."""
+    """The learning rate falls to a tenth after `patience` validations in a row without a new lowest loss, once in a stage
+    of the curriculum. patience: 0 for never. factor: on the learning rate, now."""
 
-    def __init__(self, rule: Plateau | None) -> None:
-        self.rule, self.stage = rule, 0
+    def __init__(self, patience: int) -> None:
+        self.patience, self.stage = patience, 0
         self.lowest: float | None = None
         self.waited = self.falls = 0
 
     @property
     def factor(self) -> float:
-        return self.rule.factor**self.falls if self.rule else 1.0
+        return 0.1**self.falls
 
     def begin(self, stage: int) -> None:
         """The objective is in this stage of its curriculum."""
@@ -233,8 +224,8 @@ class Decay:
             self.lowest, self.waited = loss, 0
             return
         self.waited += 1
-        if self.rule and self.waited >= self.rule.patience and self.falls < self.rule.times:
-            self.falls, self.waited = self.falls + 1, 0
+        if not self.falls and 0 < self.patience <= self.waited:
+            self.falls, self.waited = 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("stage", "lowest", "waited", "falls")}
@@ -262,20 +253,11 @@ class Validation(Evaluator):
     }
 
     def __init__(
-        self,
-        settings: Settings,
-        run: Run,
-        accelerator: Accelerator,
-        objective: Objective,
-        speed: Speed,
+        self, settings: Settings, run: Run, accelerator: Accelerator, objective: Objective, speed: Speed
     ) -> None:
         super().__init__()
         self.settings, self.accelerator, self.objective = settings, accelerator, objective
-        self.decay = Decay(objective.plateau())
-        self.loader: Loader | None = None
-        if settings.val_split is None:
-            return
-        self.every = settings.val_every
+        self.decay, self.every = Decay(objective.plateau()), settings.val_every
         world = accelerator.num_processes
         batch_size = min(settings.batch_size, len(run.val_rows) // world)
         if batch_size == 0:
@@ -292,7 +274,7 @@ class Validation(Evaluator):
             rank=accelerator.process_index,
             world=world,
         )
-        self.loader = speed.loader(run.dataset, sampler, accelerator.device, most_ahead=1, quarantine=True)
+        self.loader = speed.loader(run.dataset, sampler, accelerator.device, quarantine=True)
 
     @property
     def factor(self) -> float:  # type: ignore[override]
@@ -303,7 +285,6 @@ class Validation(Evaluator):
 
     def run(self, step: int) -> dict[str, float]:
         """Means over the split of loss and metrics, "val_…", after `step` steps; all processes call it together."""
-        assert self.loader is not None
         self.loader.load_state_dict({"samples": 0})
         broadcast(list(self.objective.buffers()))  # all validate the model that is saved: the main process's
         meter = Meter()
@@ -311,22 +292,17 @@ class Validation(Evaluator):
         with torch.no_grad():
             for _ in range(self.batches):
                 self.notice(self.name)
-                given = to_device(
-                    self._next_batch(), self.accelerator.device, channels_last=self.settings.channels_last
-                )
-                out = self.objective(given)
+                try:
+                    batch = next(self.loader)
+                except InputError as error:
+                    raise OwnError(str(error)) from error
+                device, channels_last = self.accelerator.device, self.settings.channels_last
+                out = self.objective(to_device(batch, device, channels_last=channels_last))
                 meter.add({"loss": out.loss, **out.metrics})
         self.objective.train()
         metrics = meter.means(self.accelerator.reduce(meter.sums(self.accelerator.device), "sum"))
         self.decay.judge(metrics["loss"])
         return {"val_step": step} | {f"val_{name}": value for name, value in metrics.items()}
-
-    def _next_batch(self) -> dict[str, Any]:
-        assert self.loader is not None
-        try:
-            return next(self.loader)
-        except InputError as error:
-            raise OwnError(str(error)) from error
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"decay": self.decay.state_dict()}
@@ -336,5 +312,4 @@ class Validation(Evaluator):
         self.decay.load_state_dict(state["decay"])
 
     def close(self) -> None:
-        if self.loader:
-            self.loader.close()
+        self.loader.close()

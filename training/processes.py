@@ -237,9 +237,7 @@ class Watch:
                     self._conclude([0], "process 0, which all others are connected with, is gone")
                 return
             if verdict:
-                lost, said = json.loads(verdict)
-                self._conclude(lost, said)
-                return
+                return self._conclude(*json.loads(verdict))
             now = self._looked = time.monotonic()
             for rank, beat in zip(watched, found, strict=True):
                 if beats.get(rank) != beat:

@@ -29,20 +29,9 @@ from training.state import read_rows
 
 log = logging.getLogger(__name__)
 _TURNS = itertools.count()
-_FIXED = (
-    *(
-        "seed",
-        "accumulate",
-        "clip_norm",
-        "min_frames",
-        "val_split",
-        "val_every",
-        "val_passes",
-        "sync_bn",
-        "ema",
-    ),
-    "clips_per_decode",
-)  # settings that must not change when a run is resumed
+# settings that must not change when a run is resumed
+_FIXED = ("seed", "accumulate", "clip_norm", "min_frames", "val_split", "val_every", "val_passes", "sync_bn", "ema",
+          "clips_per_decode")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,17 +177,13 @@ def init_from(objective: objectives.Objective, directory: Path) -> None:
     earlier = objectives.load(directory)
     whole = earlier.name == objective.name
     to, of = (objective, earlier) if whole else (objective.encoder, earlier.encoder)
-    ours, theirs = to.state_dict(), of.state_dict()
-    if wrong := [
-        key
-        for key in ours | theirs
-        if key not in ours or key not in theirs or ours[key].shape != theirs[key].shape
-    ]:
+    ours, theirs = ({key: value.shape for key, value in one.state_dict().items()} for one in (to, of))
+    if wrong := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
         raise InputError(
             f"--init-from {directory}: the {earlier.name} there has another {'network' if whole else 'encoder'} "
             f"({len(wrong)} tensors, {wrong[0]} first): give its flags"
         )
-    to.load_state_dict(theirs)
+    to.load_state_dict(of.state_dict())
     if not whole:
         log.warning(
             "--init-from %s: the encoder of %s; the rest of %s has fresh weights",
@@ -234,10 +219,7 @@ def init_remark(objective: objectives.Objective, directory: Path, run: Run) -> s
 def rate_and_side(dataset: Dataset) -> dict[str, float]:
     """Medians of a data set's videos: fps, frames a second, and short_side, pixels; a run's config.json has those of its own."""
     sides = np.minimum(dataset.column("width"), dataset.column("height"))
-    return {
-        "fps": round(float(np.median(dataset.column("fps"))), 3),
-        "short_side": float(np.median(sides)),
-    }
+    return {"fps": round(float(np.median(dataset.column("fps"))), 3), "short_side": float(np.median(sides))}
 
 
 def data_remarks(
@@ -251,7 +233,7 @@ def data_remarks(
     """
     suits, now, lines = objective.shards, rate_and_side(dataset), []
     stride = getattr(objective.config, suits.stride) if suits.stride else None
-    fps = trained.get("fps") or (suits.rate * stride if suits.rate and stride else None)
+    fps = trained.get("fps") or (suits.fps * stride if suits.fps and stride else None)
     if fps and max(fps / now["fps"], now["fps"] / fps) >= APART:
         fitting = (
             f", or train with --{suits.stride} {max(1, round(stride * now['fps'] / fps))}" if stride else ""

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import yaml
 
 from objectives import checkpoint
-from objectives.base import Recipe
 from pipelines.backends import Device
 from shards import InputError, at_least
 from shards.documents import TEXT, AnyOf, Each, Is, one_line_of, problem, read_bytes
@@ -122,18 +121,8 @@ class Settings:
     which need no start and no memory of their own. auto takes processes where there are four cores or more."""
 
     def __post_init__(self) -> None:
-        at_least(
-            self,
-            1,
-            "steps",
-            "batch_size",
-            "accumulate",
-            "val_every",
-            "val_passes",
-            "checkpoint_every",
-            "keep",
-        )
-        at_least(self, 1, "log_every", "clips_per_decode", "hang_s")
+        at_least(self, 1, "steps", "batch_size", "accumulate", "val_every", "val_passes", "checkpoint_every")
+        at_least(self, 1, "keep", "log_every", "clips_per_decode", "hang_s")
         at_least(self, 0, "clip_norm", "knn_every", "profile")
         if self.threads is not None:
             at_least(self, 1, "threads")
@@ -153,10 +142,6 @@ class Settings:
         """The split that is trained on: of the demo set "train" by default, else everything."""
         return self.split or ("train" if self.data is None else None)
 
-    @classmethod
-    def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
-        return cls(steps=recipe.steps, batch_size=recipe.batch_size, **fields)
-
 
 def with_own_flags(argv: list[str]) -> list[str]:
     """argv with the flags of --config, and of the run that --resume names, in front.
@@ -172,10 +157,8 @@ def with_own_flags(argv: list[str]) -> list[str]:
     for flag in ("--resume", "--config", "--output", "--objective", "--batch-size"):
         early.add_argument(flag)
     known = early.parse_known_args(argv)[0]
-    own: list[str] = []
-    if known.config:
-        own = as_argv(_read(Path(known.config)))
-        known = early.parse_known_args([*own, *argv])[0]
+    own = as_argv(_read(Path(known.config))) if known.config else []
+    known = early.parse_known_args([*own, *argv])[0]
     if not known.resume:
         return [*own, *argv]
     if known.resume != NEWEST:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,12 +43,10 @@ _TUNED_SHAPE = Each(str, Each(str, _TUNED_ENTRY))
 class Speed:
     """How this process's loaders work.
 
-    backend: see pipelines.backends. threads: that read and decode. prefetch: batches made ahead. origin: a line that
-    says where each is from.
+    backend: see pipelines.backends. prefetch: batches made ahead. origin: a line that says where each is from.
     """
 
     backend: BackendSettings
-    threads: int
     prefetch: int
     origin: str = ""
 
@@ -58,18 +56,17 @@ class Speed:
         sampler: Sampler,
         device: torch.device,
         *,
-        most_ahead: int | None = None,
         quarantine: bool = False,
-        cached: bool = False,
+        training: bool = False,
     ) -> Loader:
-        """A loader; to be closed. most_ahead: batches made ahead, at most. cached: with the cache that was asked for."""
+        """A loader; to be closed. training: it works all the time, and with the cache that was asked for."""
         return Loader(
             dataset,
             sampler,
             # what runs now and then keeps no videos, and no processes that would lie idle
-            self.backend if cached else replace(self.backend, cache=None, processes=0),
-            threads=self.threads,
-            prefetch=self.prefetch if most_ahead is None else min(self.prefetch, most_ahead),
+            self.backend if training else replace(self.backend, cache=None, processes=0),
+            threads=self.backend.threads,
+            prefetch=self.prefetch if training else min(self.prefetch, 1),
             device=device,
             quarantine=quarantine,
         )
@@ -81,17 +78,15 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     What is given counts, then what --autotune found for this machine and spec, then a default; threads are divided
     among the processes of this machine. Raises InputError for a device that cannot be had.
     """
-    found = find_tuned(settings.objective, spec)
+    found = find_tuned(settings.objective, spec) or {}
     if found and not (settings.device in ("auto", found["device"]) and found["device"] in available(dataset)):
-        found = None
-    name = choose_backend(found["device"] if found else settings.device, dataset, share(cores()))
-    prefetch = settings.prefetch
-    if prefetch is None:
-        prefetch = found["prefetch"] if found else _PREFETCH
-    threads = settings.threads or share(found["threads"] if found else cores())
+        found = {}
+    name = choose_backend(found.get("device", settings.device), dataset, share(cores()))
+    prefetch = found.get("prefetch", _PREFETCH) if settings.prefetch is None else settings.prefetch
+    threads = settings.threads or share(found.get("threads", cores()))
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
-        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share", 0.0) if found else 0.0)
+        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",
@@ -107,7 +102,7 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         cache=settings.cache,
         cache_gib=settings.cache_gib,
     )
-    return Speed(backend, threads, prefetch, f"loader: {flags}")
+    return Speed(backend, prefetch, f"loader: {flags}")
 
 
 def decode_processes(name: str, threads: int, asked: str = "auto", cpu_share: float = 0.0) -> int:
@@ -146,7 +141,7 @@ def advice(settings: Settings, speed: Speed, run: Run, spec: ViewSpec, late: flo
     if late < 0.5 or not speed.prefetch:
         found.append(f"--prefetch {2 * speed.prefetch or _PREFETCH}")
     others = [name for name in available(run.dataset) if name != speed.backend.name]
-    found += kind.advice(replace(speed.backend, threads=speed.threads), share(cores()), others)
+    found += kind.advice(speed.backend, share(cores()), others)
     gib = _decoded_gib(run)
     if settings.cache is None and gib < _room("host"):
         where = next(cache for cache in reversed(kind.caches) if gib < _room(cache))
@@ -196,16 +191,6 @@ def _processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-class Tuned(TypedDict):
-    """device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples
-    that the CPU should decode while NVDEC decodes the others, by the rates of both."""
-
-    device: str
-    threads: int
-    prefetch: int
-    cpu_share: NotRequired[float]
-
-
 @cache
 def machine() -> str:
     """What a finding holds for: the processor, the cores this process may use, and the GPU.
@@ -218,28 +203,27 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores, {gpu}"
 
 
-def find_tuned(objective: str, spec: ViewSpec) -> Tuned | None:
+def find_tuned(objective: str, spec: ViewSpec) -> dict[str, Any] | None:
     """What was found on a machine like this for the objective's spec; None where nothing was.
 
+    device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples that
+    the CPU should decode while NVDEC decodes the others, by the rates of both; and how it was measured.
     Raises InputError where the file is not one that `note_tuned` wrote.
     """
-    found = _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
-    if not found:
-        return None
-    return {name: found[name] for name in Tuned.__annotations__ if found.get(name) is not None}  # type: ignore[return-value]
+    return _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
 
 
-def note_tuned(objective: str, spec: ViewSpec, tuned: Tuned, **measured: Any) -> Path:
+def note_tuned(objective: str, spec: ViewSpec, found: dict[str, Any]) -> Path:
     """Note a finding, in place of an earlier one for the same machine and spec; returns the file.
 
-    measured: how it was found (data, clips_per_s …). Raises InputError as `find_tuned` does.
+    found: as `find_tuned` has it. Raises InputError as `find_tuned` does.
     """
     path = cache_folder() / TUNED
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{TUNED}.lock")):
-        found = _read_tuned()
-        found.setdefault(machine(), {})[_tuned_name(objective, spec)] = tuned | measured
-        write_json(path, found)
+        notes = _read_tuned()
+        notes.setdefault(machine(), {})[_tuned_name(objective, spec)] = found
+        write_json(path, notes)
     return path
 
 

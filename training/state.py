@@ -10,7 +10,6 @@ so the step is their whole state, in any number of processes.
 
 import copy
 import json
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +20,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from objectives import Objective, checkpoint
-from objectives.checkpoint import metadata
 from shards import InputError
 from shards.documents import AnyOf, Is, number, one_line_of, problem, read_bytes, read_json, whole
 
 OPTIMIZER, STATE, ROWS = "optimizer.safetensors", "state.json", "rows.txt"
 NOT_WHOLE = "remove this checkpoint, and --resume goes on with the one before"
-PROGRESS = {
-    "step": whole(0, 2**40),
-    "loader": {"samples": whole(0, 2**50)},
-    "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
-}
 _SCALER = {
     "scale": number(0),
     "growth_factor": number(1),
@@ -41,7 +35,10 @@ _SCALER = {
     "growth_interval": whole(1),
     "_growth_tracker": whole(0),
 }
-_STATE = PROGRESS | {
+_STATE = {
+    "step": whole(0, 2**40),
+    "loader": {"samples": whole(0, 2**50)},
+    "optimizer": {"param_groups": [{"params": [whole(0)]}], "scalars": dict},
     "scaler?": AnyOf(Is("empty", lambda value: value == {}), _SCALER),
 }
 
@@ -67,23 +64,18 @@ class State:
         settings: what must not change on resuming. progress: step and the loader's state. keys: of the run's
         videos. Raises InputError where the disk is full or cannot be written to; what was there is untouched.
         """
+        step = progress["step"]
         try:
-            partial = checkpoint.begin(path)
-            try:
-                checkpoint.save_config(partial, self.objective, settings)
-                facts = metadata(self.objective, progress["step"])
-                checkpoint.save_weights(partial / checkpoint.WEIGHTS, self.objective, facts)
+            with checkpoint.written(path, self.objective, settings, step) as folder:
                 if self.average:
-                    checkpoint.save_weights(partial / checkpoint.AVERAGE, self.average, facts)
+                    facts = checkpoint.metadata(self.objective, step)
+                    checkpoint.save_weights(folder / checkpoint.AVERAGE, self.average, facts)
                 rest = {
-                    "optimizer": save_optimizer(partial / OPTIMIZER, self.optimizer),
+                    "optimizer": save_optimizer(folder / OPTIMIZER, self.optimizer),
                     "scaler": self.scaler.state_dict() if self.scaler else None,
                 }
-                (partial / STATE).write_text(json.dumps(progress | rest))
-                (partial / ROWS).write_text("\n".join(keys) + "\n")
-                checkpoint.commit(partial, path)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                (folder / STATE).write_text(json.dumps(progress | rest))
+                (folder / ROWS).write_text("\n".join(keys) + "\n")
         except (OSError, SafetensorError) as error:
             before = last_whole(path.parents[1])
             raise InputError(
@@ -165,14 +157,16 @@ def read_rows(checkpoint: Path) -> list[str]:
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Put back what save_optimizer wrote and returned; raises InputError where it does not fit."""
     what = "this run's optimizer state"
-    tensors = checkpoint.read_tensors(path, what)
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in (checkpoint.read_tensors(path, what) | saved["scalars"]).items():
+        number, _, name = key.partition(".")
+        state.setdefault(number, {})[name] = value
     try:
-        state = _entries(tensors | saved["scalars"])
-        ours = optimizer.state_dict()["param_groups"]
-        if not _alike(saved["param_groups"], ours):
+        if not _alike(saved["param_groups"], optimizer.state_dict()["param_groups"]):
             raise ValueError(f"{STATE} has other groups of parameters, or other options of them")
         _check_entries(state, optimizer)
-        optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+        numbered = {int(number): entries for number, entries in state.items()}
+        optimizer.load_state_dict({"state": numbered, "param_groups": saved["param_groups"]})
     except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} does not hold {what}: {one_line_of(error)}") from error
     for parameter, entries in optimizer.state.items():
@@ -182,45 +176,26 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, saved: dict[str
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _entries(flat: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Parameter number → its entries, of "<parameter number>.<name>"."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in flat.items():
-        index, _, name = key.partition(".")
-        if not (index.isascii() and index.isdecimal() and name and len(index) < 10):
-            raise ValueError(f"{ascii(key)[:100]} is no entry of a parameter")
-        state.setdefault(int(index), {})[name] = value
-    return state
-
-
-def _check_entries(state: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+def _check_entries(state: dict[str, dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError unless each parameter that was stepped has what a step of this optimizer leaves, and no more."""
-    groups = [(group, _after_a_step(optimizer, group)) for group in optimizer.param_groups]
-    parameters = [(one, left) for group, left in groups for one in group["params"]]
+    groups = [(group["params"], _after_a_step(optimizer, group)) for group in optimizer.param_groups]
+    parameters = [(one, left) for params, left in groups for one in params]
+    known = {str(number): place for number, place in enumerate(parameters)}
     for index, entries in state.items():
-        if index >= len(parameters):
-            raise ValueError(f"{index} is the number of no parameter")
-        parameter, left = parameters[index]
-        if odd := entries.keys() ^ left.keys():
-            raise ValueError(
-                f"parameter {index}: {ascii(min(odd))[:100]} is missing, or not this optimizer's"
-            )
-        for name, value in left.items():
-            _check_entry(f"{name} of parameter {index}", entries[name], value, parameter)
+        if index not in known:
+            raise ValueError(f"{index!a:.100} is the number of no parameter")
+        parameter, left = known[index]
+        found = {name: _kind(value) for name, value in entries.items()}
+        expected = {name: _kind(value, parameter.shape) for name, value in left.items()}
+        if found != expected:
+            raise ValueError(f"parameter {index} has {found!a:.200}, not {expected}")
 
 
-def _check_entry(name: str, found: Any, like: Any, parameter: torch.Tensor) -> None:
-    if not isinstance(like, torch.Tensor):
-        if not _alike(found, like):
-            raise ValueError(f"{name} is a {type(found).__name__}, not a {type(like).__name__}")
-        return
-    if not isinstance(found, torch.Tensor):
-        raise ValueError(f"{name} is no tensor")
-    shape = parameter.shape if like.dim() else like.shape  # `like` is of a parameter with one number
-    if (found.shape, found.dtype) != (shape, like.dtype):
-        raise ValueError(f"{name} is {found.dtype} {tuple(found.shape)}, not {like.dtype} {tuple(shape)}")
-    if ("sq" in name or "step" in name) and (found < 0).any():
-        raise ValueError(f"{name} is negative: steps are counted, and squares summed")
+def _kind(value: Any, size: torch.Size | None = None) -> Any:
+    """Type of an entry of a parameter's state, and of a tensor its size; size: of the parameter in place of one number."""
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return str(value.dtype), tuple(size if size is not None and value.dim() else value.shape)
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
@@ -233,17 +208,12 @@ def _after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> di
     return dict(like.state[one])
 
 
-def _alike(saved: Any, ours: Any) -> bool:
-    """Whether JSON has the kinds of values, and as many, as what it is to replace; numbers are to be finite."""
-    if isinstance(ours, dict):
-        return (
-            isinstance(saved, dict)
-            and saved.keys() == ours.keys()
-            and (saved.get("params") == ours.get("params"))
-            and all(_alike(saved[name], value) for name, value in ours.items())
-        )
-    if isinstance(ours, list | tuple):
-        return isinstance(saved, list) and len(saved) == len(ours) and all(map(_alike, saved, ours))
-    if isinstance(ours, int | float) and not isinstance(ours, bool):
-        return not problem(saved, number(0))
-    return type(saved) is type(ours)
+def _alike(saved: list[dict[str, Any]], groups: list[dict[str, Any]]) -> bool:
+    """Whether JSON has an optimizer's groups of parameters, with options of the same kinds; numbers are to be finite."""
+    (found, layout), (ours, expected) = tree_flatten(saved), tree_flatten(json.loads(json.dumps(groups)))
+    if layout != expected or [one["params"] for one in saved] != [one["params"] for one in groups]:
+        return False
+    return not any(
+        problem(value, number(0)) if type(own) in (int, float) else type(value) is not type(own)
+        for value, own in zip(found, ours, strict=True)
+    )

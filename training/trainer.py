@@ -79,7 +79,7 @@ class Trainer:
             clips=settings.clips_per_decode,
         )
         self.loader = speed.loader(
-            run.dataset, chosen, accelerator.device, quarantine=sampler is None, cached=True
+            run.dataset, chosen, accelerator.device, quarantine=sampler is None, training=True
         )
         self.waiting = Waiting()
         self.phases = Phases(run.output, settings.profile if accelerator.is_main_process else 0)
@@ -132,7 +132,7 @@ class Trainer:
                     if self.waiting.judge(line["wait_share"], meter.steps):
                         log.warning("%s", self.word(line["wait_share"], meter.late()))
                     meter = Meter(device)
-                    on_main(lambda line=line: self._write(line))  # type: ignore[misc]
+                    on_main(lambda line=line: self.log.write(line))  # type: ignore[misc,union-attr]
                     bar.set_postfix_str(
                         f"{headline(line)}, {line['clips_per_s']:.1f} clips/s, waiting {line['wait_share']:.0%}"
                     )
@@ -156,10 +156,6 @@ class Trainer:
     def _open_log(self) -> None:
         flags = as_flags(self.settings) | asdict(self.state.objective.config)
         self.log = Log(self.run_.output, self.step, self.settings.tracker, flags)
-
-    def _write(self, line: dict[str, float]) -> None:
-        assert self.log is not None
-        self.log.write(line)
 
     def train_step(self, meter: Meter) -> None:
         """One optimizer step."""
@@ -194,7 +190,7 @@ class Trainer:
         if self.state.average:
             update_average(self.state.average, self.state.objective, self.settings.ema, first=self.step == 0)
         self.step += 1
-        meter.step()
+        meter.steps += 1
 
     def next_batch(self) -> dict[str, Any]:
         try:

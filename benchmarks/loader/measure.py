@@ -28,7 +28,6 @@ from benchmarks.loader.parts import (
 )
 from benchmarks.loader.rounds import Figures, Part, Source, dali_pool_gib, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
-from objectives.base import Recipe
 from pipelines.backends import choose_backend
 from shards import Dataset, InputError, at_least
 from training import speed
@@ -88,10 +87,6 @@ class Settings:
         at_least(self, 0, "prefetch")
         if self.workers and min(self.workers) < 0:
             raise InputError(f"--workers {min(self.workers)}: must be at least 0")
-
-    @classmethod
-    def for_recipe(cls, recipe: Recipe, **fields: Any) -> "Settings":
-        return cls(batch_size=recipe.batch_size, **fields)
 
 
 def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]:
@@ -252,12 +247,6 @@ def _autotuned(source: Source, options: Options, step: Step | None, settings: Se
     best, tried = autotune(source, options, step, settings.rounds, settings.batches)
     flags = ("device", "threads", "prefetch")  # and not cpu_share, which was not timed as such
     rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == best[k] for k in flags))
-    file = speed.note_tuned(
-        settings.objective,
-        source.spec,
-        best,
-        data=source.dataset.name,
-        clips_per_s=rate,
-        with_model=step is not None,
-    )
+    measured = {"data": source.dataset.name, "clips_per_s": rate, "with_model": step is not None}
+    file = speed.note_tuned(settings.objective, source.spec, best | measured)
     return {"tuned": best | {"file": str(file), "tried": tried}}

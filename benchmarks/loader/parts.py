@@ -263,7 +263,7 @@ def together(step: Step, source: Source, options: Options, batches: int) -> Part
                     with meter.waiting():
                         batch = next(loader)
                     step(batch)
-                    meter.step()
+                    meter.steps += 1
                 synchronise(options.device)
                 speed = meter.speed(source.batch_size)
             return speed | monitor.figures()

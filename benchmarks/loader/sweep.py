@@ -10,7 +10,6 @@ from benchmarks.loader.parts import Options, Step, loader_alone, together
 from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians
 from pipelines.backends import BACKENDS, SHARING, available, choose_backend
 from shards import InputError
-from training.speed import Tuned
 
 LEAST = {
     "threads": 1,
@@ -80,7 +79,7 @@ def _applied(flags: dict[str, Any], source: Source, options: Options) -> tuple[S
 
 def autotune(
     source: Source, options: Options, step: Step | None, rounds: int, batches: int
-) -> tuple[Tuned, list[Figures]]:
+) -> tuple[dict[str, Any], list[Figures]]:
     """The least that is as good as the best, and all that was tried.
 
     First backend and threads, then batches ahead; training on fresh batches decides, or without `step` the
@@ -134,5 +133,5 @@ def cpu_share(candidates: list[Options], timed: Callable[[list[Options]], list[F
     return round(on_cpu / (on_cpu + on_gpu), 2)
 
 
-def flags_of(options: Options) -> Tuned:
-    return Tuned(device=options.backend, threads=options.threads, prefetch=options.prefetch)
+def flags_of(options: Options) -> dict[str, Any]:
+    return {"device": options.backend, "threads": options.threads, "prefetch": options.prefetch}

@@ -25,10 +25,8 @@ def save(name: str, config: object, folder: Path) -> Path:
     torch.manual_seed(0)
     objective = objectives.get(name)(config)
     step = folder / "checkpoints" / "step-00000001"
-    aside = checkpoint.begin(step)
-    checkpoint.save_config(aside, objective, {})
-    checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective)
-    checkpoint.commit(aside, step)
+    with checkpoint.written(step, objective, {}):
+        pass
     return folder
 
 

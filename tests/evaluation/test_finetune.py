@@ -187,7 +187,8 @@ def test_flags_change_the_recipe_and_from_scratch_has_its_own(run, data, monkeyp
     context = replace(context, downstream=replace(context.downstream, finetuning=own))
     plain = Finetune(str(run), data=data)
     assert tuning_of(plain, context).pull == 1 and tuning_of(plain, context, scratch=True).lr == 7
-    assert replace(own, scratch=None).from_scratch.pull == 0
+    unlike = replace(context, downstream=replace(context.downstream, finetuning=replace(own, scratch=None)))
+    assert tuning_of(plain, unlike, scratch=True).pull == 0
     still = tuning_of(replace(plain, augment=False), context).spec
     assert still == eval_view(still)
     slow = tuning_of(replace(plain, downsample=3, colour="none"), context).spec

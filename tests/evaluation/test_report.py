@@ -1,6 +1,7 @@
 """The page as a browser sees it."""
 
 import base64
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+import objectives
 from shards import Dataset, InputError, demo
 from tests.browser import chromium
 
@@ -64,6 +66,18 @@ def test_a_page_of_its_own(page) -> None:
         assert wanted in text, wanted
     assert "60.6" not in text  # DPC published no linear probe: nothing to show beside it
     assert "The papers' own numbers" in text and "40.2" in text and "Table 3" in text  # MemDPC's retrieval
+
+
+def test_each_of_the_papers_numbers_has_a_method_and_a_place() -> None:
+    with Path("evaluation/published.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (
+        {row["method"] for row in rows}
+        == {"dpc", "memdpc", "pace", "tcp", "vdim"}
+        <= set(objectives.available())
+    )
+    assert all(0 < float(row["value"]) < 100 and row["where"].startswith("Table ") for row in rows)
+    assert len({tuple(row.values()) for row in rows}) == len(rows) and None not in rows[0]
 
 
 def test_a_browser_shows_it_without_complaint_on_a_phone_too(page, tmp_path) -> None:

@@ -136,7 +136,7 @@ def test_the_flag_builds_it_and_a_checkpoint_brings_it_back(flag: str, tmp_path:
             "for 3 channels, not 1 for 2; take one of c3d",
         ),
         (TCPConfig, {"backbone": "vdim"}, "no such backbone; choose one of c3d, r3d"),
-        (PaceConfig, {"backbone": "resnet18"}, "--backbone resnet18: a 2-D network"),
+        (PaceConfig, {"backbone": "resnet18"}, "--backbone resnet18: there is no such backbone"),
         (PaceConfig, {"backbone": "s3d", "frames": 4}, "--backbone s3d: clips of 4 frames of 224²"),
         (VDIMConfig, {"backbone": "r3d"}, "--backbone r3d: VDIM contrasts features of patches"),
     ],

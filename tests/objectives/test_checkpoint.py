@@ -28,10 +28,8 @@ def trained() -> VDIM:
 
 def write(run: Path, objective: VDIM, step: int) -> Path:
     directory = run / "checkpoints" / f"step-{step:08d}"
-    aside = checkpoint.begin(directory)
-    checkpoint.save_config(aside, objective, {"steps": step})
-    checkpoint.save_weights(aside / "model.safetensors", objective)
-    checkpoint.commit(aside, directory)
+    with checkpoint.written(directory, objective, {"steps": step}):
+        pass
     return directory
 
 
@@ -139,29 +137,29 @@ def test_half_a_checkpoint_is_never_found(trained: VDIM, tmp_path: Path) -> None
     run = tmp_path / "run"
     assert checkpoint.newest(run) is None
     directory = run / "checkpoints" / "step-00000400"
-    aside = checkpoint.begin(directory)
-    checkpoint.save_config(aside, trained, {})
-    checkpoint.save_weights(aside / "model.safetensors", trained)
-    assert aside.name.endswith(".part") and checkpoint.newest(run) is None
-    refused(run)
-    older = write(run, trained, 200)
-    assert checkpoint.newest(run) == older
-    checkpoint.commit(aside, directory)
+    with checkpoint.written(directory, trained, {}) as aside:
+        assert aside.name.endswith(".part") and checkpoint.newest(run) is None
+        refused(run)
+        older = write(run, trained, 200)
+        assert checkpoint.newest(run) == older
     assert checkpoint.newest(run) == directory
     assert not list((run / "checkpoints").glob("*.part")) and not aside.exists()
 
 
-def test_beginning_again_forgets_what_an_interrupted_run_left(tmp_path: Path) -> None:
+def test_beginning_again_forgets_what_an_interrupted_run_left(trained: VDIM, tmp_path: Path) -> None:
     directory = tmp_path / "checkpoints" / "step-00000001"
-    (checkpoint.begin(directory) / "left over").write_text("")
-    aside = checkpoint.begin(directory)
-    assert not list(aside.iterdir())
-    (aside / "new").write_text("2")
-    checkpoint.commit(aside, directory)
-    again = checkpoint.begin(directory)
-    (again / "newer").write_text("3")
-    checkpoint.commit(again, directory)
-    assert {path.name for path in directory.iterdir()} == {"newer", "files.json"}
+    left = directory.with_name(f".{directory.name}.part")
+    left.mkdir(parents=True)
+    (left / "left over").write_text("")
+    for name in ("new", "newer"):
+        with checkpoint.written(directory, trained, {}) as aside:
+            (aside / name).write_text("2")
+        assert {path.name for path in directory.iterdir()} == {
+            name,
+            "config.json",
+            "model.safetensors",
+            "files.json",
+        }
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "unlisted", "changed"])

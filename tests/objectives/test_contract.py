@@ -4,7 +4,7 @@ import gc
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import objectives
 from objectives.base import Objective, Output, ShardSettings, _check_contract, _named
+from objectives.checkpoint import config_shape
+from objectives.command import config_of
 from pipelines.views import ViewSpec
 from shards import InputError
+from shards.documents import problem
 from training.trainer import headline
 
 
@@ -55,10 +58,8 @@ def test_the_least_is_enough() -> None:
     objective = Least(Config())
     assert objective({"views": torch.ones(2, 2, 3, 2, 4, 4)}).metrics == {}
     assert [objective.learning_rate(step) for step in (0, 1, 3, 9)] == [0.25, 0.5, 1, 1]
-    assert objective.recipe.steps and objective.small_recipe.steps and objective.published == ()
-    assert (
-        objective.shards == ShardSettings() and objective.plateau() is None and objective.begin_step(3) == 0
-    )
+    assert objective.recipe.steps and objective.small_recipe.steps
+    assert objective.shards == ShardSettings() and objective.plateau() == 0 and objective.begin_step(3) == 0
     down = objective.downstream()  # a window has one first frame: of clips that start apart, it is one
     assert down.spec.views == down.finetuning.spec.views == 1 and not down.spec.starts_differ
     assert objective.represent(torch.ones(2, 1, 3, 2, 4, 4)).shape == (2, 1)
@@ -91,7 +92,7 @@ class Short:
         ({"Config": Loose}, "Config must be a frozen dataclass"),
         ({"Config": dict}, "Config must be a frozen dataclass"),
         ({"Config": Short}, "Config lacks the field warmup_steps"),
-        ({"shards": ShardSettings(rate=10.0, stride="hop")}, "Config lacks the field hop"),
+        ({"shards": ShardSettings(fps=10.0, stride="hop")}, "Config lacks the field hop"),
     ],
 )
 def test_what_a_config_lacks_is_said(changes: dict[str, Any], says: str) -> None:
@@ -124,6 +125,18 @@ def test_a_metric_that_cannot_be_logged_is_refused(metrics: dict[str, Tensor], s
         Output(torch.ones(()), metrics)
 
 
+@pytest.mark.parametrize("name", objectives.available())
+def test_a_choice_that_there_is_not_is_refused_on_the_command_line_and_in_a_checkpoint(name: str) -> None:
+    cls = objectives.get(name)
+    for field, kind in get_type_hints(cls.Config).items():
+        if get_origin(kind) is Literal:
+            flag = f"--{field.replace('_', '-')}"
+            with pytest.raises(InputError, match=f"{flag}|Error parsing") as caught:
+                config_of(cls, cls.Config(), [flag, "nothing"], "")
+            assert "\n" not in str(caught.value)
+            assert f"config.{field}" in problem({field: "nothing"}, config_shape(cls.Config), "config")
+
+
 def test_top1_and_chance_are_shown_where_they_exist() -> None:
     assert headline({"loss": 1.5}) == "loss 1.500"
     assert headline({"loss": 1.5, "variance": 2.0}) == "loss 1.500"
@@ -136,6 +149,5 @@ def test_top1_and_chance_are_shown_where_they_exist() -> None:
 def test_the_papers_methods_are_there() -> None:
     found = objectives.available()
     assert {"dpc", "memdpc", "pace", "tcp", "vdim"} <= set(found)
-    assert all(found[name].published for name in ("dpc", "memdpc", "pace", "tcp", "vdim"))
     with pytest.raises(InputError, match="--for nothing: there is no such objective; choose one of dpc"):
         objectives.get("nothing", "--for")

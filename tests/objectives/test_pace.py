@@ -228,7 +228,6 @@ def test_every_parameter_gets_a_gradient_or_the_flags_are_named(
         ({"lambda_ctr": 0.0}, "--lambda-ctr 0 with --contrast context: use --contrast none"),
         ({"lr": 0.0}, "--lr 0.0: must be above 0"),
         ({"momentum": -1.0}, "--momentum -1.0: must be at least 0"),
-        ({"contrast": "both"}, "--contrast both: choose one of context, pace, none"),
     ],
 )
 def test_senseless_flags_are_named(options: dict[str, Any], flag: str) -> None:

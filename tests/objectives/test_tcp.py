@@ -234,7 +234,8 @@ def test_a_labelled_clips_segments_share_its_crop_and_flip(modality: str) -> Non
 
 def test_from_scratch_is_its_own_recipe() -> None:
     """Section 4.2.4: one segment, batch 64, 50,000 iterations, .01 to .001, nothing to be pulled towards."""
-    tuning = TCP(TCPConfig(width=0.125, size=64)).downstream().finetuning.from_scratch
+    tuning = TCP(TCPConfig(width=0.125, size=64)).downstream().finetuning.scratch
+    assert tuning is not None
     assert (tuning.spec.views, tuning.batch_size, tuning.steps, tuning.pull) == (1, 64, 50_000, 0)
     assert tuning.decay_at == (15_000, 30_000) and 0.01 * tuning.decay_by**2 == pytest.approx(0.001)
 
@@ -269,7 +270,6 @@ def test_optimizer_is_the_papers_over_every_parameter() -> None:
     [
         ("--segments", {"segments": 1, "predict_steps": 1}),
         ("--frames", {"frames": 1}),
-        ("--context", {"context": "gru"}),
         ("--predict-steps", {"predict_steps": 0}),
         ("--predict-steps", {"predict_steps": 4}),
         ("--size", {"size": 16}),

@@ -253,8 +253,6 @@ def test_embed_of_a_view_knows_nothing_of_the_others() -> None:
         ("--warmup-steps", {"warmup_steps": -1}),
         ("--lr", {"lr": float("nan")}),
         ("--rotation", {"rotation": float("inf")}),
-        ("--negatives", {"negatives": "all"}),
-        ("--downsample", {"downsample": 4}),
         ("--antecedents, --consequents", {"antecedents": (5, 6), "consequents": (5, 6)}),
         ("--temporal-difference", {"antecedents": (5, 6), "reverse": False}),
     ],

@@ -44,10 +44,8 @@ def trained(folder: Path, method: str, **config: object) -> Objective:
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None:
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    aside = checkpoint.begin(folder)
-    checkpoint.save_config(aside, objective, {"data": "toy 0123", "seed": 3})
-    checkpoint.save_weights(aside / checkpoint.WEIGHTS, objective, metadata(objective, 40))
-    checkpoint.commit(aside, folder)
+    with checkpoint.written(folder, objective, {"data": "toy 0123", "seed": 3}, 40):
+        pass
     return objective.eval()
 
 

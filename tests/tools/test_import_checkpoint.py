@@ -181,7 +181,7 @@ class TheirMemDPC(nn.Module):
 
 def test_an_exported_memdpc_loads_completely_into_the_authors_network(tmp_path: Path) -> None:
     objective = MemDPC(MemDPCConfig(width=1 / 16, size=64, memory_size=K))
-    write_file(tmp_path / "ours.pth.tar", family("memdpc").tensors(objective), wrapped=True)
+    write_file(tmp_path / "ours.pth.tar", family("memdpc").tensors(objective))
     state = torch.load(tmp_path / "ours.pth.tar", weights_only=True)["state_dict"]
     theirs = TheirMemDPC(1 / 16)
     theirs.load_state_dict(state, strict=True)

@@ -10,7 +10,7 @@ from shards import InputError
 from training import speed
 
 SPEC = ViewSpec(offsets=((0, 1, 2), (3, 4, 5)), size=64)
-FOUND = speed.Tuned(device="cpu", threads=3, prefetch=4)
+FOUND = {"device": "cpu", "threads": 3, "prefetch": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_was_recorded_is_found_for_the_same_plan_alone() -> None:
     assert speed.find_tuned("dpc", SPEC) is None
-    speed.note_tuned("dpc", SPEC, FOUND, clips_per_s=12.5)
+    speed.note_tuned("dpc", SPEC, FOUND)
     speed.note_tuned("vdim", SPEC, FOUND | {"threads": 1})
     assert speed.find_tuned("dpc", replace(SPEC, flip=0.0)) == FOUND
     assert speed.find_tuned("vdim", SPEC) == FOUND | {"threads": 1}

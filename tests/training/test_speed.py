@@ -34,7 +34,7 @@ def settings(**given: object) -> Settings:
 
 def test_without_a_finding_there_are_defaults(run: Run) -> None:
     speed = settle(settings(device="cpu"), SPEC, run.dataset)
-    assert speed == Speed(BackendSettings("cpu", threads=cores()), cores(), 2, speed.origin)
+    assert speed == Speed(BackendSettings("cpu", threads=cores()), 2, speed.origin)
     assert (
         speed.origin == f"loader: --device cpu (given), --threads {cores()} (default), --prefetch 2 (default)"
     )
@@ -45,13 +45,13 @@ def test_what_autotune_found_is_taken_and_what_is_given_wins(
 ) -> None:
     loader_speed.note_tuned("vdim", SPEC, {"device": "cpu", "threads": 6, "prefetch": 5})
     speed = settle(settings(), SPEC, run.dataset)
-    assert (speed.backend.name, speed.threads, speed.prefetch) == ("cpu", 6, 5)
+    assert (speed.backend.name, speed.backend.threads, speed.prefetch) == ("cpu", 6, 5)
     assert speed.origin.count("found by --autotune") == 3
     speed = settle(settings(threads=1, prefetch=0), SPEC, run.dataset)
-    assert (speed.backend.name, speed.threads, speed.prefetch) == ("cpu", 1, 0)
+    assert (speed.backend.name, speed.backend.threads, speed.prefetch) == ("cpu", 1, 0)
     assert "--threads 1 (given), --prefetch 0 (given)" in speed.origin
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert settle(settings(), SPEC, run.dataset).threads == 1  # of six for four processes
+    assert settle(settings(), SPEC, run.dataset).backend.threads == 1  # of six for four processes
     other = objectives.get("dpc").view_spec(objectives.get("dpc").small())
     assert "found" not in settle(settings(), other, run.dataset).origin
 
@@ -86,16 +86,16 @@ def advised(run: Run, speed: Speed, late: float = 1.0, **given: object) -> str:
 
 
 def test_advice_follows_what_is_known(run: Run) -> None:
-    enough = Speed(BackendSettings("cpu"), cores(), 2)
+    enough = Speed(BackendSettings("cpu", threads=cores()), 2)
     assert "--prefetch" not in advised(run, enough) and "--threads" not in advised(run, enough)
     assert "--prefetch 4" in advised(run, enough, late=0.2)
-    assert "--prefetch 2" in advised(run, Speed(BackendSettings("cpu"), cores(), 0))
+    assert "--prefetch 2" in advised(run, Speed(BackendSettings("cpu", threads=cores()), 0))
     assert "--autotune --objective vdim --data" in advised(run, enough)
     assert "--cache host --cache-gib 1" in advised(run, enough)
     assert "--cache" not in advised(run, enough, cache="host")
     assert "--clips-per-decode" not in advised(run, enough, clips_per_decode=2)
     assert "--cpu-share" not in advised(run, enough) and "--cpu-share" in advised(
-        run, Speed(BackendSettings("gpu"), 2, 2)
+        run, Speed(BackendSettings("gpu", threads=2), 2)
     )
     assert "make_shards" not in advised(run, enough)  # 144 pixels are no more than VDIM needs
     loader_speed.note_tuned("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
@@ -104,15 +104,15 @@ def test_advice_follows_what_is_known(run: Run) -> None:
 
 def test_more_threads_only_where_there_are_cores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert "--threads 8" in advised(run, Speed(BackendSettings("cpu"), 2, 2))
+    assert "--threads 8" in advised(run, Speed(BackendSettings("cpu", threads=2), 2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert "--threads" not in advised(run, Speed(BackendSettings("cpu"), 2, 2))
+    assert "--threads" not in advised(run, Speed(BackendSettings("cpu", threads=2), 2))
 
 
 def test_advice_names_flags_that_there_are(run: Run) -> None:
     known = {"--" + field.name.replace("_", "-") for field in fields(Settings)} | {"--autotune", "--for"}
     for name in BACKENDS:
-        words = advised(run, Speed(BackendSettings(name), 1, 0), late=0.0)
+        words = advised(run, Speed(BackendSettings(name, threads=1), 0), late=0.0)
         assert set(re.findall(r"--[a-z-]+", words)) <= known
 
 

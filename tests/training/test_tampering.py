@@ -308,7 +308,7 @@ def test_any_value_anywhere_in_the_config(
 def test_flags_that_were_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: int) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path))
     spec = objectives.get("dpc").view_spec(objectives.get("dpc").Config())
-    path = loader_speed.note_tuned("dpc", spec, loader_speed.Tuned(device="cpu", threads=3, prefetch=4))
+    path = loader_speed.note_tuned("dpc", spec, {"device": "cpu", "threads": 3, "prefetch": 4})
     cases = list(cases_of_json(json.loads(path.read_text())))
     for content in cases[case::40]:
         path.write_text(json.dumps(content))
