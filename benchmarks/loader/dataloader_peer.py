@@ -3,13 +3,13 @@
 Letters: N distinct frames, V views, T frames a view, F = V·T, P planes that are decoded, C channels, S side of a view.
 """
 
-import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.loader.parts import Options
-from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, rate
+from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, check_installed, rate
 from pipelines import colour
 from pipelines.sampling import NOISE_FRAMES, ViewParams
 from pipelines.transforms import numpy as arithmetic
@@ -204,16 +204,7 @@ def worker_counts(cores: int) -> list[int]:
 
 def check_torchcodec() -> None:
     """Raise InputError that says what the peer lacks."""
-    if importlib.util.find_spec("torchcodec") is None:
-        raise InputError("--against dataloader: torchcodec is not installed; pip install -e '.[bench]'")
-    try:
-        import torchcodec.decoders  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"--against dataloader: torchcodec cannot be loaded ({reason}); it needs FFmpeg's shared libraries "
-            "from the system, such as Debian's ffmpeg"
-        ) from error
+    check_installed("dataloader", "torchcodec", "torchcodec", lambda: import_module("torchcodec.decoders"))
 
 
 def clip(

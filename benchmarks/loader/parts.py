@@ -150,7 +150,7 @@ def augment_alone(source: Source, options: Options, batches: int, stack: ExitSta
             samples, list(pool.map(backend.accept, decoded, params, backend.buffer(samples)))
         )
 
-    return _under_way(start, backend.concurrent, source, options, batches)
+    return under_way(start, backend.concurrent, source, options, batches)
 
 
 def graph_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
@@ -159,25 +159,31 @@ def graph_alone(source: Source, options: Options, batches: int, stack: ExitStack
     turns = cycle(
         [(batch, [prepared(source, backend, one) for one in batch]) for batch in source.batches(0, CACHED)]
     )
-    return _under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, options, batches)
+    return under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, options, batches)
 
 
-def _under_way(
-    start: Callable[[], Rendered], most: int, source: Source, options: Options, batches: int
+def under_way(
+    start: Callable[[], Callable[[], Any]],
+    most: int,
+    source: Source,
+    options: Options,
+    batches: int,
+    *,
+    watched: bool = False,
 ) -> Part:
-    """Batches of which `most` are under way at a time."""
+    """Batches of which `most` are under way at a time. start: begins one, and returns what waits for it. watched: see rate."""
 
     def part(_: int) -> Figures:
-        begun: deque[Rendered] = deque()
+        begun: deque[Callable[[], Any]] = deque()
 
-        def run() -> torch.Tensor:
+        def run() -> None:
             while len(begun) < most:
                 begun.append(start())
-            return begun.popleft()()
+            begun.popleft()()
 
         for _ in range(WARM):
             run()
-        figures = rate(run, batches, source.batch_size, options.device)
+        figures = rate(run, batches, source.batch_size, options.device, watched=watched)
         while begun:
             begun.popleft()()
         return figures

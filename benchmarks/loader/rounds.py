@@ -5,6 +5,7 @@ Source: the samples of a run, in the order and with the parameters that a loader
 """
 
 import gc
+import importlib.util
 import os
 import statistics
 import threading
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from pipelines.sampler import Sample, ShuffledOrder, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec
-from shards import Dataset
+from shards import Dataset, InputError
 
 Figures = dict[str, Any]
 Part = Callable[[int], Figures]
@@ -91,6 +92,20 @@ def rate(
         cpu = sum(map(cpu_seconds, processes)) - cpu
     figures = {"clips_per_s": done * clips / seconds, "cpu_ms_per_clip": 1000 * cpu / (done * clips)}
     return figures | (monitor.figures() if monitor else {})
+
+
+def check_installed(flag: str, name: str, package: str, load: Callable[[], object]) -> None:
+    """Raise InputError that says what a peer lacks. load: imports it, and what it needs of FFmpeg."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"--against {flag}: {name} is not installed; pip install -e '.[bench]'")
+    try:
+        load()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--against {flag}: {name} cannot be loaded ({reason}); it needs FFmpeg's shared libraries from the "
+            "system, such as Debian's ffmpeg"
+        ) from error
 
 
 def cpu_seconds(process: psutil.Process) -> float:
