@@ -144,9 +144,7 @@ def _frames(
             f"a video of {num_frames_B.min()} frames is shorter than the {spec.span} that the spec spans: "
             f"select videos with min_frames={spec.span}, or use the policy repeat_last or wrap (--padding)"
         )
-    offsets = np.asarray(spec.offsets)[None]
-    if spec.modality == "difference":
-        offsets = np.concatenate([offsets, offsets[..., -1:] + 1], axis=-1)
+    offsets = spec.decoded_offsets[None]
     if pace_BV is not None:
         offsets = paced(offsets, np.asarray(spec.paces)[pace_BV][..., None])
     span = offsets.max(-1) + 1
