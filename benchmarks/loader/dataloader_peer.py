@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -24,6 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from benchmarks.loader.parts import Options
 from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, check_installed, rate
 from pipelines import colour
+from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams
 from pipelines.transforms import numpy as arithmetic
 from pipelines.views import ViewSpec
@@ -41,7 +42,7 @@ _PLANES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Clips(Dataset):
-    """A run's samples by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time.
+    """A run's samples, whole batches of them, by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time.
 
     jitter: see `clip`.
     """
@@ -52,28 +53,17 @@ class Clips(Dataset):
         self._source, self._device, self._threads, self._jitter = source, device, threads, jitter
         self._read = UncheckedReads(source)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        row, params = self._source.sample(number)
-        views = clip(self._read(row), params, self._source.spec, self._device, self._jitter)
-        return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
-
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        samples = self._source.samples(numbers[0], 1)
         if self._threads == 1:
-            return [self[number] for number in numbers]
+            return [self._clip(sample) for sample in samples]
         with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(self.__getitem__, numbers))
+            return list(pool.map(self._clip, samples))
 
-
-class Numbers(Sampler[int]):
-    """`count` numbers from `first` on; both may change between two passes."""
-
-    first = count = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.first + self.count))
-
-    def __len__(self) -> int:
-        return self.count
+    def _clip(self, sample: Sample) -> dict[str, Any]:
+        params = sample.params
+        views = clip(self._read(sample.row), params, self._source.spec, self._device, self._jitter)
+        return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
 
 
 class DataLoaderPeer:
@@ -92,7 +82,7 @@ class DataLoaderPeer:
     ) -> None:
         check_torchcodec()
         self.workers, self._batches, self._clips, self._device = workers, batches, source.batch_size, device
-        self._numbers = Numbers()
+        self._numbers: list[int] = []  # of a round's samples, which the DataLoader's sampler gives
         kept: dict[str, Any] = (
             {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
         )
@@ -113,7 +103,7 @@ class DataLoaderPeer:
         batches = self.take(first, warm + self._batches + self.workers)
         for _ in range(warm):
             next(batches)
-        workers = self._processes()
+        workers = [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
         figures = rate(lambda: next(batches), self._batches, self._clips, self._device, workers)
         figures["workers_rss_gib"] = (
             sum(psutil.Process(worker).memory_info().rss for worker in workers) / 2**30
@@ -124,7 +114,7 @@ class DataLoaderPeer:
 
     def take(self, first: int, batches: int) -> Iterator[dict[str, Any]]:
         """Batches on the device, from sample `first` on."""
-        self._numbers.first, self._numbers.count = first, batches * self._clips
+        self._numbers[:] = range(first, first + batches * self._clips)
         for batch in self._loader:
             yield {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
 
@@ -133,9 +123,6 @@ class DataLoaderPeer:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-    def _processes(self) -> list[int]:
-        return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
 
 
 def dataloader_peers(

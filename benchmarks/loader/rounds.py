@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipelines.sampler import Sample, ShuffledOrder, TrainSampler
-from pipelines.sampling import ViewParams, sample_params
+from pipelines.sampler import Sample, TrainSampler
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 
@@ -235,14 +234,6 @@ class Source:
         """Those of `count` batches."""
         return [sample for batch in self.batches(first, count) for sample in batch]
 
-    def sample(self, number: int) -> tuple[int, ViewParams]:
-        """Row and parameters of one sample, whose number counts as `first` does; a peer samples for itself."""
-        order = self.sampler.order
-        epoch, slot = order.place(number)
-        row = self.rows[_permutation(order, epoch)[slot : slot + 1]]
-        facts = (self.dataset.column(name)[row] for name in ("num_frames", "width", "height"))
-        return int(row[0]), sample_params(self.spec, row, *facts, seed=self.seed, epoch=epoch).sample(0)
-
     def read(self, row: int) -> bytes:
         """The row's video, as our loader reads it: its sha256 is checked."""
         return self.dataset.read(row, self.component)
@@ -287,8 +278,3 @@ class UncheckedReads:
             self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)
         size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
         return os.pread(self._tars[tar], size, offset)
-
-
-@lru_cache(maxsize=2)
-def _permutation(order: ShuffledOrder, epoch: int) -> NDArray[np.int64]:
-    return order.epoch(epoch)
