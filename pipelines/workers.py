@@ -37,19 +37,25 @@ _numbers = count()
 
 
 class Maker:
-    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to finish; else views."""
+    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to finish; else views.
+
+    shape, dtype: of what a clip becomes.
+    """
 
     def __init__(self, spec: ViewSpec, *, pixels: bool) -> None:
         self._spec = spec
         self._transform = None if pixels else NumpyTransform(spec)
+        self.dtype = np.dtype(np.uint8 if pixels else np.float32)
+        decoded = spec.views * spec.decoded, spec.planes, spec.size, spec.size
+        self.shape = decoded if pixels else (spec.views * spec.frames, spec.size**2, spec.channels)
 
     def __call__(self, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> None:
         """out: of the sample's clips, (clips, …) as `CpuDecodeBackend.buffer` lends it. Raises DecodeError."""
-        spec, frames = self._spec, out.reshape(-1, *out.shape[2:])
-        if self._transform is None:
-            decode_views(video, params, spec.size, spec.modality, frames)
-        else:
-            self._transform(decode_views(video, params, spec.size, spec.modality), params, frames)
+        spec = self._spec
+        place = None if self._transform else out.reshape(-1, *out.shape[2:])
+        pixels = decode_views(video, params, spec.size, spec.modality, place)
+        if self._transform:
+            self.finish(pixels, params, out)
 
     def finish(self, pixels: NDArray[np.uint8], params: ViewParams, out: NDArray[Any]) -> None:
         """The same of pixels (F, size, size, P) that are decoded already."""

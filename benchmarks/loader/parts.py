@@ -25,7 +25,7 @@ from pipelines.decode import decode_views
 from pipelines.loader import Loader, to_device
 from pipelines.sampler import Sample
 from pipelines.views import ViewSpec
-from pipelines.workers import Region, Worker
+from pipelines.workers import Maker, Region, Worker
 from training.metrics import Meter
 
 WARM = 2  # batches that are not timed
@@ -113,10 +113,10 @@ def decode_alone(source: Source, options: Options, batches: int, stack: ExitStac
         return source.in_pool(partial(pixels, source), options.threads, batches)
     spec, idle = source.spec, SimpleQueue[tuple[Worker, Region]]()
     workers = [Worker(spec, pixels=True) for _ in range(options.threads)]
-    shape = (1, spec.views * spec.decoded, spec.planes, spec.size, spec.size)
+    made = Maker(spec, pixels=True)
     for worker in workers:
         stack.callback(worker.end)
-        idle.put((worker, Region(shape, np.uint8)))
+        idle.put((worker, Region((1, *made.shape), made.dtype)))
 
     def work(sample: Sample) -> None:
         worker, region = idle.get()

@@ -91,18 +91,12 @@ class Backend(ABC):
     """Makes the views of a spec's clips.
 
     spec: how clips are looked at. max_samples: videos in a batch, at most. max_clips: clips of a video, at most.
-    settings: see BackendSettings. concurrent: batches that may be rendered at the same time.
+    concurrent: batches that may be rendered at the same time.
     """
 
     concurrent = 1
 
-    def __init__(
-        self,
-        spec: ViewSpec,
-        max_samples: int,
-        max_clips: int,
-        settings: BackendSettings = BackendSettings(),
-    ) -> None:
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
         self.spec, self.max_samples, self.max_clips = spec, max_samples, max_clips
 
     def buffer(self, samples: list[Sample]) -> list[Any]:

@@ -39,26 +39,24 @@ _GIB = 2**30
 class CpuDecodeBackend(Backend):
     """A backend whose videos FFmpeg decodes: in the pool's threads, or in as many processes as the settings say.
 
-    What a clip becomes is written into memory of the batch, `shape` and `dtype` a clip. pixels: of decoded frames.
+    What a clip becomes is written into memory of the batch. pixels: see Maker.
     """
+
+    pixels = False
 
     def __init__(
         self,
         spec: ViewSpec,
         max_samples: int,
         max_clips: int,
-        settings: BackendSettings,
-        *,
-        shape: tuple[int, ...],
-        dtype: Any,
-        pixels: bool,
+        settings: BackendSettings = BackendSettings(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
-        processes = settings.processes
+        super().__init__(spec, max_samples, max_clips)
         keep_freed_memory()
-        self._maker = Maker(spec, pixels=pixels)
-        self._memory = _BatchMemory((max_samples * max_clips, *shape), dtype, shared=processes > 0)
-        self._workers = [Worker(spec, pixels=pixels) for _ in range(processes)]
+        self._maker = Maker(spec, pixels=self.pixels)
+        shape, processes = (max_samples * max_clips, *self._maker.shape), settings.processes
+        self._memory = _BatchMemory(shape, self._maker.dtype, shared=processes > 0)
+        self._workers = [Worker(spec, pixels=self.pixels) for _ in range(processes)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -94,16 +92,6 @@ class CpuDecodeBackend(Backend):
 
 class CpuBackend(CpuDecodeBackend):
     """Everything on the CPU. The views lie in the computer's memory; pinned where there is a GPU, and no process."""
-
-    def __init__(
-        self,
-        spec: ViewSpec,
-        max_samples: int,
-        max_clips: int,
-        settings: BackendSettings = BackendSettings(),  # noqa: B008 (frozen)
-    ) -> None:
-        shape = (spec.views * spec.frames, spec.size**2, spec.channels)
-        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.float32, pixels=False)
 
     def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
         spec = self.spec

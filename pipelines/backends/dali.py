@@ -144,9 +144,10 @@ class DaliGraph:
 class HybridBackend(CpuDecodeBackend):
     """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
 
+    pixels = True
+
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        shape = (spec.views * spec.decoded, spec.planes, spec.size, spec.size)
-        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.uint8, pixels=True)
+        super().__init__(spec, max_samples, max_clips, settings)
         self.concurrent, threads = settings.pipelines, settings.threads
         # each clip is a sample of its own there: nothing has to be filled up
         clips = max_samples * max_clips
@@ -174,7 +175,7 @@ class NvdecBackend(Backend):
     its first packet on."""
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
+        super().__init__(spec, max_samples, max_clips)
         self.concurrent, threads = settings.pipelines, settings.nvdec_threads
         self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=settings.gpu)
 
@@ -236,7 +237,7 @@ class MemoryBackend(Backend):
     """Renders cached.Resident videos."""
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
+        super().__init__(spec, max_samples, max_clips)
         self.concurrent, threads = settings.pipelines, settings.threads
         self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=settings.gpu)
 
