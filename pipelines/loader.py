@@ -64,7 +64,6 @@ class Loader:
         quarantine: bool = False,
     ) -> None:
         spec = sampler.spec
-        self._component = "flow.mp4" if spec.modality == "flow" else "mp4"
         if spec.modality == "flow":
             _check_flow(dataset, sampler.rows)
         if isinstance(backend, BackendSettings):
@@ -242,7 +241,7 @@ class Loader:
                 return None
             if (batch.epoch, sample.row) not in self._bad:
                 try:
-                    video = Video(self.dataset, sample.row, self._component)
+                    video = Video(self.dataset, sample.row, self.sampler.spec.component)
                     return sample, self.backend.prepare(video, sample, out)
                 except (DecodeError, DamagedError) as error:
                     self._note_bad(batch.epoch, sample.row, str(error))

@@ -155,6 +155,11 @@ class ViewSpec:
         return 1 if self.modality == "difference" else 3
 
     @property
+    def component(self) -> str:
+        """Which of a row's files is decoded."""
+        return "flow.mp4" if self.modality == "flow" else "mp4"
+
+    @property
     def planes(self) -> int:
         """Channels of the pixels that a view is made of: RGB 3, luma of a difference 1, flow 2 (u, v)."""
         return {"rgb": 3, "difference": 1, "flow": 2}[self.modality]

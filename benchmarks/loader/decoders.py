@@ -98,7 +98,7 @@ def dali_nvdec(source: Source, options: Options, batches: int, *, trimmed: bool 
 
         return finish
 
-    return under_way(start, options.pipelines, source, options, batches, watched=True)
+    return lambda _: under_way(start, options.pipelines, source, options, batches, watched=True)
 
 
 def _pipeline(source: Source, options: Options) -> Any:

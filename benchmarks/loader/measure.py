@@ -107,10 +107,10 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
     options = Options(
         backend,
-        settings.threads,
-        settings.prefetch,
-        device,
-        settings.nvdec_threads,
+        threads=settings.threads,
+        nvdec_threads=settings.nvdec_threads,
+        prefetch=settings.prefetch,
+        device=device,
         decode_with=settings.decode_with,
     )
     # complains at once about data that cannot be loaded
@@ -118,7 +118,7 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         batch = next(loader)
     step = training_step(objective, settings.precision, device) if settings.model else None
     with ExitStack() as stack:
-        parts = _parts(source, options, step, batch, settings, stack)
+        parts = _parts(source, options, step, batch, settings)
         peers = _peers(source, options, batch, settings, stack)
         parts |= {name: part for name, (_, part) in peers.items() if part is not None}
         samples = settings.batches * settings.batch_size
@@ -152,18 +152,17 @@ def _parts(
     step: Step | None,
     batch: dict[str, Any],
     settings: Settings,
-    stack: ExitStack,
 ) -> dict[str, Part]:
     batches = settings.batches
     parts: dict[str, Part] = {"loader": loader_alone(source, options, batches)}
     if "decode" in options.kind.timed or "spdl" in settings.against:
-        parts["decode"] = decode_alone(source, options, batches, stack)
+        parts["decode"] = decode_alone(source, options, batches)
     if "augment" in options.kind.timed:
-        parts["augment"] = augment_alone(source, options, batches, stack)
+        parts["augment"] = augment_alone(source, options, batches)
     else:
-        parts["trim"] = trim_alone(source, options, batches, stack)
+        parts["trim"] = trim_alone(source, options, batches)
         parts["nvdec"] = dali_nvdec(source, options, batches)
-        parts["graph"] = graph_alone(source, options, batches, stack)
+        parts["graph"] = graph_alone(source, options, batches)
     parts["ceiling"] = libavcodec(source, options.threads, batches)
     if options.device.type == "cuda":
         parts["copy"] = copy_alone(source, options, batches)

@@ -215,11 +215,6 @@ class Source:
     seed: int
     clips: int = 1
 
-    @property
-    def component(self) -> str:
-        """Which of a row's files is decoded."""
-        return "flow.mp4" if self.spec.modality == "flow" else "mp4"
-
     @cached_property
     def sampler(self) -> TrainSampler:
         return TrainSampler(
@@ -236,7 +231,7 @@ class Source:
 
     def read(self, row: int) -> bytes:
         """The row's video, as our loader reads it: its sha256 is checked."""
-        return self.dataset.read(row, self.component)
+        return self.dataset.read(row, self.spec.component)
 
     def in_pool(
         self,
@@ -272,7 +267,7 @@ class UncheckedReads:
     _tars: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, row: int) -> bytes:
-        dataset, component = self.source.dataset, self.source.component
+        dataset, component = self.source.dataset, self.source.spec.component
         tar = dataset.shards[dataset.shard_numbers[row]]
         if tar not in self._tars:
             self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)

@@ -116,9 +116,8 @@ def open_backend(
     _check(settings)
     kind, cache = BACKENDS[settings.name], None
     if settings.cache is not None:
-        component = "flow.mp4" if spec.modality == "flow" else "mp4"
         gpu = settings.gpu if kind.on_gpu else None
-        cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
+        cache = Cache(dataset, rows, spec.component, settings.cache, settings.cache_gib, gpu)
 
     def made(make: Callable[..., Backend], **changes: Any) -> Backend:
         return make(spec, max_samples, max_clips, replace(settings, **changes))
