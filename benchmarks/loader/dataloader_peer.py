@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.loader.parts import Options
-from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, check_installed, rate
+from benchmarks.loader.rounds import Figures, Part, Source, check_installed, rate
 from pipelines import colour
 from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams
@@ -30,7 +30,6 @@ from pipelines.transforms import numpy as arithmetic
 from pipelines.views import ViewSpec
 from shards import InputError
 
-AHEAD = 2  # batches a worker, DataLoader's default
 _SRGB = torch.arange(256) / 255
 _LINEAR = torch.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92)
 _XYZ = torch.tensor(colour.XYZ_OVER_WHITE, dtype=torch.float32)
@@ -51,7 +50,6 @@ class Clips(Dataset):
         self, source: Source, device: str = "cpu", threads: int = 1, jitter: nn.Module | None = None
     ) -> None:
         self._source, self._device, self._threads, self._jitter = source, device, threads, jitter
-        self._read = UncheckedReads(source)
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         samples = self._source.samples(numbers[0], 1)
@@ -61,8 +59,8 @@ class Clips(Dataset):
             return list(pool.map(self._clip, samples))
 
     def _clip(self, sample: Sample) -> dict[str, Any]:
-        params = sample.params
-        views = clip(self._read(sample.row), params, self._source.spec, self._device, self._jitter)
+        params, video = sample.params, self._source.read_unchecked(sample.row)
+        views = clip(video, params, self._source.spec, self._device, self._jitter)
         return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
 
 
@@ -83,17 +81,14 @@ class DataLoaderPeer:
         check_torchcodec()
         self.workers, self._batches, self._clips, self._device = workers, batches, source.batch_size, device
         self._numbers: list[int] = []  # of a round's samples, which the DataLoader's sampler gives
-        kept: dict[str, Any] = (
-            {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-        )
         self._loader = DataLoader(
             Clips(source, "cuda" if cuda else "cpu", threads if cuda else 1, jitter),
             source.batch_size,
             sampler=self._numbers,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
             pin_memory=device.type == "cuda" and not cuda,
-            **kept,
         )
 
     def __call__(self, first: int) -> Figures:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.loader.parts import CACHED, Options, under_way
-from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, check_installed, rate
+from benchmarks.loader.rounds import Figures, Part, Source, check_installed, rate
 from pipelines.decode import Box, boxes_of, open_decoder, packets_of
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
@@ -176,15 +176,12 @@ def _of_files(decode: Callable[[Path], None], source: Source, threads: int, batc
 def spdl(source: Source, workers: int, batches: int, tuned: bool = True) -> Part:
     """As parts.decode_alone, by either variant. Raises InputError where SPDL cannot be loaded."""
     check_spdl()
-    read = UncheckedReads(source)
     gop = int(source.dataset.info["settings"].get("gop") or 16)
     fps = source.dataset.column("fps")
 
     def work(sample: Sample) -> NDArray[np.uint8]:
-        spec = source.spec
-        return crops(
-            read(sample.row), sample.params, spec.size, float(fps[sample.row]), gop, spec.modality, tuned
-        )
+        spec, video, frame_rate = source.spec, source.read_unchecked(sample.row), float(fps[sample.row])
+        return crops(video, sample.params, spec.size, frame_rate, gop, spec.modality, tuned)
 
     return source.in_pool(work, workers, batches)
 

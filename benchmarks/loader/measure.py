@@ -26,7 +26,7 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part, Source, dali_pool_gib, in_turns, medians, ratio
+from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
 from objectives.base import Recipe
 from pipelines.backends import choose_backend
@@ -63,8 +63,6 @@ class Settings:
     """Decoding threads; SPDL's too."""
     decode_with: Literal["threads", "processes"] = "threads"
     """Where the CPU decodes: train.py's own choice depends on the cores."""
-    nvdec_threads: int = 8
-    """Threads that feed NVDEC, with --device gpu."""
     prefetch: int = 2
     """Batches made ahead."""
     model: bool = True
@@ -84,7 +82,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "batches", "rounds", "threads", "nvdec_threads")
+        at_least(self, 1, "batch_size", "batches", "rounds", "threads")
         at_least(self, 0, "prefetch")
         if self.workers and min(self.workers) < 0:
             raise InputError(f"--workers {min(self.workers)}: must be at least 0")
@@ -108,7 +106,6 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     options = Options(
         backend,
         threads=settings.threads,
-        nvdec_threads=settings.nvdec_threads,
         prefetch=settings.prefetch,
         device=device,
         decode_with=settings.decode_with,
@@ -123,7 +120,6 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         parts |= {name: part for name, (_, part) in peers.items() if part is not None}
         samples = settings.batches * settings.batch_size
         rounds = in_turns(parts, settings.rounds, samples, settings.objective)
-    pool = dali_pool_gib() if options.kind.on_gpu else None
     block = _block(rounds, source, options, settings)
     if peers:
         block["peers"] = {name: known | _compared(rounds, name) for name, (known, _) in peers.items()}
@@ -141,7 +137,6 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         "memory": {
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "peak_cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-            "dali_pool_gib": pool,
         },
     }
 

@@ -20,7 +20,7 @@ from benchmarks.loader.decoders import (
     stretches,
 )
 from benchmarks.loader.parts import pixels
-from benchmarks.loader.rounds import Source, UncheckedReads
+from benchmarks.loader.rounds import Source
 from pipelines.trim import trim
 from shards import Dataset, InputError
 from shards.video.mp4 import read_index
@@ -94,10 +94,11 @@ def test_it_shows_what_ours_shows(rendered: Dataset, name: str, changes: dict[st
     source = Source(rendered, rendered.select(), cls.view_spec(cls.Config(**changes)), 2, seed=3)
     # the flow that the tests make has 25 frames/s
     fps = 25.0 if source.spec.modality == "flow" else float(rendered.column("fps")[0])
-    read = UncheckedReads(source)
     for one in source.samples(0, 2):
         ours = pixels(source, one).astype(float)
-        theirs = crops(read(one.row), one.params, source.spec.size, fps, 16, source.spec.modality, tuned)
+        theirs = crops(
+            source.read_unchecked(one.row), one.params, source.spec.size, fps, 16, source.spec.modality, tuned
+        )
         assert theirs.shape == ours.shape
         off = np.abs(ours - theirs).mean((1, 2))  # of each frame and channel: none shows another frame or box
         assert off.max() < LIMIT
