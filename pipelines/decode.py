@@ -149,7 +149,9 @@ def crop_views(
         out = np.empty((params.frames.size, stacked * len(channels), size, size), np.uint8)
     graphs: dict[tuple, _CropResize] = {}
     with damage_named():
-        for box, frames in _boxes_as_decoded(frames_of, boxes_of(params)):
+        decoded = dict(frames_of(np.unique(params.frames).tolist()))
+        for box in boxes_of(params):
+            frames = [decoded[number] for number in box.numbers.tolist()]
             height = frames[0].height // stacked
             _check_size(box, frames[0].width, height)
             key = (box.size, box.flip, len(frames))
@@ -193,19 +195,6 @@ def boxes_of(params: ViewParams) -> list[Box]:
         rows = row_numbers[views].ravel()
         found.append(Box(left, top, (width, height), flip, rows, shown, np.unique(shown)))
     return found
-
-
-def _boxes_as_decoded(frames_of: FramesOf, boxes: list[Box]) -> Iterator[tuple[Box, list[av.VideoFrame]]]:
-    """Yield each box with the frames of its numbers, once the last one is there: DPC's 40 of 336×256 are 5 MB."""
-    waiting, held = list(boxes), dict[int, av.VideoFrame]()
-    for number, frame in frames_of(np.unique(np.concatenate([box.numbers for box in boxes])).tolist()):
-        held[number] = frame
-        ready = [box for box in waiting if box.numbers[-1] == number]
-        if ready:
-            yield from ((box, [held[n] for n in box.numbers.tolist()]) for box in ready)
-            waiting = [box for box in waiting if box.numbers[-1] > number]
-            first = min((box.numbers[0] for box in waiting), default=number)
-            held = {n: kept for n, kept in held.items() if n >= first}
 
 
 def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
