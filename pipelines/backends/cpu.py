@@ -19,9 +19,11 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video
 from pipelines.decode import crop_views, decode_frames, keep_freed_memory
 from pipelines.sampler import Sample
@@ -192,12 +194,12 @@ class Decoded:
 class Resident:
     """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
 
-    full_range: of its levels. stream: on which they are copied, not the model's; None on a CPU.
+    to_rgb: (3, 4), see colour.rgb_from_yuv. stream: on which they are copied, not the model's; None on a CPU.
     """
 
     luma: Tensor
     chroma: Tensor
-    full_range: bool
+    to_rgb: NDArray[np.float32]
     stream: torch.cuda.Stream | None
 
     @classmethod
@@ -210,8 +212,9 @@ class Resident:
         )
         with torch.cuda.stream(stream):
             luma, chroma = luma.to(device), chroma.to(device)
-        full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
-        return cls(luma, chroma, full, stream)
+        full = video.format.name == "yuvj420p" or video.color_range == ColorRange.JPEG
+        weights = colour.LUMA_709 if video.colorspace == Colorspace.ITU709 else colour.LUMA
+        return cls(luma, chroma, colour.rgb_from_yuv(full=full, luma=weights), stream)
 
     def take(self, index: Tensor) -> tuple[Any, Any]:
         """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer.

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from torch import Tensor
 
-from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
 from pipelines.backends.cpu import CpuDecodeBackend, Resident
 from pipelines.decode import check_frames
@@ -240,6 +239,6 @@ class MemoryBackend(Backend):
         given: dict[str, list[Any]] = {
             "luma": [luma for luma, _ in planes],
             "chroma": [chroma for _, chroma in planes],
-            "to_rgb": [colour.rgb_from_yuv(full=video.full_range) for video in prepared],
+            "to_rgb": [video.to_rgb for video in prepared],
         }
         return self._graph.render(samples, given, prepared[0].stream)
