@@ -107,7 +107,7 @@ class Worker:
         Raises DecodeError too for a video on which two processes crash; MemoryError where memory runs out, which is not
         the video's fault, and RuntimeError for any other end of the processes.
         """
-        kind, said = "", ""
+        error: Exception | None = None
         offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
         place = region.number, region.path, offset, out.shape, out.dtype.str
         for _ in range(2):
@@ -115,15 +115,14 @@ class Worker:
                 if self._process is None:
                     self._start()
                 self._connection.send((video, params, place))
-                kind, said = self._connection.recv()
+                error = self._connection.recv()
                 break
             except (EOFError, ConnectionError):
                 code = self.end()
-                kind = _of_the_end(code)
                 cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                said = f"the process that decodes it ended twice: {cause}"
-        if kind:
-            raise _ERRORS[kind](said)
+                error = _fault(code)(f"the process that decodes it ended twice: {cause}")
+        if error:
+            raise error
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -178,25 +177,24 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-_ERRORS: dict[str, type[Exception]] = {"damage": DecodeError, "memory": MemoryError, "other": RuntimeError}
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
-def _attempt(maker: Maker, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> tuple[str, str]:
-    """A key of _ERRORS and what there is to say; both empty where it went well."""
+def _attempt(maker: Maker, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> Exception | None:
+    """What went wrong, in a form that can be sent; None where nothing did."""
     try:
         maker(video, params, out)
     except DecodeError as error:
-        return "damage", str(error)
+        return DecodeError(str(error))
     except MemoryError as error:
-        return "memory", f"a decoding process: {error or 'out of memory'}"
+        return MemoryError(f"a decoding process: {error or 'out of memory'}")
     except Exception:
-        return "other", traceback.format_exc()
-    return "", ""
+        return RuntimeError(traceback.format_exc())
+    return None
 
 
-def _of_the_end(code: int) -> str:
-    """Whose fault a process's end is, a key of _ERRORS. SIGKILL is as a rule the system's, when memory runs out."""
+def _fault(code: int) -> type[Exception]:
+    """Whose fault a process's end is. SIGKILL is as a rule the system's, when memory runs out."""
     if code == -signal.SIGKILL:
-        return "memory"
-    return "damage" if -code in _CRASHES else "other"
+        return MemoryError
+    return DecodeError if -code in _CRASHES else RuntimeError
