@@ -102,9 +102,8 @@ def _prepare_alone(source: Source, options: Options, batches: int, opened: Calla
     def part(first: int) -> Figures:
         with closing(opened()) as backend:
             work = partial(prepared, source, backend)
-            for sample in source.samples(0, 1)[
-                : options.threads
-            ]:  # each process starts before the time is taken
+            # each process starts before the time is taken
+            for sample in source.samples(0, 1)[: options.threads]:
                 work(sample)
             return source.in_pool(work, options.threads, batches, workers=backend.processes)(first)
 
