@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -166,17 +166,14 @@ def best_peer(
     source: Source, counts: list[int], batches: int, device: torch.device
 ) -> tuple[DataLoaderPeer, dict[str, float]]:
     """The peer with the best of these numbers of workers, and the clips/s of each."""
-    tried: dict[str, float] = {}
-    best: DataLoaderPeer | None = None
+    tried: dict[int, float] = {}
     for count in counts:
-        peer = DataLoaderPeer(source, count, batches, device)
-        tried[str(count)] = peer(0)["clips_per_s"]
-        if best is None or tried[str(count)] > tried[str(best.workers)]:
-            best, peer = peer, best
-        if peer is not None:
-            peer.close()
-    assert best is not None
-    return best, tried
+        with closing(DataLoaderPeer(source, count, batches, device)) as peer:
+            tried[count] = peer(0)["clips_per_s"]
+    best = max(tried, key=lambda count: tried[count])
+    return DataLoaderPeer(source, best, batches, device), {
+        str(count): clips for count, clips in tried.items()
+    }
 
 
 def worker_counts(cores: int) -> list[int]:
