@@ -33,6 +33,7 @@ from shards import Dataset, at_least, demo, one_line
 from shards.documents import write_json
 
 ALLOWED = 0.05  # growth of memory
+CLIPS = 2  # a batch, of 8 frames of 64² each
 FIRST = 5  # batches of an epoch that are its opening
 
 
@@ -48,23 +49,13 @@ class Arguments:
     """Batches an epoch: rows are repeated until there are as many."""
     data: Path | None = None
     """A data set made by tools/make_shards.py; 18 rendered videos of 48 frames by default."""
-    batch_size: int = 2
-    """Clips a batch."""
-    size: int = 64
-    """Side of a clip, pixels."""
-    frames: int = 8
-    """Frames of a clip."""
-    threads: int = 2
-    """Decoding threads."""
-    prefetch: int = 2
-    """Batches made ahead."""
     json: Path | None = None
     """Write the result here as well."""
 
 
 def main(argv: list[str]) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    at_least(arguments, 1, "settled", "epoch", "batch_size", "size", "frames", "threads")
+    at_least(arguments, 1, "settled", "epoch")
     at_least(arguments, arguments.settled + 1, "batches")
     result = origin("benchmarks/bench_memory.py", argv)
     result["settings"] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(arguments).items()}
@@ -81,13 +72,11 @@ def main(argv: list[str]) -> int:
 
 def run(dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
     """Take the batches, and note memory and time."""
-    offsets = tuple(range(arguments.frames))
-    spec = ViewSpec(offsets=(offsets,), size=arguments.size, rotation=10, jitter=Jitter())
-    rows = np.resize(dataset.select(), arguments.epoch * arguments.batch_size)
+    spec = ViewSpec(offsets=(tuple(range(8)),), size=64, rotation=10, jitter=Jitter())
+    rows = np.resize(dataset.select(), arguments.epoch * CLIPS)
     every = max(1, arguments.batches // 100)
     process, seen, seconds, openings = psutil.Process(), [], [], []
-    sampler = TrainSampler(dataset, rows, spec, arguments.batch_size)
-    with Loader(dataset, sampler, threads=arguments.threads, prefetch=arguments.prefetch) as loader:
+    with Loader(dataset, TrainSampler(dataset, rows, spec, CLIPS)) as loader:
         for number in tqdm(range(1, arguments.batches + 1), unit="batch", smoothing=0.01):
             began = time.perf_counter()
             batch = next(loader)
@@ -99,7 +88,7 @@ def run(dataset: Dataset, arguments: Arguments) -> dict[str, Any]:
                 seen.append(
                     {"batch": number, "rss": rss, "threads": threads, "descriptors": process.num_fds()}
                 )
-    return judged(seen, arguments.settled) | opened(seconds, openings, arguments.batch_size)
+    return judged(seen, arguments.settled) | opened(seconds, openings)
 
 
 def judged(seen: list[dict[str, int]], settled: int) -> dict[str, Any]:
@@ -116,7 +105,7 @@ def judged(seen: list[dict[str, int]], settled: int) -> dict[str, Any]:
     }
 
 
-def opened(seconds: list[float], openings: list[int], batch_size: int) -> dict[str, Any]:
+def opened(seconds: list[float], openings: list[int]) -> dict[str, Any]:
     """What the first batches of the second epoch and of those that follow took, in medians of a batch."""
     median = statistics.median(seconds)
 
@@ -126,7 +115,7 @@ def opened(seconds: list[float], openings: list[int], batch_size: int) -> dict[s
     anywhere = [over_median(place) for place in range(0, len(seconds) - FIRST, FIRST)]
     quantiles = np.quantile(anywhere, [0.5, 0.9, 0.99]).tolist()
     return {
-        "clips_per_s": batch_size * len(seconds) / sum(seconds),
+        "clips_per_s": CLIPS * len(seconds) / sum(seconds),
         "batch_ms": {"median": 1000 * median, "p99": 1000 * float(np.quantile(seconds, 0.99))},
         "epochs": 1 + len(openings),
         "first_batches_of_an_epoch_over_median": [over_median(place) for place in openings],

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import psutil
 import tyro
@@ -174,11 +174,14 @@ class Started(subprocess.Popen[bytes]):
     """A command in a session of its own. said: the end of its output."""
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        settings = {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"} | threads | environment
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the command)
-        streams = {"stdin": subprocess.DEVNULL, "stdout": self._log, "stderr": self._log}
-        super().__init__(command, cwd=ROOT, env=os.environ | settings, start_new_session=True, **streams)
+        settings = {
+            "PYTHONPATH": str(ROOT),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        } | environment
+        self._log = log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the command)
+        super().__init__(command, cwd=ROOT, env=os.environ | settings, start_new_session=True,
+                         stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # fmt: skip
 
     @property
     def said(self) -> str:
@@ -207,12 +210,16 @@ def disturb(task: Task, out: Path, verdict: Verdict, rng: random.Random) -> None
 def _strike(process: Started, command: list[str], verdict: Verdict, rng: random.Random) -> None:
     number = rng.choice(SIGNALS)
     with suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children(recursive=True)
+        leader = psutil.Process(process.pid)
+        children = leader.children(recursive=True)
         target = rng.choice(("the command", "a child", "all")) if children else "the command"
-        victims = {"the command": [process.pid], "all": [process.pid, *(c.pid for c in children)]}.get(target)
-        for pid in victims or [rng.choice(children).pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        for victim in {
+            "the command": [leader],
+            "a child": [rng.choice(children)] if target == "a child" else [],
+            "all": [leader, *children],
+        }[target]:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(number)
         verdict.disturbed[f"{number.name} to {target}"] += 1
         name = f"{Path(command[1]).name}, {number.name} to {target}"
         try:
@@ -222,11 +229,10 @@ def _strike(process: Started, command: list[str], verdict: Verdict, rng: random.
         except subprocess.TimeoutExpired:
             verdict.failures.append(f"{name}: it did not end")
         deadline = time.monotonic() + OUTLIVES
-        while left := _session(process.pid):
-            if time.monotonic() > deadline:
-                verdict.failures.append(f"{name}: left behind {[_name(one) for one in left]}")
-                break
+        while (left := _session(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.1)
+        if left:
+            verdict.failures.append(f"{name}: left behind {left}")
         if "Traceback" in (said := process.said):
             verdict.tracebacks[f"{name}: {said.strip().splitlines()[-1][:100]}"] += 1
     left = _session(process.pid)
@@ -291,22 +297,17 @@ def bad_server(folder: Path, seed: int) -> str:
     class Handler(SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
             with lock:
-                trouble = rng.choice(("503", "cut", "late", *[""] * 15))
-            path = Path(self.translate_path(self.path))
-            if trouble == "503":
+                self.trouble = rng.choice(("503", "cut", "late", *[""] * 15))
+            if self.trouble == "503":
                 return self.send_error(503)
-            if trouble == "late":
+            if self.trouble == "late":
                 time.sleep(1)
-            if trouble != "cut" or not path.is_file():
-                with suppress(ConnectionError):
-                    super().do_GET()
-                return None
-            content = path.read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2])
-            return self.connection.close()
+            with suppress(ConnectionError):
+                return super().do_GET()
+
+        def copyfile(self, source: Any, outputfile: Any) -> None:
+            content = source.read()
+            outputfile.write(content[: len(content) // 2] if self.trouble == "cut" else content)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -325,12 +326,6 @@ def _session(leader: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
-
-
-def _name(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())[:120]
-    return "gone since"
 
 
 if __name__ == "__main__":

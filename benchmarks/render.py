@@ -125,25 +125,21 @@ def draw_clip(motion: str, frames: int, rng: np.random.Generator) -> np.ndarray:
 
 def _pose(motion: str, blob: Blob, angle: float) -> Pose:
     """The pose of a blob, `angle` radians into its motion's cycle."""
-    x, y = blob.centre
+    (x, y), reach, tilt = blob.centre, blob.reach, blob.tilt
     angle = blob.turn * angle + blob.phase
     wave = math.sin(angle)
-    if motion == "sway":
-        return x + blob.reach * wave, y, blob.tilt, 1.0
-    if motion == "bounce":
+    # a pendulum hung above: the blob turns with its rod, unlike in sway
+    swing, rod = 0.7 * wave, 1.5 * reach
+    poses: dict[str, Pose] = {
+        "sway": (x + reach * wave, y, tilt, 1.0),
         # |sin| of half the angle: one hop a period, sharp on the ground, slow at the top
-        return x, y + blob.reach * (1 - 2 * abs(math.sin(angle / 2))), blob.tilt, 1.0
-    if motion == "circle":
-        return x + blob.reach * math.cos(angle), y + blob.reach * wave, blob.tilt, 1.0
-    if motion == "pulse":
-        return x, y, blob.tilt, 1.0 + 0.35 * wave
-    if motion == "spin":
-        return x, y, blob.tilt + angle, 1.0
-    if motion == "swing":
-        # a pendulum hung above: the blob turns with its rod, unlike in sway
-        swing, rod = 0.7 * wave, 1.5 * blob.reach
-        return x + rod * math.sin(swing), y + rod * (math.cos(swing) - 0.87), blob.tilt - swing, 1.0
-    raise ValueError(f"motion {motion!r}: not one of {', '.join(MOTIONS)}")
+        "bounce": (x, y + reach * (1 - 2 * abs(math.sin(angle / 2))), tilt, 1.0),
+        "circle": (x + reach * math.cos(angle), y + reach * wave, tilt, 1.0),
+        "pulse": (x, y, tilt, 1.0 + 0.35 * wave),
+        "spin": (x, y, tilt + angle, 1.0),
+        "swing": (x + rod * math.sin(swing), y + rod * (math.cos(swing) - 0.87), tilt - swing, 1.0),
+    }
+    return poses[motion]
 
 
 if __name__ == "__main__":

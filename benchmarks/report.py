@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,12 +49,6 @@ def describe() -> dict[str, Any]:
     """CPU, cores, GPU, memory, load, and the versions of those of PACKAGES that are installed."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     torch = sys.modules.get("torch")  # not imported for this alone
     return {
         "cpu": cpu,
@@ -63,7 +57,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_at_start": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {one.name: one.version for one in distributions() if one.name in PACKAGES},
     }
 
 
@@ -135,7 +129,6 @@ def table(name: str, block: dict[str, Any]) -> str:
         "torch on the GPU": memory["peak_cuda_gib"],
         "all on the GPU": loader.get("device_gib"),
         "of it beside torch": loader.get("beside_torch_gib"),
-        "DALI's pool": memory["dali_pool_gib"],
     }
     lines.append(
         "  memory, GiB: " + ", ".join(f"{name} {gib:.1f}" for name, gib in held.items() if gib is not None)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 Matrix = NDArray[np.float64]
 
 LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
+LUMA_709 = np.array([0.2126, 0.7152, 0.0722])  # BT.709
 MID_GREY = 127.5
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 IMAGENET_STD = np.array([0.229, 0.224, 0.225])
@@ -78,11 +79,12 @@ def normalise(mean: ArrayLike = IMAGENET_MEAN, std: ArrayLike = IMAGENET_STD) ->
     return _homogeneous(np.diag(1 / (255 * std)), -mean / std)
 
 
-def rgb_from_yuv(*, full: bool) -> NDArray[np.float32]:
-    """(Y, Cb, Cr) of 8 bits, BT.601, limited range or full → RGB 0–255; (3, 4) float32."""
-    red, _, blue = LUMA
+def rgb_from_yuv(*, full: bool, luma: ArrayLike = LUMA) -> NDArray[np.float32]:
+    """(Y, Cb, Cr) of 8 bits, limited range or full → RGB 0–255; (3, 4) float32. luma: shares of red, green and blue in Y."""
+    luma = np.asarray(luma)
+    red, green, blue = luma
     chroma = np.array([[0, 2 * (1 - red)], [0, 0], [2 * (1 - blue), 0]])
-    chroma[1] = -(LUMA @ chroma) / LUMA[1]  # luma stays what it is
+    chroma[1] = -(luma @ chroma) / green  # luma stays what it is
     scale = np.array([1, 1, 1]) if full else 255 / np.array([219, 224, 224])
     linear = np.column_stack([np.ones(3), chroma]) * scale
     return np.column_stack([linear, -linear @ [0 if full else 16, 128, 128]]).astype(np.float32)

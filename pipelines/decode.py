@@ -95,8 +95,8 @@ def decode_frames(video: bytes | Excerpt, numbers: list[int]) -> Iterator[tuple[
     wanted = dict(zip(shown[numbers].tolist(), numbers, strict=True))
     with damage_named():
         for run in runs(index, data, np.asarray(numbers)):
-            decoder = _decoder(index)
-            for packet in _packets(index, data, run):
+            decoder = open_decoder(index)
+            for packet in packets_of(index, data, run):
                 for frame in decoder.decode(packet):
                     number = wanted.pop(frame.pts, None)
                     if frame.is_corrupt:
@@ -107,7 +107,7 @@ def decode_frames(video: bytes | Excerpt, numbers: list[int]) -> Iterator[tuple[
         raise DecodeError(f"frame {min(wanted.values())} does not decode")
 
 
-def _packets(index: PacketIndex, data: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
+def packets_of(index: PacketIndex, data: bytes, run: NDArray[np.int64]) -> Iterator[av.Packet | None]:
     """The packets of a run, with ranks as time stamps, and None for the end."""
     for place, first, size in zip(
         index.ranks[run].tolist(), index.offsets[run].tolist(), index.sizes[run].tolist(), strict=True
@@ -119,7 +119,7 @@ def _packets(index: PacketIndex, data: bytes, run: NDArray[np.int64]) -> Iterato
     yield None
 
 
-def _decoder(index: PacketIndex) -> av.VideoCodecContext:
+def open_decoder(index: PacketIndex) -> av.VideoCodecContext:
     """A new decoder: it costs 0.03 ms."""
     decoder = av.CodecContext.create(_DECODERS.get(index.codec, index.codec), "r")
     assert isinstance(decoder, av.VideoCodecContext)
@@ -149,7 +149,9 @@ def crop_views(
         out = np.empty((params.frames.size, stacked * len(channels), size, size), np.uint8)
     graphs: dict[tuple, _CropResize] = {}
     with damage_named():
-        for box, frames in _boxes_as_decoded(frames_of, _boxes(params)):
+        decoded = dict(frames_of(np.unique(params.frames).tolist()))
+        for box in boxes_of(params):
+            frames = [decoded[number] for number in box.numbers.tolist()]
             height = frames[0].height // stacked
             _check_size(box, frames[0].width, height)
             key = (box.size, box.flip, len(frames))
@@ -165,7 +167,7 @@ def crop_views(
 
 
 @dataclass(frozen=True)
-class _Box:
+class Box:
     """The views that look through one box, mirrored or not.
 
     size: the box's width and height. rows: places of its frames among the sample's V·T. shown: their frame numbers.
@@ -181,7 +183,8 @@ class _Box:
     numbers: NDArray[np.int32]
 
 
-def _boxes(params: ViewParams) -> list[_Box]:
+def boxes_of(params: ViewParams) -> list[Box]:
+    """The different boxes of a sample, in the order of the views that they are first of."""
     views_of: dict[tuple, list[int]] = defaultdict(list)
     for view, (box, flip) in enumerate(zip(params.boxes.tolist(), params.flips.tolist(), strict=True)):
         views_of[(*box, flip)].append(view)
@@ -190,21 +193,8 @@ def _boxes(params: ViewParams) -> list[_Box]:
     for (left, top, width, height, flip), views in views_of.items():
         shown = params.frames[views].ravel()
         rows = row_numbers[views].ravel()
-        found.append(_Box(left, top, (width, height), flip, rows, shown, np.unique(shown)))
+        found.append(Box(left, top, (width, height), flip, rows, shown, np.unique(shown)))
     return found
-
-
-def _boxes_as_decoded(frames_of: FramesOf, boxes: list[_Box]) -> Iterator[tuple[_Box, list[av.VideoFrame]]]:
-    """Yield each box with the frames of its numbers, once the last one is there: DPC's 40 of 336×256 are 5 MB."""
-    waiting, held = list(boxes), dict[int, av.VideoFrame]()
-    for number, frame in frames_of(np.unique(np.concatenate([box.numbers for box in boxes])).tolist()):
-        held[number] = frame
-        ready = [box for box in waiting if box.numbers[-1] == number]
-        if ready:
-            yield from ((box, [held[n] for n in box.numbers.tolist()]) for box in ready)
-            waiting = [box for box in waiting if box.numbers[-1] > number]
-            first = min((box.numbers[0] for box in waiting), default=number)
-            held = {n: kept for n, kept in held.items() if n >= first}
 
 
 def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
@@ -213,7 +203,7 @@ def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
     return slice(first, first + count) if (index == np.arange(first, first + count)).all() else index
 
 
-def _check_size(box: _Box, width: int, height: int) -> None:
+def _check_size(box: Box, width: int, height: int) -> None:
     # FFmpeg's crop would move a box that does not fit, and fail only for one that is too large
     right, bottom = box.left + box.size[0], box.top + box.size[1]
     if right > width or bottom > height:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.loader import Loader
-from pipelines.sampler import BatchIndices, Sample, ShuffledOrder, ShuffledSampler
+from pipelines.sampler import BatchIndices, Sample, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
 from pipelines.views import ViewSpec, eval_view
 from shards import Dataset, InputError, tar
@@ -116,10 +116,7 @@ def eval_params(spec: ViewSpec, dataset: Dataset, clips: EvalClips) -> ViewParam
 
 def frames_from(spec: ViewSpec, start_N: NDArray[np.int64], num_frames_N: NDArray) -> NDArray[np.int32]:
     """The frames (N, V, T), one more of a difference, of clips that begin at these frames."""
-    offsets_VT = np.asarray(spec.offsets)
-    if spec.modality == "difference":
-        offsets_VT = np.concatenate([offsets_VT, offsets_VT[:, -1:] + 1], axis=1)
-    numbers = start_N[:, None, None] + offsets_VT
+    numbers = start_N[:, None, None] + spec.decoded_offsets
     length = num_frames_N[:, None, None]
     return (numbers % length if spec.padding == "wrap" else numbers.clip(0, length - 1)).astype(np.int32)
 
@@ -184,7 +181,7 @@ class EvalSampler:
         return None
 
 
-class ClipSampler(ShuffledSampler):
+class ClipSampler(TrainSampler):
     """Shuffled batches of given clips, augmented as the spec says. labels: (N,), of the clips.
 
     A clip that occurs k times is shown k times an epoch, each time with other parameters.
@@ -202,19 +199,13 @@ class ClipSampler(ShuffledSampler):
         rank: int,
         world: int,
     ) -> None:
-        order = ShuffledOrder(len(clips), batch_size * world, seed)
-        super().__init__(spec, clips.row, labels, order, max_samples=batch_size, rank=rank)
-        self.clips, self._dataset = clips, dataset
+        super().__init__(dataset, clips.row, spec, batch_size, seed=seed, rank=rank, world=world)
+        self.labels, self._starts = labels, clips.start
 
-    def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
-        of = self.clips.at(indices)
-        facts = [self._dataset.column(name)[of.row] for name in ("num_frames", "width", "height")]
+    def params(self, epoch: int, indices: NDArray[np.int64]) -> ViewParams:
+        facts = [column[indices] for column in self._facts]
         params = sample_params(self.spec, indices, *facts, seed=self.order.seed, epoch=epoch)
-        params = replace(params, frames=frames_from(self.spec, of.start, facts[0]))
-        return [
-            Sample(indices[place : place + 1], int(row), params.sample(place), 1, slot + place)
-            for place, row in enumerate(of.row)
-        ]
+        return replace(params, frames=frames_from(self.spec, self._starts[indices], facts[0]))
 
 
 def batch_bounds(row_N: NDArray[np.int64], batch_size: int) -> list[int]:
@@ -225,8 +216,7 @@ def batch_bounds(row_N: NDArray[np.int64], batch_size: int) -> list[int]:
         if filled and filled + count > batch_size:
             bounds.append(first)
             filled = 0
-        for cut in range(first + batch_size, first + count, batch_size):
-            bounds.append(cut)
+        bounds += range(first + batch_size, first + count, batch_size)
         filled = (filled + count - 1) % batch_size + 1
     return [*bounds, len(row_N)] if len(row_N) else bounds
 

@@ -64,7 +64,6 @@ class Loader:
         quarantine: bool = False,
     ) -> None:
         spec = sampler.spec
-        self._component = "flow.mp4" if spec.modality == "flow" else "mp4"
         if spec.modality == "flow":
             _check_flow(dataset, sampler.rows)
         if isinstance(backend, BackendSettings):
@@ -118,7 +117,7 @@ class Loader:
             position = self._position + len(self._ahead) * self.sampler.step
             planned = self._planner.submit(self._plan, position)
             started = self._starter.submit(self._start, planned)
-            self._ahead.append((planned, self._finisher.submit(self._finish, planned, started)))
+            self._ahead.append((planned, self._finisher.submit(self._finish, started)))
         try:
             finished = self._ahead[0][1].result()
         except StopIteration as error:  # DALI's: it would end the caller's loop without a word
@@ -178,42 +177,30 @@ class Loader:
         buffers = self.backend.buffer(batch.samples)
         return batch, [self._pool.submit(self._prepare, batch, p, out) for p, out in enumerate(buffers)]
 
-    def _start(self, planned: Future[Any]) -> "tuple[list[Prepared], Rendered | RuntimeError] | None":
+    def _start(self, planned: Future[Any]) -> "tuple[BatchIndices, list[Prepared], Rendered] | None":
         """Start thread: wait for what the batch is made of, and begin to make it."""
+        self._under_way.acquire()  # until the batch is finished
         plan = planned.result()
         if plan is None:
             return None
-        prepared = [task.result() for task in plan[1]]
-        self._under_way.acquire()  # until the batch is finished
-        try:
-            return prepared, self._render(prepared)
-        except RuntimeError as error:
-            return prepared, error
-        except BaseException:
-            self._under_way.release()
-            raise
+        batch, tasks = plan
+        prepared = [task.result() for task in tasks]
+        return batch, prepared, self._render(prepared)
 
-    def _finish(self, planned: Future[Any], started: Future[Any]) -> Finished | None:
+    def _finish(self, started: Future[Any]) -> Finished | None:
         """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
         try:
-            plan, begun = planned.result(), started.result()
+            begun = started.result()
+            return begun and self._repaired(*begun)
         except CancelledError:
             return None
-        if plan is None or begun is None:
-            return None
-        try:
-            return self._repaired(plan[0], *begun)
         finally:
             self._under_way.release()
 
-    def _repaired(
-        self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered | RuntimeError
-    ) -> Finished:
+    def _repaired(self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered) -> Finished:
         """The batch, with others in the places of the videos that the backend refuses."""
         while True:
             try:
-                if isinstance(rendered, RuntimeError):
-                    raise rendered
                 with torch.cuda.stream(self._stream):
                     views = rendered()
                     views = views if self._device is None else views.to(self._device, non_blocking=True)
@@ -221,18 +208,24 @@ class Loader:
                 return self._batch(batch, [one for one in prepared if one], views), ready
             except RuntimeError as error:
                 prepared = self._without_refused(batch, prepared, error)
-            try:
-                rendered = self._render(prepared)
-            except RuntimeError as error:
-                rendered = error
+            rendered = self._render(prepared)
 
     def _render(self, prepared: list[Prepared]) -> Rendered:
+        """Begin a batch. What the backend raises at once is raised where its views are waited for."""
         there = [one for one in prepared if one]
         if not there:
             spec = self.sampler.spec
             empty = torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
             return lambda: empty
-        return self.backend.render([sample for sample, _ in there], [needed for _, needed in there])
+        try:
+            return self.backend.render([sample for sample, _ in there], [needed for _, needed in there])
+        except RuntimeError as error:
+            refusal = error
+
+        def refuse() -> Tensor:
+            raise refusal
+
+        return refuse
 
     def _prepare(self, batch: BatchIndices, place: int, out: Any) -> Prepared:
         """Pool: what one place of the batch needs, stepping over videos that cannot be used."""
@@ -242,7 +235,7 @@ class Loader:
                 return None
             if (batch.epoch, sample.row) not in self._bad:
                 try:
-                    video = Video(self.dataset, sample.row, self._component)
+                    video = Video(self.dataset, sample.row, self.sampler.spec.component)
                     return sample, self.backend.prepare(video, sample, out)
                 except (DecodeError, DamagedError) as error:
                     self._note_bad(batch.epoch, sample.row, str(error))

@@ -4,7 +4,6 @@ A run's place is one number: the samples that all processes together have consum
 the rows; the last, incomplete global batch of an epoch is dropped.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -144,58 +143,16 @@ class ShuffledOrder:
         raise AssertionError("the slots divide all rows among them")
 
 
-class ShuffledSampler(ABC):
-    """Endless shuffled batches of a list, each sample with other parameters in each epoch.
+class TrainSampler:
+    """Endless shuffled batches of a data set's rows, each row with other parameters in each epoch.
 
-    rows, labels: (N,) int64, the list. order: of the list. max_samples: videos in a batch of this process. clips: of one
-    video, which stand side by side in the batch. Another sample takes the place of one that cannot be decoded. A
-    position counts clips, those of all processes.
+    batch_size: clips a process and batch. clips: of one video, which stand side by side in the batch. window: bytes of
+    shards whose rows are shuffled together, see ShuffledOrder; by default dataset.window. As the order enters a window,
+    the shards of the next one are fetched. Another sample takes the place of one that cannot be decoded. A position counts
+    clips, those of all processes.
     """
 
     replaces = True
-
-    def __init__(
-        self,
-        spec: ViewSpec,
-        rows: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        order: ShuffledOrder,
-        *,
-        max_samples: int,
-        rank: int,
-        clips: int = 1,
-    ) -> None:
-        self.spec, self.rows, self.labels, self.order = spec, rows, labels, order
-        self.max_samples, self.max_clips, self.step = max_samples, clips, order.global_batch * clips
-        self._rank = rank
-        self._permutation: tuple[int, NDArray[np.int64]] | None = None
-
-    def batch(self, position: int) -> BatchIndices:
-        epoch, slot = self.order.place(position // self.max_clips)
-        if self._permutation is None or self._permutation[0] != epoch:
-            self._permutation = epoch, self.order.epoch(epoch)
-        whole = self._permutation[1][slot : slot + self.order.global_batch]
-        first = self._rank * self.max_samples
-        return BatchIndices(
-            epoch, self._samples(epoch, whole[first : first + self.max_samples], slot + first), whole
-        )
-
-    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
-        slot = batch.samples[place].slot
-        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
-        return self._samples(batch.epoch, np.array([index]), slot)[0]
-
-    @abstractmethod
-    def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
-        """The samples at these places of the list; the first has this slot."""
-
-
-class TrainSampler(ShuffledSampler):
-    """Batches of a data set's rows.
-
-    batch_size: clips a process and batch. window: bytes of shards whose rows are shuffled together, see ShuffledOrder; by
-    default dataset.window. As the order enters a window, the shards of the next one are fetched.
-    """
 
     def __init__(
         self,
@@ -215,24 +172,26 @@ class TrainSampler(ShuffledSampler):
                 f"--clips-per-decode {clips}: must be at least 1 and divide --batch-size {batch_size}: "
                 "the clips of a video stand in one batch"
             )
-        rows, samples = np.asarray(rows, dtype=np.int64), batch_size // clips
-        if len(rows) < samples * world and spec.padding == "error":
+        self.spec, self.rows = spec, np.asarray(rows, dtype=np.int64)
+        self.labels = dataset.column("label")[self.rows].astype(np.int64)
+        self.max_samples, self.max_clips = batch_size // clips, clips
+        if len(self.rows) < self.max_samples * world and spec.padding == "error":
             short = int((dataset.column("num_frames") < spec.span).sum())
             raise InputError(
-                f"a global batch of {samples * world} needs as many videos, and {len(rows)} are selected. {short} of the "
-                f"data set's {len(dataset)} videos are shorter than a clip's {spec.span} frames and left out: "
+                f"a global batch of {self.max_samples * world} needs as many videos, and {len(self.rows)} are selected. "
+                f"{short} of the data set's {len(dataset)} videos are shorter than a clip's {spec.span} frames and left out: "
                 "--padding repeat_last keeps them, and --batch-size may be lower"
             )
         window = dataset.window if window is None else window
         self._shards: NDArray[np.int64] | None = None
         shards, sizes = None, None
         if window is not None:
-            self._shards, shards, sizes = _shards_of(dataset, rows)
-        order = ShuffledOrder(len(rows), samples * world, seed, window, shards, sizes)
-        labels = dataset.column("label")[rows].astype(np.int64)
-        super().__init__(spec, rows, labels, order, max_samples=samples, rank=rank, clips=clips)
-        self._dataset = dataset
-        self._facts = [dataset.column(name)[rows] for name in ("num_frames", "width", "height")]
+            self._shards, shards, sizes = _shards_of(dataset, self.rows)
+        global_batch = self.max_samples * world
+        self.order = ShuffledOrder(len(self.rows), global_batch, seed, window, shards, sizes)
+        self.step, self._rank, self._dataset = global_batch * clips, rank, dataset
+        self._facts = [dataset.column(name)[self.rows] for name in ("num_frames", "width", "height")]
+        self._permutation: tuple[int, NDArray[np.int64]] | None = None
         self._window_of = -1, np.zeros(1, dtype=np.int64)  # an epoch, and the window of each shard in it
         self._entered = -1, -1  # epoch and window
 
@@ -242,17 +201,33 @@ class TrainSampler(ShuffledSampler):
         return self.order.epoch_samples * self.max_clips
 
     def batch(self, position: int) -> BatchIndices:
-        batch = super().batch(position)
-        self._fetch_ahead(batch.epoch, int(batch.whole[-1]))
-        return batch
+        epoch, slot = self.order.place(position // self.max_clips)
+        if self._permutation is None or self._permutation[0] != epoch:
+            self._permutation = epoch, self.order.epoch(epoch)
+        whole = self._permutation[1][slot : slot + self.order.global_batch]
+        self._fetch_ahead(epoch, int(whole[-1]))
+        first = self._rank * self.max_samples
+        return BatchIndices(
+            epoch, self._samples(epoch, whole[first : first + self.max_samples], slot + first), whole
+        )
+
+    def replacement(self, batch: BatchIndices, place: int, attempt: int) -> Sample:
+        slot = batch.samples[place].slot
+        index = self.order.replacement(batch.epoch, slot, attempt, batch.whole)
+        return self._samples(batch.epoch, np.array([index]), slot)[0]
+
+    def params(self, epoch: int, indices: NDArray[np.int64]) -> ViewParams:
+        """What is shown in an epoch of the rows at these places of the list."""
+        facts = (column[indices] for column in self._facts)
+        numbers, seed = self.rows[indices], self.order.seed
+        return sample_params(self.spec, numbers, *facts, seed=seed, epoch=epoch, clips=self.max_clips)
 
     def _samples(self, epoch: int, indices: NDArray[np.int64], slot: int) -> list[Sample]:
-        rows, clips = self.rows[indices], self.max_clips
-        facts = (column[indices] for column in self._facts)
-        params = sample_params(self.spec, rows, *facts, seed=self.order.seed, epoch=epoch, clips=clips)
+        """The samples at these places of the list; the first has this slot."""
+        params, clips = self.params(epoch, indices), self.max_clips
         return [
-            Sample(np.full(clips, index), int(row), params.sample(place), clips, slot + place)
-            for place, (index, row) in enumerate(zip(indices, rows, strict=True))
+            Sample(np.full(clips, index), int(self.rows[index]), params.sample(place), clips, slot + place)
+            for place, index in enumerate(indices)
         ]
 
     def _fetch_ahead(self, epoch: int, index: int) -> None:

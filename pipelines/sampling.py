@@ -6,7 +6,7 @@ Letters: B samples, V views, T frames a view, G groups of views that share a box
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,17 +63,13 @@ class ViewParams:
     @staticmethod
     def concatenated(parts: "list[ViewParams]", axis: int = 0) -> "ViewParams":
         """Several of them side by side along an axis, such as the clips (V, …) of one sample."""
-        found: dict[str, Any] = {}
-        for field in fields(ViewParams):
-            values = [getattr(part, field.name) for part in parts]
-            found[field.name] = None if values[0] is None else np.concatenate(values, axis)
-        return ViewParams(**found)
+        there = [name for name, values in vars(parts[0]).items() if values is not None]
+        joined = {name: np.concatenate([vars(part)[name] for part in parts], axis) for name in there}
+        return replace(parts[0], **joined)
 
     def _map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "ViewParams":
-        changed: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, values in changed.items():
-            changed[name] = None if values is None else change(values)
-        return ViewParams(**changed)
+        there = {name: values for name, values in vars(self).items() if values is not None}
+        return replace(self, **{name: change(values) for name, values in there.items()})
 
 
 def sample_params(
@@ -144,9 +140,7 @@ def _frames(
             f"a video of {num_frames_B.min()} frames is shorter than the {spec.span} that the spec spans: "
             f"select videos with min_frames={spec.span}, or use the policy repeat_last or wrap (--padding)"
         )
-    offsets = np.asarray(spec.offsets)[None]
-    if spec.modality == "difference":
-        offsets = np.concatenate([offsets, offsets[..., -1:] + 1], axis=-1)
+    offsets = spec.decoded_offsets[None]
     if pace_BV is not None:
         offsets = paced(offsets, np.asarray(spec.paces)[pace_BV][..., None])
     span = offsets.max(-1) + 1

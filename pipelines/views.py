@@ -128,10 +128,9 @@ class ViewSpec:
             not self.lab_drop or self.levels != "bgr-255", "lab_drop feeds Lab, and levels asks for BGR 0–255"
         )
         if self.modality != "rgb":
-            _check(
-                not (self.lab or self.channel_drop or self.levels in self._rgb_levels()),
-                f"Lab, channel drop and BGR are of RGB, not of {self.modality}",
-            )
+            levels = ("imagenet", "bgr-imagenet") if self.modality == "flow" else ("imagenet",)
+            sound = self.levels in levels and not self.lab_drop and not self.channel_drop
+            _check(sound, f"Lab, channel drop and BGR are of RGB, not of {self.modality}")
         if self.modality == "difference":
             _check(self.jitter is None and not self.paces, "a difference takes neither jitter nor paces")
             steps = {later - earlier for view in self.offsets for earlier, later in pairwise(view)}
@@ -140,10 +139,6 @@ class ViewSpec:
             _check(self.rotation == 0, "rotation would have to turn the flow's vectors too: set it to 0")
         if self.channel_drop:
             _check(self.levels == "imagenet", "channel drop puts noise about 0: it needs normalised levels")
-
-    def _rgb_levels(self) -> tuple[str, ...]:
-        """Levels that this modality cannot have."""
-        return ("bgr-255", "lab") if self.modality == "flow" else ("bgr-255", "bgr-imagenet", "lab")
 
     @property
     def views(self) -> int:
@@ -160,6 +155,11 @@ class ViewSpec:
         return 1 if self.modality == "difference" else 3
 
     @property
+    def component(self) -> str:
+        """Which of a row's files is decoded."""
+        return "flow.mp4" if self.modality == "flow" else "mp4"
+
+    @property
     def planes(self) -> int:
         """Channels of the pixels that a view is made of: RGB 3, luma of a difference 1, flow 2 (u, v)."""
         return {"rgb": 3, "difference": 1, "flow": 2}[self.modality]
@@ -168,6 +168,12 @@ class ViewSpec:
     def decoded(self) -> int:
         """Frames that a view is made of: T, or T + 1 for a difference."""
         return self.frames + (self.modality == "difference")
+
+    @property
+    def decoded_offsets(self) -> NDArray[np.int64]:
+        """(V, decoded) offsets of the frames that the views are made of."""
+        offsets = np.asarray(self.offsets)
+        return np.concatenate([offsets, offsets[:, -1:] + 1], 1) if self.decoded > self.frames else offsets
 
     @property
     def lab(self) -> bool:
@@ -183,10 +189,8 @@ class ViewSpec:
     def span(self) -> int:
         """Frames from the clip's first to its last, both included. Where views start independently, or have paces: of
         the longest view, at its fastest pace."""
-        last = max(max(view) for view in self.offsets)
-        if self.paces:
-            last = int(paced(last, max(self.paces)))
-        return last + 1 + (self.modality == "difference")
+        last = self.decoded_offsets.max()
+        return 1 + int(paced(last, max(self.paces)) if self.paces else last)
 
     def scope(self, name: str) -> NDArray[np.int64]:
         """(V, T) number of the draw that each frame uses under the scope "frame", "view" or "clip"."""

@@ -14,12 +14,11 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections import OrderedDict
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from math import prod
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,29 @@ from shards.tar import Excerpt
 from shards.video.mp4 import DecodeError
 
 _KNOWN = 16  # regions of memory that a process keeps in view
-_INPUT = 2**20  # bytes of a video that there is room for, at first
 _numbers = count()
 
 
 class Maker:
-    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to finish; else views."""
+    """Makes what a clip's video becomes on the CPU. pixels: as they are decoded, for a GPU to finish; else views.
+
+    shape, dtype: of what a clip becomes.
+    """
 
     def __init__(self, spec: ViewSpec, *, pixels: bool) -> None:
         self._spec = spec
         self._transform = None if pixels else NumpyTransform(spec)
+        self.dtype = np.dtype(np.uint8 if pixels else np.float32)
+        decoded = spec.views * spec.decoded, spec.planes, spec.size, spec.size
+        self.shape = decoded if pixels else (spec.views * spec.frames, spec.size**2, spec.channels)
 
     def __call__(self, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> None:
         """out: of the sample's clips, (clips, …) as `CpuDecodeBackend.buffer` lends it. Raises DecodeError."""
-        spec, frames = self._spec, out.reshape(-1, *out.shape[2:])
-        if self._transform is None:
-            decode_views(video, params, spec.size, spec.modality, frames)
-        else:
-            self._transform(decode_views(video, params, spec.size, spec.modality), params, frames)
+        spec = self._spec
+        place = None if self._transform else out.reshape(-1, *out.shape[2:])
+        pixels = decode_views(video, params, spec.size, spec.modality, place)
+        if self._transform:
+            self.finish(pixels, params, out)
 
     def finish(self, pixels: NDArray[np.uint8], params: ViewParams, out: NDArray[Any]) -> None:
         """The same of pixels (F, size, size, P) that are decoded already."""
@@ -63,17 +67,25 @@ class Maker:
 
 
 class Region:
-    """Memory that processes can share: an array of this shape."""
+    """Memory that processes can share: an array of this shape. path: where another process of this user opens it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self.number, self.bytes = next(_numbers), prod(shape) * np.dtype(dtype).itemsize
+        self.number, bytes_ = next(_numbers), prod(shape) * np.dtype(dtype).itemsize
         self.descriptor = os.memfd_create("slipstream", os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, self.bytes)
-        self.array = np.frombuffer(mmap.mmap(self.descriptor, self.bytes), dtype).reshape(shape)
+        self.path = f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        os.ftruncate(self.descriptor, bytes_)
+        self.array = np.frombuffer(mmap.mmap(self.descriptor, bytes_), dtype).reshape(shape)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+@lru_cache(_KNOWN)
+def _opened(number: int, path: str) -> mmap.mmap:
+    """The memory of another process's region. The number tells it from one that had the same path before."""
+    with open(path, "r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
 
 
 class Worker:
@@ -83,8 +95,6 @@ class Worker:
         self._spec, self._pixels = spec, pixels
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection
-        self._known: OrderedDict[int, None] = OrderedDict()
-        self._input = Region((_INPUT,), np.uint8)  # where the process finds the video
 
     @property
     def process(self) -> int | None:
@@ -97,41 +107,22 @@ class Worker:
         Raises DecodeError too for a video on which two processes crash; MemoryError where memory runs out, which is not
         the video's fault, and RuntimeError for any other end of the processes.
         """
-        kind, said = "", ""
+        error: Exception | None = None
+        offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
+        place = region.number, region.path, offset, out.shape, out.dtype.str
         for _ in range(2):
             try:
                 if self._process is None:
                     self._start()
-                kind, said = self._ask(video, params, region, out)
+                self._connection.send((video, params, place))
+                error = self._connection.recv()
                 break
             except (EOFError, ConnectionError):
                 code = self.end()
-                kind = _of_the_end(code)
                 cause = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-                said = f"the process that decodes it ended twice: {cause}"
-        if kind:
-            raise _ERRORS[kind](said)
-
-    def _ask(
-        self, video: bytes | Excerpt, params: ViewParams, region: Region, out: NDArray[Any]
-    ) -> tuple[str, str]:
-        assert self._process is not None
-        index, data = (video.index, video.data) if isinstance(video, Excerpt) else (None, video)
-        if len(self._input.array) < len(data):
-            self._input = Region((2 * len(data),), np.uint8)
-        self._input.array[: len(data)] = np.frombuffer(data, np.uint8)
-        offset = out.__array_interface__["data"][0] - region.array.__array_interface__["data"][0]
-        new = [one for one in (self._input, region) if one.number not in self._known]
-        source, place = (
-            (self._input.number, len(data), index),
-            (region.number, offset, out.shape, out.dtype.str),
-        )
-        self._connection.send((params, [(one.number, one.bytes) for one in new], source, place))
-        for one in new:
-            send_handle(self._connection, one.descriptor, self._process.pid)
-        _keep(self._known, {one.number: None for one in (self._input, region)})
-        answer: tuple[str, str] = self._connection.recv()
-        return answer
+                error = _fault(code)(f"the process that decodes it ended twice: {cause}")
+        if error:
+            raise error
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -146,7 +137,6 @@ class Worker:
                 env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         self._connection = Connection(ours.detach())
-        self._known.clear()
         self._connection.send((self._spec, self._pixels))
 
     def end(self) -> int:
@@ -168,20 +158,12 @@ def serve(descriptor: int) -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     keep_freed_memory()
     connection = Connection(descriptor)
-    maps: OrderedDict[int, mmap.mmap] = OrderedDict()
     try:
         spec, pixels = connection.recv()
         maker = Maker(spec, pixels=pixels)
         while True:
-            params, new, (source, length, index), (number, offset, shape, dtype) = connection.recv()
-            for one, size in new:
-                handle = recv_handle(connection)
-                maps[one] = mmap.mmap(handle, size)
-                os.close(handle)
-            _keep(maps, {one: maps[one] for one in (source, number)})
-            data = maps[source][:length]
-            video = Excerpt(index, data) if index else data
-            out = np.frombuffer(maps[number], dtype, prod(shape), offset).reshape(shape)
+            video, params, (number, path, offset, shape, dtype) = connection.recv()
+            out = np.frombuffer(_opened(number, path), dtype, prod(shape), offset).reshape(shape)
             connection.send(_attempt(maker, video, params, out))
             del out
     except (EOFError, OSError):
@@ -195,34 +177,24 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-_ERRORS: dict[str, type[Exception]] = {"damage": DecodeError, "memory": MemoryError, "other": RuntimeError}
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
-def _attempt(maker: Maker, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> tuple[str, str]:
-    """A key of _ERRORS and what there is to say; both empty where it went well."""
+def _attempt(maker: Maker, video: bytes | Excerpt, params: ViewParams, out: NDArray[Any]) -> Exception | None:
+    """What went wrong, in a form that can be sent; None where nothing did."""
     try:
         maker(video, params, out)
     except DecodeError as error:
-        return "damage", str(error)
+        return DecodeError(str(error))
     except MemoryError as error:
-        return "memory", f"a decoding process: {error or 'out of memory'}"
+        return MemoryError(f"a decoding process: {error or 'out of memory'}")
     except Exception:
-        return "other", traceback.format_exc()
-    return "", ""
+        return RuntimeError(traceback.format_exc())
+    return None
 
 
-def _of_the_end(code: int) -> str:
-    """Whose fault a process's end is, a key of _ERRORS. SIGKILL is as a rule the system's, when memory runs out."""
+def _fault(code: int) -> type[Exception]:
+    """Whose fault a process's end is. SIGKILL is as a rule the system's, when memory runs out."""
     if code == -signal.SIGKILL:
-        return "memory"
-    return "damage" if -code in _CRASHES else "other"
-
-
-def _keep(known: "OrderedDict[int, Any]", used: dict[int, Any]) -> None:
-    """Both ends forget alike the regions that were not used for longest."""
-    for number, value in used.items():
-        known[number] = value
-        known.move_to_end(number)
-    while len(known) > _KNOWN:
-        known.popitem(last=False)
+        return MemoryError
+    return DecodeError if -code in _CRASHES else RuntimeError

@@ -14,6 +14,7 @@ compare them with each other. docs/notes/loader-benchmark.md says what each mean
 """
 
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
@@ -47,15 +48,13 @@ def main(argv: list[str]) -> None:
 
 def one_each(argv: list[str]) -> list[list[str]]:
     """The command line of each of the objectives that argv names: one, several with commas, or all."""
-    for place, word in enumerate(argv):
-        flag, equals, names = word.partition("=")
-        if flag != "--objective" or not (equals or argv[place + 1 :]):
-            continue
-        after = place + 1 if equals else place + 2
-        names = names or argv[place + 1]
-        chosen = list(objectives.available()) if names == "all" else names.split(",")
-        return [[*argv[:place], "--objective", name, *argv[after:]] for name in chosen]
-    return [argv]
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--objective", nargs="?")
+    named, others = parser.parse_known_args(argv)
+    if named.objective is None:
+        return [argv]
+    chosen = objectives.available() if named.objective == "all" else named.objective.split(",")
+    return [["--objective", name, *others] for name in chosen]
 
 
 def open_data(path: Path | None) -> Dataset:

@@ -10,7 +10,6 @@ of key frames stay, and so do the traces that an encoder leaves; motion goes. Pa
 if it does not, it reads something else. The same run on the moving videos is its counterpart.
 """
 
-import io
 import json
 import os
 import sys
@@ -21,19 +20,20 @@ from fractions import Fraction
 from itertools import repeat
 from pathlib import Path
 
-import av
 import tyro
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
+from pipelines.decode import decode_frames
 from shards import Dataset, InputError, one_line
 from shards.build.first_use import data_folder
 from shards.errors import new_or_empty
 from shards.schema import safe_name
 from shards.table import publish
-from shards.tar import Sample, write_shard
+from shards.tar import Sample, indexed, write_shard
 from shards.video.encode import Encoding, house_frame, write_mp4
+from shards.video.mp4 import DecodeError
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,14 @@ def freeze(dataset: Dataset, row: int, encoding: Encoding) -> Sample:
     key, label = facts.pop("key"), facts.pop("label")
     count = facts["num_frames"]
     try:
-        with av.open(io.BytesIO(dataset.read(row)), "r", metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            keys, picture = [], None
-            for number, frame in enumerate(container.decode(stream)):
-                if frame.key_frame:
-                    keys.append(number)
-                if number == count // 2:
-                    picture = frame
-        if picture is None:
-            raise IndexError(f"it has no frame {count // 2}")
-    except (av.FFmpegError, IndexError) as error:
+        video = indexed(dataset.read(row))
+        ((_, picture),) = decode_frames(video, [count // 2])
+    except DecodeError as error:
         raise InputError(
             f"{dataset.path}: {key} cannot be decoded ({error}); run tools/check_shards.py"
         ) from error
-    if len(keys) > 1:  # of a copied video, its own
-        encoding = replace(encoding, gop=keys[1] - keys[0])
+    if len(keys := video.index.gops) > 1:  # of a copied video, its own
+        encoding = replace(encoding, gop=int(keys[1] - keys[0]))
     still = house_frame(picture, picture.width, picture.height, encoding.codec, VideoReformatter())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "still.mp4"

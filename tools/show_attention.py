@@ -20,30 +20,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.pace import Pace, PaceConfig, pace_name
-from pipelines.backends import BackendSettings, Device, choose_backend
-from pipelines.loader import Loader
-from pipelines.sampler import TrainSampler
+from pipelines import colour
+from pipelines.backends import Device
 from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, one_line
 from shards.build.first_use import data_folder
-from tools.show_batch import animation
+from tools.show_batch import animation, load_batch, page_of
 from training.log import visible
+from training.processes import writing
 
 FPS = 10  # of the page's clips
 
-# Blue, cyan, yellow, red: positions on 0–1 and colours on 0–255
-HEAT = ((0.0, (0, 0, 160)), (0.35, (0, 200, 255)), (0.65, (255, 230, 0)), (1.0, (220, 0, 0)))
 STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
-td, th { padding: 4px 6px; vertical-align: top; text-align: left; font-size: 12px }
+td, th { padding: 4px 6px; vertical-align: top; text-align: left; font-size: 12px } .wrong { color: #c00 }
 img { width: 160px; image-rendering: pixelated; background: #ddd; display: block; margin-bottom: 4px }
-.wrong { color: #c00 } @media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } }
 """
 
 
@@ -95,25 +92,18 @@ def main(arguments: Arguments) -> None:
     laid_BVHW3 = overlay(clips_BVTHW3[:, :, -1], maps_BVhw)
     names = [f"p = {pace_name(pace)}" for pace in objective.config.paces]
     picture, page = (arguments.out.with_name(arguments.out.name + end) for end in (".png", ".html"))
-    try:
+    with writing(arguments.out, "--out", "choose a place that can be written to"):
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         draw_grid(laid_BVHW3, names, arguments.size).save(picture)
         title = f"{arguments.checkpoint}: attention on {dataset.name}"
         page.write_text(make_page(title, batch["key"], names, clips_BVTHW3, laid_BVHW3, shares_BVM), "utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--out {arguments.out}: {error.strerror}; choose a place that can be written to"
-        ) from error
     print(f"{picture}\n{page}")
 
 
 def first_batch(arguments: Arguments, dataset: Dataset, spec: ViewSpec) -> dict[str, Any]:
     """The clips of as many videos as the picture has rows: the same for every size of a view."""
     split = arguments.split or (None if arguments.data else "test")
-    sampler = TrainSampler(dataset, dataset.select(split=split), spec, arguments.videos, seed=arguments.seed)
-    backend = BackendSettings(choose_backend(arguments.device, dataset), threads=arguments.threads)
-    with Loader(dataset, sampler, backend, threads=arguments.threads, prefetch=0) as loader:
-        return next(loader)
+    return load_batch(dataset, dataset.select(split=split), spec, arguments.videos, arguments)
 
 
 def column_spec(config: PaceConfig) -> ViewSpec:
@@ -142,9 +132,8 @@ def look(objective: Pace, views_BVCTHW: Tensor, stage: int = 5) -> tuple[Tensor,
 def overlay(frames_BVHW3: np.ndarray, maps_BVhw: Tensor) -> np.ndarray:
     """Maps as heat over paled frames, thicker where it is hot; uint8 RGB (B, V, H, W, 3)."""
     large = F.interpolate(maps_BVhw, frames_BVHW3.shape[2:4], mode="bilinear", align_corners=False).numpy()
-    places, colours = [place for place, _ in HEAT], np.array([colour for _, colour in HEAT])
-    heat = np.stack([np.interp(large, places, colours[:, channel]) for channel in range(3)], -1)
-    luma = frames_BVHW3 @ np.array([0.299, 0.587, 0.114])
+    heat = 255 * colormaps["jet"](large)[..., :3]
+    luma = frames_BVHW3 @ colour.LUMA
     paled = (luma[..., None] + frames_BVHW3) / 2
     share = 0.3 + 0.3 * large[..., None]
     return ((1 - share) * paled + share * heat).round().astype(np.uint8)
@@ -182,11 +171,7 @@ def make_page(
             cells += f'<img alt="clip" src="{animation(clips_BVTHW3[b, v], FPS)}">{guess}</td>'
         rows += f"<tr><th>{html.escape(key)}</th>{cells}</tr>"
     heads = "".join(f"<th>{name}</th>" for name in names)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f"<link rel=icon href=data:,><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<table><tr><th></th>{heads}</tr>{rows}</table></html>\n"
-    )
+    return page_of(title, f"<table><tr><th></th>{heads}</tr>{rows}</table>", STYLE)
 
 
 def guessed(shares_M: Tensor, truth: int, names: list[str]) -> str:

@@ -34,6 +34,7 @@ from shards import Dataset, InputError, at_least, one_line
 from shards.build.first_use import data_folder
 from shards.several import joined
 from training.log import visible
+from training.processes import writing
 
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; background: #fff; color: #222 }
@@ -89,26 +90,31 @@ def main(argv: list[str]) -> None:
     spec = objectives.get(settings.objective).view_spec(config)
     dataset = joined([Dataset(data_folder(one)) for one in settings.data or (None,)])
     rows = dataset.select(split=settings.split, min_frames=spec.span if spec.padding == "error" else 1)
-    sampler = TrainSampler(dataset, rows, spec, settings.batch_size, seed=settings.seed)
-    backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)
-    with Loader(dataset, sampler, backend, threads=settings.threads, prefetch=0) as loader:
-        loader.load_state_dict({"samples": settings.batch * settings.batch_size})
-        batch = next(loader)
+    batch = load_batch(dataset, rows, spec, settings.batch_size, settings, settings.batch)
     out = settings.out or Path(f"batch-{settings.objective}")
     picture, page = out.with_name(out.name + ".png"), out.with_name(out.name + ".html")
     title = f"{settings.objective} on {dataset.name}, seed {settings.seed}, batch {settings.batch}"
-    try:
+    with writing(out, "--out", "choose a place that can be written to"):
         out.parent.mkdir(parents=True, exist_ok=True)
         save_picture(title, batch, spec, dataset, picture)
         page.write_text(make_page(title, batch, spec, dataset, settings.fps), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}; choose a place that can be written to") from error
     print(title)
     for key, params in zip(batch["key"], batch["params"], strict=True):
         print(key)
         for view in range(spec.views):
             print(f"  view {view}: " + ", ".join(f"{k} {v}" for k, v in describe(params, view, spec).items()))
     print(f"{picture}\n{page}")
+
+
+def load_batch(
+    dataset: Dataset, rows: np.ndarray, spec: ViewSpec, size: int, settings: Any, number: int = 0
+) -> dict[str, Any]:
+    """Training's batch of this number. settings: have a seed, a device and threads."""
+    sampler = TrainSampler(dataset, rows, spec, size, seed=settings.seed)
+    backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)
+    with Loader(dataset, sampler, backend, threads=settings.threads, prefetch=0) as loader:
+        loader.load_state_dict({"samples": number * size})
+        return next(loader)
 
 
 def describe(params: ViewParams, view: int, spec: ViewSpec) -> dict[str, str]:
@@ -131,9 +137,7 @@ def beyond_end(params: ViewParams, spec: ViewSpec) -> np.ndarray:
 
     For a difference: those of which either frame does.
     """
-    offsets = np.array(spec.offsets)
-    if spec.modality == "difference":
-        offsets = np.concatenate([offsets, offsets[:, -1:] + 1], axis=1)
+    offsets = spec.decoded_offsets
     start_of = spec.scope(spec.start_scope)[:, 0]
     if params.pace is not None:
         offsets, start_of = paced(offsets, np.array(spec.paces)[params.pace][:, None]), np.arange(spec.views)
@@ -216,17 +220,24 @@ def make_page(title: str, batch: dict[str, Any], spec: ViewSpec, dataset: Datase
             batch["key"], batch["label"].tolist(), batch["params"], pixels_BVTHW3, strict=True
         )
     )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-        f'<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href=data:,>'
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"
+    return page_of(
+        title,
         f"<h2>The spec: {spec.views} views of {spec.frames} frames, {spec.channels} × {spec.size}², "
         f"{spec.span} frames from first to last</h2>"
         + definitions(offsets | {name: values[name] for name in values if name not in usual})
         + f"<details><summary>{len(usual)} settings at their defaults</summary>"
         + definitions({name: values[name] for name in values if name in usual})
         + "</details><p class=soft>A bar below each clip is red while the video has ended and another frame stands in "
-        f"(padding: {spec.padding}).</p>{videos}</html>\n"
+        f"(padding: {spec.padding}).</p>{videos}",
+    )
+
+
+def page_of(title: str, body: str, style: str = "") -> str:
+    """A page of HTML that needs nothing beside itself."""
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+        f'<meta name=viewport content="width=device-width, initial-scale=1"><link rel=icon href=data:,>'
+        f"<style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n"
     )
 
 

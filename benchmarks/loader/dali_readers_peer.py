@@ -11,9 +11,9 @@ from nvidia.dali import Pipeline, fn, types
 
 from benchmarks.loader.parts import WARM, Options
 from benchmarks.loader.rounds import Figures, Part, Source, rate
-from pipelines import colour
-from pipelines.transforms.dali import cube_root_xyz, rotate
-from pipelines.views import ViewSpec
+from pipelines.sampling import sample_params
+from pipelines.transforms.dali import cube_root_xyz, difference, luma, rotate, u_and_v
+from pipelines.views import ViewSpec, eval_view
 from shards import InputError
 
 CPU_CODECS = ("vp9", "mjpeg")
@@ -53,7 +53,7 @@ def define(source: Source, decoder: str = "mixed") -> Any:
     encoded = fn.readers.webdataset(
         paths=tars,
         index_paths=[tar.removesuffix(".tar") + ".idx" for tar in tars],
-        ext=[source.component],
+        ext=[source.spec.component],
         random_shuffle=True,
         initial_fill=min(len(dataset), 256),
         missing_component_behavior="skip",
@@ -73,9 +73,7 @@ def define(source: Source, decoder: str = "mixed") -> Any:
 
 def _frame_numbers(spec: ViewSpec, shortest: int) -> Any:
     """V·T frame numbers; the graph does not know a video's length, so clips begin where the shortest one lasts."""
-    offsets = np.asarray(spec.offsets, dtype=np.float32)
-    if spec.modality == "difference":
-        offsets = np.concatenate([offsets, offsets[:, -1:] + 1], axis=1)
+    offsets = spec.decoded_offsets.astype(np.float32)
     room = float(max(shortest - spec.span + 1, 1))
     if not spec.starts_differ:
         start = fn.random.uniform(range=[0.0, room])
@@ -129,25 +127,17 @@ def _view(spec: ViewSpec, video: Any, v: int, box: dict[str, Any], turn: dict[st
 
 def _coloured(spec: ViewSpec, frames: Any) -> Any:
     if spec.modality == "flow":
-        pair = fn.cast(frames[:, :, :, 0:1], dtype=types.FLOAT) / 127.5 - 1.0
-        pair = fn.reshape(pair, shape=[spec.frames, 2, spec.size, spec.size], layout="FCHW")
-        pair = fn.transpose(pair, perm=[0, 2, 3, 1], output_layout="FHWC")
-        return fn.cat(pair, pair[:, :, :, 0:1] * 0.0, axis=3)
+        order = np.arange(2 * spec.frames).reshape(-1, 2).T.ravel()  # u of each frame, then v of each
+        frames = u_and_v(fn.sequence_rearrange(frames, new_order=order.tolist()), spec.frames)
     if spec.modality == "difference":
-        grey = fn.cast(
-            fn.color_space_conversion(frames, image_type=types.RGB, output_type=types.GRAY), dtype=types.FLOAT
-        )
-        return (grey[1:] - grey[:-1]) / (255 * colour.GREY_STD)
+        frames = difference(luma(frames), 1, spec.size)
     if spec.lab:
-        return (cube_root_xyz(frames) - 0.5) * 4.0
-    if spec.jitter is not None:
+        frames = cube_root_xyz(frames)
+    if spec.jitter is not None and spec.modality == "rgb":
         frames = fn.color_twist(frames, **_jitter(spec))
-    mean, std = 255 * colour.IMAGENET_MEAN, 255 * colour.IMAGENET_STD
-    if spec.levels == "bgr-255":
-        mean, std = np.zeros(3), np.ones(3)
-    return (fn.cast(frames, dtype=types.FLOAT) - types.Constant(mean.astype(np.float32))) / types.Constant(
-        std.astype(np.float32)
-    )
+    row = np.array([0])
+    still = sample_params(eval_view(spec), row, row + spec.span, row + 256, row + 256, seed=0, epoch=0)
+    return fn.coord_transform(frames, MT=still.colours[0, 0, 0].ravel().tolist(), dtype=types.FLOAT)
 
 
 def _jitter(spec: ViewSpec) -> dict[str, Any]:

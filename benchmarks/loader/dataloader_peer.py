@@ -3,33 +3,33 @@
 Letters: N distinct frames, V views, T frames a view, F = V·T, P planes that are decoded, C channels, S side of a view.
 """
 
-import importlib.util
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.loader.parts import Options
-from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, rate
+from benchmarks.loader.rounds import Figures, Part, Source, check_installed, rate
 from pipelines import colour
+from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams
 from pipelines.transforms import numpy as arithmetic
 from pipelines.views import ViewSpec
 from shards import InputError
 
-AHEAD = 2  # batches a worker, DataLoader's default
 _SRGB = torch.arange(256) / 255
 _LINEAR = torch.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92)
 _XYZ = torch.tensor(colour.XYZ_OVER_WHITE, dtype=torch.float32)
@@ -41,7 +41,7 @@ _PLANES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Clips(Dataset):
-    """A run's samples by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time.
+    """A run's samples, whole batches of them, by number. device: torchcodec's; on a GPU `threads` clips of a batch are made at a time.
 
     jitter: see `clip`.
     """
@@ -50,30 +50,18 @@ class Clips(Dataset):
         self, source: Source, device: str = "cpu", threads: int = 1, jitter: nn.Module | None = None
     ) -> None:
         self._source, self._device, self._threads, self._jitter = source, device, threads, jitter
-        self._read = UncheckedReads(source)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        row, params = self._source.sample(number)
-        views = clip(self._read(row), params, self._source.spec, self._device, self._jitter)
-        return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
 
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        samples = self._source.samples(numbers[0], 1)
         if self._threads == 1:
-            return [self[number] for number in numbers]
+            return [self._clip(sample) for sample in samples]
         with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(self.__getitem__, numbers))
+            return list(pool.map(self._clip, samples))
 
-
-class Numbers(Sampler[int]):
-    """`count` numbers from `first` on; both may change between two passes."""
-
-    first = count = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.first, self.first + self.count))
-
-    def __len__(self) -> int:
-        return self.count
+    def _clip(self, sample: Sample) -> dict[str, Any]:
+        params, video = sample.params, self._source.read_unchecked(sample.row)
+        views = clip(video, params, self._source.spec, self._device, self._jitter)
+        return {"views": views} | ({} if params.pace is None else {"pace": torch.from_numpy(params.pace)})
 
 
 class DataLoaderPeer:
@@ -92,18 +80,15 @@ class DataLoaderPeer:
     ) -> None:
         check_torchcodec()
         self.workers, self._batches, self._clips, self._device = workers, batches, source.batch_size, device
-        self._numbers = Numbers()
-        kept: dict[str, Any] = (
-            {"multiprocessing_context": "spawn", "persistent_workers": True} if workers else {}
-        )
+        self._numbers: list[int] = []  # of a round's samples, which the DataLoader's sampler gives
         self._loader = DataLoader(
             Clips(source, "cuda" if cuda else "cpu", threads if cuda else 1, jitter),
             source.batch_size,
             sampler=self._numbers,
             num_workers=workers,
-            prefetch_factor=AHEAD if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+            persistent_workers=workers > 0,
             pin_memory=device.type == "cuda" and not cuda,
-            **kept,
         )
 
     def __call__(self, first: int) -> Figures:
@@ -113,7 +98,7 @@ class DataLoaderPeer:
         batches = self.take(first, warm + self._batches + self.workers)
         for _ in range(warm):
             next(batches)
-        workers = self._processes()
+        workers = [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
         figures = rate(lambda: next(batches), self._batches, self._clips, self._device, workers)
         figures["workers_rss_gib"] = (
             sum(psutil.Process(worker).memory_info().rss for worker in workers) / 2**30
@@ -124,7 +109,7 @@ class DataLoaderPeer:
 
     def take(self, first: int, batches: int) -> Iterator[dict[str, Any]]:
         """Batches on the device, from sample `first` on."""
-        self._numbers.first, self._numbers.count = first, batches * self._clips
+        self._numbers[:] = range(first, first + batches * self._clips)
         for batch in self._loader:
             yield {name: value.to(self._device, non_blocking=True) for name, value in batch.items()}
 
@@ -133,9 +118,6 @@ class DataLoaderPeer:
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
-
-    def _processes(self) -> list[int]:
-        return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
 
 
 def dataloader_peers(
@@ -184,17 +166,14 @@ def best_peer(
     source: Source, counts: list[int], batches: int, device: torch.device
 ) -> tuple[DataLoaderPeer, dict[str, float]]:
     """The peer with the best of these numbers of workers, and the clips/s of each."""
-    tried: dict[str, float] = {}
-    best: DataLoaderPeer | None = None
+    tried: dict[int, float] = {}
     for count in counts:
-        peer = DataLoaderPeer(source, count, batches, device)
-        tried[str(count)] = peer(0)["clips_per_s"]
-        if best is None or tried[str(count)] > tried[str(best.workers)]:
-            best, peer = peer, best
-        if peer is not None:
-            peer.close()
-    assert best is not None
-    return best, tried
+        with closing(DataLoaderPeer(source, count, batches, device)) as peer:
+            tried[count] = peer(0)["clips_per_s"]
+    best = max(tried, key=lambda count: tried[count])
+    return DataLoaderPeer(source, best, batches, device), {
+        str(count): clips for count, clips in tried.items()
+    }
 
 
 def worker_counts(cores: int) -> list[int]:
@@ -204,16 +183,7 @@ def worker_counts(cores: int) -> list[int]:
 
 def check_torchcodec() -> None:
     """Raise InputError that says what the peer lacks."""
-    if importlib.util.find_spec("torchcodec") is None:
-        raise InputError("--against dataloader: torchcodec is not installed; pip install -e '.[bench]'")
-    try:
-        import torchcodec.decoders  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"--against dataloader: torchcodec cannot be loaded ({reason}); it needs FFmpeg's shared libraries "
-            "from the system, such as Debian's ffmpeg"
-        ) from error
+    check_installed("dataloader", "torchcodec", "torchcodec", lambda: import_module("torchcodec.decoders"))
 
 
 def clip(

@@ -10,14 +10,11 @@ box, uint8, in a pool of threads. No colour arithmetic, no float: compare it wit
   before they are scaled.
 """
 
-import importlib.util
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +23,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.loader.parts import CACHED, WARM, Options
-from benchmarks.loader.rounds import Figures, Part, Source, UncheckedReads, rate
+from benchmarks.loader.parts import CACHED, Options, under_way
+from benchmarks.loader.rounds import Figures, Part, Source, check_installed, rate
+from pipelines.decode import Box, boxes_of, open_decoder, packets_of
 from pipelines.sampler import Sample
 from pipelines.sampling import ViewParams
 from pipelines.trim import runs, trim
-from shards import InputError
 from shards.video.mp4 import PacketIndex, read_index
 
-_DECODERS = {"av1": "libdav1d"}  # by name, FFmpeg picks one that needs a GPU
 _PIXELS = {"rgb": ("rgb24", 3), "difference": ("gray", 1), "flow": ("gray", 1)}
+Runs = list[list[av.Packet | None]]
 
 
-class Packets:
-    """The packets to decode for some frames of a video, taken out of the file: run after run."""
-
-    def __init__(self, video: bytes, numbers: NDArray[Any]) -> None:
-        self._index = index = read_index(video)
-        self._runs = [
-            [_packet(index, video, place) for place in run.tolist()] for run in runs(index, video, numbers)
-        ]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._runs))
-
-    def decode(self) -> int:
-        """Returns how many frames came out."""
-        frames = 0
-        for run in self._runs:
-            context = av.CodecContext.create(_DECODERS.get(self._index.codec, self._index.codec), "r")
-            assert isinstance(context, av.VideoCodecContext)
-            if self._index.extradata:
-                context.extradata = self._index.extradata
-            context.width, context.height = self._index.width, self._index.height
-            context.thread_count = 1
-            for packet in (*run, None):
-                frames += len(context.decode(packet))
-        return frames
+def demuxed(video: bytes, numbers: NDArray[Any]) -> tuple[PacketIndex, Runs]:
+    """The packets to decode for some frames of a video, taken out of the file: run after run, None after each."""
+    index = read_index(video)
+    return index, [list(packets_of(index, video, run)) for run in runs(index, video, numbers)]
 
 
-def _packet(index: PacketIndex, video: bytes, place: int) -> av.Packet:
-    first, size = int(index.offsets[place]), int(index.sizes[place])
-    packet = av.Packet(size)
-    packet.update(video[first : first + size])
-    packet.pts = int(index.ranks[place])
-    return packet
+def decode(video: tuple[PacketIndex, Runs]) -> int:
+    """Decode what `demuxed` gives. Returns how many frames came out."""
+    index, parts = video
+    frames = 0
+    for run in parts:
+        decoder = open_decoder(index)
+        frames += sum(len(decoder.decode(packet)) for packet in run)
+    return frames
 
 
 def libavcodec(source: Source, threads: int, batches: int) -> Part:
     """clips_per_s of decoding alone: no file is read, no index parsed, no frame converted."""
 
-    def packets(sample: Sample) -> Packets:
-        return Packets(source.read(sample.row), np.unique(sample.params.frames))
+    def packets(sample: Sample) -> tuple[PacketIndex, Runs]:
+        return demuxed(source.read(sample.row), np.unique(sample.params.frames))
 
-    return source.in_pool(Packets.decode, threads, batches, packets)
+    return source.in_pool(decode, threads, batches, packets)
 
 
 def decoded_per_used(source: Source, batches: int, *, as_file: bool) -> float:
@@ -105,32 +83,22 @@ def dali_nvdec(source: Source, options: Options, batches: int, *, trimmed: bool 
     With options.on_cpu_dali the decoder is DALI's own, which reads VP9 and MJPEG.
     """
     turns = cycle([[encoded(source, one, trimmed) for one in batch] for batch in source.batches(0, CACHED)])
-    free = deque(_pipeline(source, options) for _ in range(options.pipelines))
-    begun: deque[Any] = deque()
+    free = [_pipeline(source, options) for _ in range(options.pipelines)]
 
-    def finish() -> None:
-        begun[0].outputs()
-        free.append(begun.popleft())
+    def start() -> Callable[[], None]:
+        pipeline = free.pop(0)
+        files, numbers = zip(*next(turns), strict=True)
+        pipeline.feed_input("encoded", list(files))
+        pipeline.feed_input("numbers", list(numbers))
+        pipeline.schedule_run()
 
-    def run() -> None:
-        while free:
-            pipeline = free.popleft()
-            files, numbers = zip(*next(turns), strict=True)
-            pipeline.feed_input("encoded", list(files))
-            pipeline.feed_input("numbers", list(numbers))
-            pipeline.schedule_run()
-            begun.append(pipeline)
-        finish()
+        def finish() -> None:
+            pipeline.outputs()
+            free.append(pipeline)
 
-    def part(_: int) -> Figures:
-        for _ in range(WARM):
-            run()
-        figures = rate(run, batches, source.batch_size, options.device, watched=True)
-        while begun:
-            finish()
-        return figures
+        return finish
 
-    return part
+    return lambda _: under_way(start, options.pipelines, source, options, batches, watched=True)
 
 
 def _pipeline(source: Source, options: Options) -> Any:
@@ -158,8 +126,7 @@ def encoded(
 
 
 def spdl_nvdec(source: Source, threads: int, batches: int) -> Part:
-    """SPDL's decoder on the trimmed files, one a thread, to RGB. Raises InputError where SPDL cannot be loaded."""
-    check_spdl()
+    """SPDL's decoder on the trimmed files, one a thread, to RGB."""
     import spdl.io
 
     config = spdl.io.cuda_config(device_index=torch.cuda.current_device())
@@ -171,9 +138,7 @@ def spdl_nvdec(source: Source, threads: int, batches: int) -> Part:
 
 
 def pynvvideocodec(source: Source, threads: int, batches: int) -> Part:
-    """One SimpleDecoder a thread, given one trimmed file after the other, to RGB. Raises InputError where it is not installed."""
-    if importlib.util.find_spec("PyNvVideoCodec") is None:
-        raise InputError("PyNvVideoCodec is not installed; pip install PyNvVideoCodec")
+    """One SimpleDecoder a thread, given one trimmed file after the other, to RGB."""
     import PyNvVideoCodec as nvc
 
     kept, gpu = threading.local(), torch.cuda.current_device()
@@ -211,15 +176,12 @@ def _of_files(decode: Callable[[Path], None], source: Source, threads: int, batc
 def spdl(source: Source, workers: int, batches: int, tuned: bool = True) -> Part:
     """As parts.decode_alone, by either variant. Raises InputError where SPDL cannot be loaded."""
     check_spdl()
-    read = UncheckedReads(source)
     gop = int(source.dataset.info["settings"].get("gop") or 16)
     fps = source.dataset.column("fps")
 
     def work(sample: Sample) -> NDArray[np.uint8]:
-        spec = source.spec
-        return crops(
-            read(sample.row), sample.params, spec.size, float(fps[sample.row]), gop, spec.modality, tuned
-        )
+        spec, video, frame_rate = source.spec, source.read_unchecked(sample.row), float(fps[sample.row])
+        return crops(video, sample.params, spec.size, frame_rate, gop, spec.modality, tuned)
 
     return source.in_pool(work, workers, batches)
 
@@ -237,24 +199,24 @@ def crops(
     import spdl.io
 
     format_, channels = _PIXELS[modality]
-    halves = 2 if modality == "flow" else 1
-    boxes = _boxes(params, halves)
+    halves = 2 if modality == "flow" else 1  # of a flow's picture, u above v
+    views = [(box, half) for box in boxes_of(params) for half in range(halves)]
     out = np.empty((params.frames.size, size, size, halves * channels), np.uint8)
     used = np.unique(params.frames)
-    for numbers in stretches(used, gop) if tuned else [list(range(used[0], used[-1] + 1))]:
+    for numbers in stretches(used, gop) if tuned else [np.arange(used[0], used[-1] + 1)]:
         window = ((numbers[0] - 0.5) / fps, (numbers[-1] + 0.5) / fps)
         packets = spdl.io.demux_video(video, timestamp=window)
-        scaled = [_at(box.shown, numbers) if tuned else np.array(numbers) for box in boxes]
+        scaled = [np.intersect1d(box.numbers, numbers) if tuned else numbers for box, _ in views]
         chains = [
-            (_select(shown, fps) if tuned else "") + _crop(box, size, format_)
-            for box, shown in zip(boxes, scaled, strict=True)
+            (_select(shown, fps) if tuned else "") + _crop(box, half, size, format_)
+            for (box, half), shown in zip(views, scaled, strict=True)
         ]
-        for box, shown, frames in zip(boxes, scaled, _filtered(packets, chains), strict=True):
+        for (box, half), shown, frames in zip(views, scaled, _filtered(packets, chains), strict=True):
             if len(shown):
                 pixels = np.asarray(spdl.io.to_numpy(spdl.io.convert_frames(frames)))
                 here = np.isin(box.shown, shown)
                 pixels_NHWC = pixels.reshape(len(shown), size, size, channels)
-                of_half = slice(box.half, box.half + channels)
+                of_half = slice(half, half + channels)
                 out[box.rows[here], ..., of_half] = pixels_NHWC[np.searchsorted(shown, box.shown[here])]
     return out
 
@@ -276,42 +238,9 @@ def _filtered(packets: Any, chains: list[str]) -> list[Any]:
     return [graph.get_frames(key=f"buffersink@{n}") for n in range(len(chains))]
 
 
-def stretches(numbers: NDArray[Any], gop: int) -> list[list[int]]:
+def stretches(numbers: NDArray[Any], gop: int) -> list[NDArray[Any]]:
     """Ascending numbers, parted where a whole GOP lies between two: each part is demuxed on its own."""
-    ends = [n for n, (now, then) in enumerate(pairwise(numbers), 1) if then - now > gop]
-    return [part.tolist() for part in np.split(numbers, ends)]
-
-
-@dataclass(frozen=True)
-class Box:
-    """The views of a sample that have the same box. half: of a flow's picture, u above v. rows: places of their frames among
-    the sample's V·T; shown: the frames' numbers."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    flip: bool
-    half: int
-    rows: NDArray[np.int64]
-    shown: NDArray[np.int32]
-
-
-def _boxes(params: ViewParams, halves: int) -> list[Box]:
-    views_of: dict[tuple[int, ...], list[int]] = {}
-    for view, (box, flip) in enumerate(zip(params.boxes.tolist(), params.flips.tolist(), strict=True)):
-        views_of.setdefault((*box, flip), []).append(view)
-    rows = np.arange(params.frames.size).reshape(params.frames.shape)
-    return [
-        Box(*box, bool(flip), half, rows[views].ravel(), params.frames[views].ravel())
-        for (*box, flip), views in views_of.items()
-        for half in range(halves)
-    ]
-
-
-def _at(shown: NDArray[np.int32], numbers: list[int]) -> NDArray[np.int32]:
-    shown = np.unique(shown)
-    return shown[(shown >= numbers[0]) & (shown <= numbers[-1])]
+    return np.split(numbers, np.flatnonzero(np.diff(numbers) > gop) + 1)
 
 
 def _select(numbers: NDArray[np.int32], fps: float) -> str:
@@ -319,25 +248,21 @@ def _select(numbers: NDArray[np.int32], fps: float) -> str:
     return f"select='st(0,round(t*{fps}))*0+{equal}',"
 
 
-def _crop(box: Box, size: int, format_: str) -> str:
+def _crop(box: Box, half: int, size: int, format_: str) -> str:
+    width, height = box.size
     return (
-        f"crop={box.width}:{box.height}:{box.left}:{box.top}+{box.half}*in_h/2,"
+        f"crop={width}:{height}:{box.left}:{box.top}+{half}*in_h/2,"
         f"scale={size}:{size}:flags=bilinear,format={format_}" + (",hflip" if box.flip else "")
     )
 
 
 def check_spdl() -> None:
     """Raise InputError that says what the peer lacks."""
-    if importlib.util.find_spec("spdl") is None:
-        raise InputError("--against spdl: SPDL is not installed; pip install -e '.[bench]'")
-    try:
+
+    def load() -> None:
         import spdl.io
 
         spdl.io.get_video_filter_desc()
         spdl.io.FilterGraph  # noqa: B018 (loads FFmpeg's libraries)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"--against spdl: SPDL cannot be loaded ({reason}); it needs FFmpeg's shared libraries from the "
-            "system, such as Debian's ffmpeg"
-        ) from error
+
+    check_installed("spdl", "SPDL", "spdl", load)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -70,9 +70,10 @@ class Day:
     def options(self) -> Options:
         cores = len(os.sched_getaffinity(0))
         if self.dry:
-            return Options("gpu", cores, 0, self.device, min(8, cores), on_cpu_dali=True)
+            few = {"nvdec_threads": min(8, cores), "prefetch": 0, "on_cpu_dali": True}
+            return Options("gpu", cores, device=self.device, **few)  # type: ignore[arg-type]
         way = "processes" if decode_processes("hybrid", cores) else "threads"
-        return Options("gpu", cores, 2, self.device, decode_with=way)
+        return Options("gpu", cores, device=self.device, decode_with=way)
 
     def data(self, width: int = EVEN) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""
@@ -144,15 +145,16 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
 def sizes(day: Day, _: dict[str, Any]) -> Measurements:
     """Raw NVDEC, trimmed files: what one decoder for every video costs."""
     for width in (EVEN, UNEVEN):
-        yield f"{width}×256", lambda width=width: _nvdec(day, "dpc", width=width)
+        yield f"{width}×256", partial(_timed, dali_nvdec, day, day.source("dpc", width=width))
 
 
 def trimmed(day: Day, _: dict[str, Any]) -> Measurements:
     """Raw NVDEC: whole files against trimmed ones; and what trimming takes of the CPU."""
     for name in day.methods:
-        for cut in (False, True):
-            yield f"{name}, {'trimmed' if cut else 'whole'} files", partial(_nvdec, day, name, trimmed=cut)
-        yield f"{name}, read and trim", partial(_part, trim_alone, day, name)
+        source = day.source(name)
+        for cut, files in ((False, "whole"), (True, "trimmed")):
+            yield f"{name}, {files} files", partial(_timed, dali_nvdec, day, source, trimmed=cut)
+        yield f"{name}, read and trim", partial(_timed, trim_alone, day, source)
 
 
 def pipelines(day: Day, _: dict[str, Any]) -> Measurements:
@@ -160,7 +162,8 @@ def pipelines(day: Day, _: dict[str, Any]) -> Measurements:
     for threads in (1, 2) if day.dry else (8, 14, 4, 28):
         for count in (2, 1):
             options = replace(day.options, pipelines=count, nvdec_threads=threads)
-            yield f"{count} pipelines × {threads} threads", partial(_part, graph_alone, day, "dpc", options)
+            measure = partial(_timed, graph_alone, day, day.source("dpc"), options)
+            yield f"{count} pipelines × {threads} threads", measure
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -178,18 +181,20 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     cpu_share: for --cpu-share, by the rates of the two loaders; then the loader with it.
     """
     source = day.source(name, objectives.get(name).recipe.batch_size)
+    on = {name: replace(day.options, name=name) for name in ("gpu", "hybrid")}
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
-        options = replace(day.options, backend="hybrid", decode_with=way)
-        yield f"decode and crop, {way}", partial(_part, decode_alone, day, name, options)
-    for backend in ("gpu", "hybrid"):
-        yield f"loader {backend}", partial(_loader, day, source, backend)
+        options = replace(on["hybrid"], decode_with=way)
+        yield f"decode and crop, {way}", partial(_timed, decode_alone, day, source, options)
+    for backend, options in on.items():
+        yield f"loader {backend}", partial(_timed, loader_alone, day, source, options)
     rates = [found[f"loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
     if all(rates):
         share = rates[0] / sum(rates)
         yield "cpu_share", lambda: {"cpu_share": share}
-        yield "loader gpu with cpu_share", partial(_loader, day, source, "gpu", share)
-    for backend in ("gpu", "hybrid"):
-        yield f"together {backend}, bf16", partial(_together, day, name, source, backend)
+        options = replace(on["gpu"], cpu_share=share)
+        yield "loader gpu with cpu_share", partial(_timed, loader_alone, day, source, options)
+    for backend, options in on.items():
+        yield f"together {backend}, bf16", partial(_together, day, name, source, options)
 
 
 def model(name: str, day: Day, _: dict[str, Any]) -> Measurements:
@@ -208,7 +213,7 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
             for threads in (7, 14):
                 key = f"{name}, {title} on NVDEC, {threads} threads"
                 yield key, lambda p=peer, s=source, t=threads: p(s, t, day.batches)(0)
-        yield f"{name}, decode and crop", partial(_part, decode_alone, day, name)
+        yield f"{name}, decode and crop", partial(_timed, decode_alone, day, source)
         yield f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.options.threads, day.batches)(0)
 
 
@@ -260,18 +265,10 @@ _OF_THIS_CHECKOUT: dict[str, Any] = {
 }
 
 
-def _nvdec(day: Day, name: str, *, width: int = EVEN, trimmed: bool = True) -> Figures:
-    return dali_nvdec(day.source(name, width=width), day.options, day.batches, trimmed=trimmed)(0)
-
-
-def _part(make: Callable[..., Part], day: Day, name: str, options: Options | None = None) -> Figures:
-    with ExitStack() as stack:
-        return make(day.source(name), options or day.options, day.batches, stack)(0)
-
-
-def _loader(day: Day, source: Source, backend: str, cpu_share: float = 0.0) -> Figures:
-    options = replace(day.options, backend=backend, cpu_share=cpu_share)
-    return loader_alone(source, options, day.batches)(0)
+def _timed(
+    make: Callable[..., Part], day: Day, source: Source, options: Options | None = None, **how: Any
+) -> Figures:
+    return make(source, options or day.options, day.batches, **how)(0)
 
 
 def _model(
@@ -300,10 +297,10 @@ def _model(
     return figures | {"peak_gib": 0.0 if day.dry else torch.cuda.max_memory_allocated() / 2**30}
 
 
-def _together(day: Day, name: str, source: Source, backend: str) -> Figures:
+def _together(day: Day, name: str, source: Source, options: Options) -> Figures:
     torch.backends.cudnn.benchmark = False
     step = training_step(day.model(name), "bfloat16", day.device)
-    return together(step, source, replace(day.options, backend=backend), day.batches)(0)
+    return together(step, source, options, day.batches)(0)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from benchmarks.loader.parts import (
     training_step,
     trim_alone,
 )
-from benchmarks.loader.rounds import Figures, Part, Source, dali_pool_gib, in_turns, medians, ratio
+from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
 from pipelines.backends import choose_backend
 from shards import Dataset, InputError, at_least
@@ -62,8 +62,6 @@ class Settings:
     """Decoding threads; SPDL's too."""
     decode_with: Literal["threads", "processes"] = "threads"
     """Where the CPU decodes: train.py's own choice depends on the cores."""
-    nvdec_threads: int = 8
-    """Threads that feed NVDEC, with --device gpu."""
     prefetch: int = 2
     """Batches made ahead."""
     model: bool = True
@@ -83,7 +81,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "batches", "rounds", "threads", "nvdec_threads")
+        at_least(self, 1, "batch_size", "batches", "rounds", "threads")
         at_least(self, 0, "prefetch")
         if self.workers and min(self.workers) < 0:
             raise InputError(f"--workers {min(self.workers)}: must be at least 0")
@@ -102,10 +100,9 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
     options = Options(
         backend,
-        settings.threads,
-        settings.prefetch,
-        device,
-        settings.nvdec_threads,
+        threads=settings.threads,
+        prefetch=settings.prefetch,
+        device=device,
         decode_with=settings.decode_with,
     )
     # complains at once about data that cannot be loaded
@@ -113,12 +110,11 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         batch = next(loader)
     step = training_step(objective, settings.precision, device) if settings.model else None
     with ExitStack() as stack:
-        parts = _parts(source, options, step, batch, settings, stack)
+        parts = _parts(source, options, step, batch, settings)
         peers = _peers(source, options, batch, settings, stack)
         parts |= {name: part for name, (_, part) in peers.items() if part is not None}
         samples = settings.batches * settings.batch_size
         rounds = in_turns(parts, settings.rounds, samples, settings.objective)
-    pool = dali_pool_gib() if options.kind.on_gpu else None
     block = _block(rounds, source, options, settings)
     if peers:
         block["peers"] = {name: known | _compared(rounds, name) for name, (known, _) in peers.items()}
@@ -136,7 +132,6 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         "memory": {
             "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
             "peak_cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
-            "dali_pool_gib": pool,
         },
     }
 
@@ -147,18 +142,17 @@ def _parts(
     step: Step | None,
     batch: dict[str, Any],
     settings: Settings,
-    stack: ExitStack,
 ) -> dict[str, Part]:
     batches = settings.batches
     parts: dict[str, Part] = {"loader": loader_alone(source, options, batches)}
     if "decode" in options.kind.timed or "spdl" in settings.against:
-        parts["decode"] = decode_alone(source, options, batches, stack)
+        parts["decode"] = decode_alone(source, options, batches)
     if "augment" in options.kind.timed:
-        parts["augment"] = augment_alone(source, options, batches, stack)
+        parts["augment"] = augment_alone(source, options, batches)
     else:
-        parts["trim"] = trim_alone(source, options, batches, stack)
+        parts["trim"] = trim_alone(source, options, batches)
         parts["nvdec"] = dali_nvdec(source, options, batches)
-        parts["graph"] = graph_alone(source, options, batches, stack)
+        parts["graph"] = graph_alone(source, options, batches)
     parts["ceiling"] = libavcodec(source, options.threads, batches)
     if options.device.type == "cuda":
         parts["copy"] = copy_alone(source, options, batches)

@@ -4,19 +4,18 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
-from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import objectives
-from benchmarks.loader.rounds import Figures, GpuMonitor, Part, Source, rate, synchronise
+from benchmarks.loader.rounds import CPU, Figures, GpuMonitor, Part, Source, rate, synchronise
 from models.networks import to_channels_last
 from pipelines.backends import BACKENDS, BackendSettings, Kind, open_backend
 from pipelines.backends.base import Backend, Rendered, Video
@@ -25,7 +24,6 @@ from pipelines.decode import decode_views
 from pipelines.loader import Loader, to_device
 from pipelines.sampler import Sample
 from pipelines.views import ViewSpec
-from pipelines.workers import Region, Worker
 from training.metrics import Meter
 
 WARM = 2  # batches that are not timed
@@ -34,58 +32,41 @@ Step = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How batches are made. backend: its name. device: where the views go. decode_with: where the CPU decodes.
-    The others: see BackendSettings."""
+class Options(BackendSettings):
+    """How batches are made. prefetch: made ahead. device: where the views go. decode_with: where the CPU decodes, in
+    threads or in as many processes."""
 
-    backend: str
-    threads: int
-    prefetch: int
-    device: torch.device
-    nvdec_threads: int = 8
-    pipelines: int = 2
+    prefetch: int = 2
+    device: torch.device = CPU
     decode_with: str = "threads"
-    on_cpu_dali: bool = False
-    cache: Literal["host", "gpu"] | None = None
-    cpu_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        found = self.kind.processes(self.threads, self.cpu_share) if self.decode_with == "processes" else 0
+        object.__setattr__(self, "processes", found)
 
     @property
     def kind(self) -> Kind:
-        return BACKENDS[self.backend]
-
-    @property
-    def settings(self) -> BackendSettings:
-        return BackendSettings(
-            self.backend,
-            threads=self.threads,
-            nvdec_threads=self.nvdec_threads,
-            pipelines=self.pipelines,
-            processes=self.kind.processes(self.threads, self.cpu_share)
-            if self.decode_with == "processes"
-            else 0,
-            cpu_share=self.cpu_share,
-            on_cpu_dali=self.on_cpu_dali,
-            cache=self.cache,
-        )
+        return BACKENDS[self.name]
 
     def loader(self, source: Source, first: int) -> Loader:
         """A loader that begins at sample `first`; to be closed."""
-        loader = Loader(
-            source.dataset,
-            source.sampler,
-            self.settings,
-            threads=self.threads,
-            prefetch=self.prefetch,
-            device=self.device,
-        )
+        how = {"threads": self.threads, "prefetch": self.prefetch, "device": self.device}
+        loader = Loader(source.dataset, source.sampler, self, **how)  # type: ignore[arg-type]
         loader.load_state_dict({"samples": first})
         return loader
 
-    def open(self, source: Source, stack: ExitStack) -> Backend:
-        """The backend alone, which the stack closes."""
-        backend = open_backend(self.settings, source.spec, source.batch_size, 1, source.dataset, source.rows)
-        stack.callback(backend.close)
-        return backend
+    def open(self, source: Source) -> Backend:
+        """The backend alone; to be closed."""
+        return open_backend(self, source.spec, source.batch_size, 1, source.dataset, source.rows)
+
+
+class _Decoder(CpuDecodeBackend):
+    """The half of a backend that decodes on the CPU."""
+
+    pixels = True
+
+    def render(self, samples: list[Sample], prepared: list[Any]) -> Rendered:
+        raise NotImplementedError
 
 
 def loader_alone(source: Source, options: Options, batches: int) -> Part:
@@ -95,9 +76,8 @@ def loader_alone(source: Source, options: Options, batches: int) -> Part:
         with options.loader(source, first) as loader:
             while options.cache and loader.position < first + source.sampler.epoch_clips:
                 next(loader)
-            for _ in range(
-                2 * (options.prefetch + 1)
-            ):  # those in the queue at the end lie in memory used before
+            # those in the queue at the end lie in memory used before
+            for _ in range(2 * (options.prefetch + 1)):
                 next(loader)
             workers = loader.backend.processes()
             return rate(
@@ -107,87 +87,90 @@ def loader_alone(source: Source, options: Options, batches: int) -> Part:
     return part
 
 
-def decode_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
-    """decode_and_crop: read, decode, crop and resize to uint8 in so many threads or processes, as a backend does."""
-    if not options.settings.processes:
-        return source.in_pool(partial(pixels, source), options.threads, batches)
-    spec, idle = source.spec, SimpleQueue[tuple[Worker, Region]]()
-    workers = [Worker(spec, pixels=True) for _ in range(options.threads)]
-    shape = (1, spec.views * spec.decoded, spec.planes, spec.size, spec.size)
-    for worker in workers:
-        stack.callback(worker.end)
-        idle.put((worker, Region(shape, np.uint8)))
-
-    def work(sample: Sample) -> None:
-        worker, region = idle.get()
-        worker.make(source.read(sample.row), sample.params, region, region.array)
-        idle.put((worker, region))
-
-    for sample in source.samples(0, 1)[: options.threads]:  # starts each process, before the time is taken
-        work(sample)
-    ids = [worker.process for worker in workers if worker.process is not None]
-    return source.in_pool(work, options.threads, batches, workers=lambda: ids)
+def decode_alone(source: Source, options: Options, batches: int) -> Part:
+    """Read, decode, crop and resize to uint8 in so many threads or processes, as a backend does."""
+    settings = replace(options, name="hybrid")
+    return _prepare_alone(source, settings, batches, lambda: _Decoder(source.spec, 1, 1, settings))
 
 
-def trim_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
+def trim_alone(source: Source, options: Options, batches: int) -> Part:
     """What a backend does on the CPU for NVDEC: read the videos, and trim them."""
-    return source.in_pool(partial(prepared, source, options.open(source, stack)), options.threads, batches)
+    return _prepare_alone(source, options, batches, lambda: options.open(source))
 
 
-def augment_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
-    """What a backend that decodes on the CPU makes of pixels that are decoded before."""
-    backend = options.open(source, stack)
-    assert isinstance(backend, CpuDecodeBackend)
-    pool = stack.enter_context(ThreadPoolExecutor(options.threads))
-    turns = cycle(
-        [(batch, list(pool.map(partial(pixels, source), batch))) for batch in source.batches(0, CACHED)]
-    )
-
-    def start() -> Rendered:
-        samples, decoded = next(turns)
-        params = [sample.params for sample in samples]
-        return backend.render(
-            samples, list(pool.map(backend.accept, decoded, params, backend.buffer(samples)))
-        )
-
-    return _under_way(start, backend.concurrent, source, options, batches)
-
-
-def graph_alone(source: Source, options: Options, batches: int, stack: ExitStack) -> Part:
-    """What a backend does on the GPU, decoding and augmentation, with files that are read before."""
-    backend = options.open(source, stack)
-    turns = cycle(
-        [(batch, [prepared(source, backend, one) for one in batch]) for batch in source.batches(0, CACHED)]
-    )
-    return _under_way(lambda: backend.render(*next(turns)), backend.concurrent, source, options, batches)
-
-
-def _under_way(
-    start: Callable[[], Rendered], most: int, source: Source, options: Options, batches: int
-) -> Part:
-    """Batches of which `most` are under way at a time."""
-
-    def part(_: int) -> Figures:
-        begun: deque[Rendered] = deque()
-
-        def run() -> torch.Tensor:
-            while len(begun) < most:
-                begun.append(start())
-            return begun.popleft()()
-
-        for _ in range(WARM):
-            run()
-        figures = rate(run, batches, source.batch_size, options.device)
-        while begun:
-            begun.popleft()()
-        return figures
+def _prepare_alone(source: Source, options: Options, batches: int, opened: Callable[[], Backend]) -> Part:
+    def part(first: int) -> Figures:
+        with closing(opened()) as backend:
+            work = partial(prepared, source, backend)
+            # each process starts before the time is taken
+            for sample in source.samples(0, 1)[: options.threads]:
+                work(sample)
+            return source.in_pool(work, options.threads, batches, workers=backend.processes)(first)
 
     return part
 
 
+def augment_alone(source: Source, options: Options, batches: int) -> Part:
+    """What a backend that decodes on the CPU makes of pixels that are decoded before."""
+
+    def part(_: int) -> Figures:
+        with closing(options.open(source)) as backend, ThreadPoolExecutor(options.threads) as pool:
+            assert isinstance(backend, CpuDecodeBackend)
+            decoded = partial(pixels, source)
+            turns = cycle([(batch, list(pool.map(decoded, batch))) for batch in source.batches(0, CACHED)])
+
+            def start() -> Rendered:
+                samples, found = next(turns)
+                params = [sample.params for sample in samples]
+                accepted = pool.map(backend.accept, found, params, backend.buffer(samples))
+                return backend.render(samples, list(accepted))
+
+            return under_way(start, backend.concurrent, source, options, batches)
+
+    return part
+
+
+def graph_alone(source: Source, options: Options, batches: int) -> Part:
+    """What a backend does on the GPU, decoding and augmentation, with files that are read before."""
+
+    def part(_: int) -> Figures:
+        with closing(options.open(source)) as backend:
+            read = partial(prepared, source, backend)
+            turns = cycle([(batch, list(map(read, batch))) for batch in source.batches(0, CACHED)])
+            start = lambda: backend.render(*next(turns))  # noqa: E731
+            return under_way(start, backend.concurrent, source, options, batches)
+
+    return part
+
+
+def under_way(
+    start: Callable[[], Callable[[], Any]],
+    most: int,
+    source: Source,
+    options: Options,
+    batches: int,
+    *,
+    watched: bool = False,
+) -> Figures:
+    """Times batches of which `most` are under way at a time. start: begins one, and returns what waits for it."""
+    begun: deque[Callable[[], Any]] = deque()
+
+    def run() -> None:
+        while len(begun) < most:
+            begun.append(start())
+        begun.popleft()()
+
+    for _ in range(WARM):
+        run()
+    figures = rate(run, batches, source.batch_size, options.device, watched=watched)
+    while begun:
+        begun.popleft()()
+    return figures
+
+
 def copy_alone(source: Source, options: Options, batches: int) -> Part:
     """The host's share of a batch, in pinned memory, to the GPU; gib_per_s too."""
-    encoded = int(source.dataset.column(f"{source.component}_size")[source.rows].mean())
+    encoded = int(source.dataset.column(f"{source.spec.component}_size")[source.rows].mean())
     per_clip = options.kind.bytes_to_gpu(source.spec, encoded)
     host = torch.empty(per_clip * source.batch_size, dtype=torch.uint8).pin_memory()
 
@@ -209,7 +192,7 @@ def pixels(source: Source, sample: Sample) -> NDArray[np.uint8]:
 
 def prepared(source: Source, backend: Backend, sample: Sample) -> Any:
     (out,) = backend.buffer([sample])
-    return backend.prepare(Video(source.dataset, sample.row, source.component), sample, out)
+    return backend.prepare(Video(source.dataset, sample.row, source.spec.component), sample, out)
 
 
 def random_batch(spec: ViewSpec, clips: int, device: torch.device) -> dict[str, Any]:

@@ -4,16 +4,15 @@ Rounds: every part is timed once in each of them, in turns, so that other work o
 Source: the samples of a run, in the order and with the parameters that a loader gives them.
 """
 
-import gc
-import os
+import importlib.util
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipelines.sampler import Sample, ShuffledOrder, TrainSampler
-from pipelines.sampling import ViewParams, sample_params
+from pipelines.sampler import Sample, TrainSampler
 from pipelines.views import ViewSpec
-from shards import Dataset
+from shards import Dataset, InputError
+from shards.tar import Extent, read_extent
 
 Figures = dict[str, Any]
 Part = Callable[[int], Figures]
@@ -78,24 +77,38 @@ def rate(
     watched: also what GpuMonitor reads of the GPU, which takes some seconds: `do` is then called more often.
     """
     processes = [psutil.Process(), *map(psutil.Process, workers)]
+
+    def used() -> float:
+        """Seconds of a core, of all threads."""
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
     synchronise(device)
     done = 0
     with GpuMonitor() if watched else nullcontext() as monitor:
         least = monitor.least if monitor else 0.0
-        cpu, began = sum(map(cpu_seconds, processes)), time.perf_counter()
+        cpu, began = used(), time.perf_counter()
         while done < batches or time.perf_counter() - began < least:
             do()
             done += 1
         synchronise(device)
         seconds = time.perf_counter() - began
-        cpu = sum(map(cpu_seconds, processes)) - cpu
+        cpu = used() - cpu
     figures = {"clips_per_s": done * clips / seconds, "cpu_ms_per_clip": 1000 * cpu / (done * clips)}
     return figures | (monitor.figures() if monitor else {})
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    """CPU time that all threads of a process have used."""
-    return sum(process.cpu_times()[:2])
+def check_installed(flag: str, name: str, package: str, load: Callable[[], object]) -> None:
+    """Raise InputError that says what a peer lacks. load: imports it, and what it needs of FFmpeg."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"--against {flag}: {name} is not installed; pip install -e '.[bench]'")
+    try:
+        load()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"--against {flag}: {name} cannot be loaded ({reason}); it needs FFmpeg's shared libraries from the "
+            "system, such as Debian's ffmpeg"
+        ) from error
 
 
 def synchronise(device: torch.device) -> None:
@@ -153,22 +166,6 @@ class GpuMonitor:
             self._usage.append((time.perf_counter(), self._read()))
 
 
-def dali_pool_gib() -> float | None:
-    """GiB that DALI's pool of GPU memory held after its last pipeline; empties the pool. None without NVML.
-
-    DALI states no figure, so it is what becomes free.
-    """
-    read = _nvml()
-    if read is None:
-        return None
-    from nvidia.dali import backend
-
-    gc.collect()
-    before = read().used
-    backend.ReleaseUnusedMemory()
-    return before - read().used
-
-
 def _nvml() -> Callable[[], Usage] | None:
     """What reads the figures of torch's GPU, with pynvml (nvidia-ml-py)."""
     if not torch.cuda.is_available():
@@ -201,11 +198,6 @@ class Source:
     seed: int
     clips: int = 1
 
-    @property
-    def component(self) -> str:
-        """Which of a row's files is decoded."""
-        return "flow.mp4" if self.spec.modality == "flow" else "mp4"
-
     @cached_property
     def sampler(self) -> TrainSampler:
         return TrainSampler(
@@ -220,17 +212,15 @@ class Source:
         """Those of `count` batches."""
         return [sample for batch in self.batches(first, count) for sample in batch]
 
-    def sample(self, number: int) -> tuple[int, ViewParams]:
-        """Row and parameters of one sample, whose number counts as `first` does; a peer samples for itself."""
-        order = self.sampler.order
-        epoch, slot = order.place(number)
-        row = self.rows[_permutation(order, epoch)[slot : slot + 1]]
-        facts = (self.dataset.column(name)[row] for name in ("num_frames", "width", "height"))
-        return int(row[0]), sample_params(self.spec, row, *facts, seed=self.seed, epoch=epoch).sample(0)
-
     def read(self, row: int) -> bytes:
         """The row's video, as our loader reads it: its sha256 is checked."""
-        return self.dataset.read(row, self.component)
+        return self.dataset.read(row, self.spec.component)
+
+    def read_unchecked(self, row: int) -> bytes:
+        """The row's video, as a user's own data set would read it."""
+        dataset, component = self.dataset, self.spec.component
+        size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
+        return read_extent(dataset.path / dataset.shards[dataset.shard_numbers[row]], Extent(offset, size))
 
     def in_pool(
         self,
@@ -256,24 +246,3 @@ class Source:
             return rate(run, 1, len(items), CPU, workers())
 
         return part
-
-
-@dataclass
-class UncheckedReads:
-    """The videos of a source as a user's own data set would read them: nothing is checked."""
-
-    source: Source
-    _tars: dict[str, int] = field(default_factory=dict)
-
-    def __call__(self, row: int) -> bytes:
-        dataset, component = self.source.dataset, self.source.component
-        tar = dataset.shards[dataset.shard_numbers[row]]
-        if tar not in self._tars:
-            self._tars[tar] = os.open(dataset.path / tar, os.O_RDONLY | os.O_CLOEXEC)
-        size, offset = (int(dataset.column(f"{component}_{what}")[row]) for what in ("size", "offset"))
-        return os.pread(self._tars[tar], size, offset)
-
-
-@lru_cache(maxsize=2)
-def _permutation(order: ShuffledOrder, epoch: int) -> NDArray[np.int64]:
-    return order.epoch(epoch)

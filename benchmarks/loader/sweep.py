@@ -66,7 +66,7 @@ def sweep(
 def _applied(flags: dict[str, Any], source: Source, options: Options) -> tuple[Source, Options]:
     """The source and options with these flags. Raises InputError where they do not go together."""
     own = dict(flags)
-    backend = choose_backend(own.pop("device", options.backend), source.dataset)
+    backend = choose_backend(own.pop("device", options.name), source.dataset)
     batch_size, clips = own.pop("batch_size", source.batch_size), own.pop("clips_per_decode", 1)
     if own.get("cache") == "none":
         own["cache"] = None
@@ -74,7 +74,7 @@ def _applied(flags: dict[str, Any], source: Source, options: Options) -> tuple[S
         raise InputError(f"--cache {own['cache']}: --device {backend} cannot keep decoded videos there")
     source = replace(source, batch_size=batch_size, clips=clips)
     _ = source.sampler  # complains of clips that do not divide the batch
-    return source, replace(options, backend=backend, **own)
+    return source, replace(options, name=backend, **own)
 
 
 def autotune(
@@ -89,9 +89,7 @@ def autotune(
 
     def timed(candidates: list[Options], step: Step | None) -> list[Figures]:
         parts = {
-            f"{one.backend}, {one.threads} threads, {one.prefetch} ahead": together(
-                step, source, one, batches
-            )
+            f"{one.name}, {one.threads} threads, {one.prefetch} ahead": together(step, source, one, batches)
             if step
             else loader_alone(source, one, batches)
             for one in candidates
@@ -105,7 +103,7 @@ def autotune(
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, 2 * cores})
-    every = [replace(options, backend=name, threads=t) for name in available(source.dataset) for t in threads]
+    every = [replace(options, name=name, threads=t) for name in available(source.dataset) for t in threads]
     chosen = best(every)
     share = cpu_share(every, lambda both: timed(both, None))
     found = flags_of(best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)]))
@@ -126,7 +124,7 @@ def cpu_share(candidates: list[Options], timed: Callable[[list[Options]], list[F
 
     candidates: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
     """
-    most = {one.backend: one for one in candidates if one.backend in SHARING}
+    most = {one.name: one for one in candidates if one.name in SHARING}
     if len(most) < 2:
         return None
     on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[name] for name in SHARING]))
@@ -134,4 +132,4 @@ def cpu_share(candidates: list[Options], timed: Callable[[list[Options]], list[F
 
 
 def flags_of(options: Options) -> dict[str, Any]:
-    return {"device": options.backend, "threads": options.threads, "prefetch": options.prefetch}
+    return {"device": options.name, "threads": options.threads, "prefetch": options.prefetch}

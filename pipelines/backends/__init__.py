@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from importlib import import_module
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipelines.backends.base import Backend
 from pipelines.backends.base import BackendSettings as BackendSettings
+from pipelines.backends.cpu import Cache, CachedBackend, CpuBackend, CpuDecodeBackend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
 from shards.video.pictures import sides_remark
@@ -33,41 +35,29 @@ MANY_CORES = 6  # for one GPU: from these on the CPU decodes more than NVDEC doe
 NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}
 
 
-def _cpu(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
-    from pipelines.backends.cpu import CpuBackend
-
-    return CpuBackend(spec, samples, clips, settings)
+Make = Callable[[ViewSpec, int, int, BackendSettings], Backend]
+"""Spec, most videos and most clips of a video in a batch, settings → the backend."""
 
 
-def _hybrid(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
-    from pipelines.backends.dali import HybridBackend
+def _of_dali(name: str) -> Callable[..., Backend]:
+    """A class of pipelines.backends.dali, which is not imported before one is made."""
 
-    return HybridBackend(spec, samples, clips, settings)
+    def make(*arguments: Any) -> Backend:
+        backend: Backend = getattr(import_module("pipelines.backends.dali"), name)(*arguments)
+        return backend
 
-
-def _nvdec(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
-    from pipelines.backends.dali import NvdecBackend, SharedBackend
-
-    nvdec = NvdecBackend(spec, samples, clips, settings)
-    if not settings.cpu_share:
-        return nvdec
-    return SharedBackend(nvdec, _beside_nvdec(spec, samples, clips, settings), settings.cpu_share)
-
-
-def _beside_nvdec(spec: ViewSpec, samples: int, clips: int, settings: BackendSettings) -> Backend:
-    """The backend for those samples of an NVDEC loader that the CPU decodes."""
-    return (_cpu if settings.on_cpu_dali else _hybrid)(spec, samples, clips, settings)
+    return make
 
 
 @dataclass(frozen=True)
 class Kind:
     """What there is to know of a backend before it is made.
 
-    make: spec, most videos and most clips of a video in a batch, settings → the backend. caches: where it can keep
-    decoded videos. timed: its parts that benchmarks time one by one. nvdec: whether NVDEC decodes, or FFmpeg does.
+    caches: where it can keep decoded videos. timed: its parts that benchmarks time one by one. nvdec: whether NVDEC
+    decodes, or FFmpeg does.
     """
 
-    make: Callable[[ViewSpec, int, int, BackendSettings], Backend]
+    make: Make
     caches: tuple[Literal["host", "gpu"], ...]
     timed: tuple[str, ...] = ("decode", "augment")
     nvdec: bool = False
@@ -106,9 +96,9 @@ class Kind:
 
 
 BACKENDS: dict[str, Kind] = {
-    "cpu": Kind(_cpu, ("host",)),
-    "hybrid": Kind(_hybrid, ("host", "gpu")),
-    "gpu": Kind(_nvdec, ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
+    "cpu": Kind(CpuBackend, ("host",)),
+    "hybrid": Kind(_of_dali("HybridBackend"), ("host", "gpu")),
+    "gpu": Kind(_of_dali("NvdecBackend"), ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
 }
 SHARING = ("hybrid", "gpu")
 """The backends whose rates say what share of the samples the CPU should decode: (CPU, NVDEC)."""
@@ -124,26 +114,25 @@ def open_backend(
 ) -> Backend:
     """Make the backend for a loader of these rows; to be closed. Raises InputError for settings that do not go together."""
     _check(settings)
-    make, on_gpu = BACKENDS[settings.name].make, BACKENDS[settings.name].on_gpu
-    if settings.cache is None:
-        return make(spec, max_samples, max_clips, settings)
-    from pipelines.backends.cpu import Cache, CachedBackend, CpuDecodeBackend
+    kind, cache = BACKENDS[settings.name], None
+    if settings.cache is not None:
+        gpu = settings.gpu if kind.on_gpu else None
+        cache = Cache(dataset, rows, spec.component, settings.cache, settings.cache_gib, gpu)
 
-    component = "flow.mp4" if spec.modality == "flow" else "mp4"
-    gpu = settings.gpu if on_gpu else None
-    cache = Cache(dataset, rows, component, settings.cache, settings.cache_gib, gpu)
-    backend = make(
-        spec, max_samples, max_clips, settings
-    )  # last, since it starts processes and Cache may raise
+    def made(make: Callable[..., Backend], **changes: Any) -> Backend:
+        return make(spec, max_samples, max_clips, replace(settings, **changes))
+
+    beside_nvdec = BACKENDS["cpu" if settings.on_cpu_dali else "hybrid"].make  # for what the CPU decodes
+    backend = made(kind.make)  # after the cache, which may refuse: it starts processes
+    if settings.cpu_share:
+        backend = _of_dali("SharedBackend")(backend, made(beside_nvdec), settings.cpu_share)
+    if cache is None:
+        return backend
     if settings.cache == "gpu":
-        from pipelines.backends.dali import MemoryBackend
-
-        memory: Backend = MemoryBackend(spec, max_samples, max_clips, settings)
-    elif isinstance(backend, CpuDecodeBackend):
-        memory = backend
-    else:
-        memory = _beside_nvdec(spec, max_samples, max_clips, replace(settings, processes=0))
-    return CachedBackend(backend, memory, cache)
+        return CachedBackend(backend, made(_of_dali("MemoryBackend")), cache)
+    if isinstance(backend, CpuDecodeBackend):
+        return CachedBackend(backend, backend, cache)
+    return CachedBackend(backend, made(beside_nvdec, processes=0), cache)
 
 
 def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None = None) -> str:

@@ -23,14 +23,12 @@ from shards import Dataset
 from shards.tar import Excerpt
 
 # What CUDA, NVDEC and DALI say of a GPU in trouble. For a video that NVDEC refuses they have other words.
+_MEMORY = "out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY"
+_OF_MEMORY = re.compile(_MEMORY, re.IGNORECASE)
 _OF_THE_DEVICE = re.compile(
-    r"CUDA error:|out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY|ILLEGAL_ADDRESS|IllegalAddress"
-    r"|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST"
-    r"|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert|NOT_INITIALIZED|DEINITIALIZED",
-)
-_OF_MEMORY = re.compile(
-    r"out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY",
-    re.IGNORECASE,
+    rf"CUDA error:|{_MEMORY}|ILLEGAL_ADDRESS|IllegalAddress|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC"
+    r"|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert"
+    r"|NOT_INITIALIZED|DEINITIALIZED",
 )
 
 Rendered = Callable[[], Tensor]
@@ -91,18 +89,12 @@ class Backend(ABC):
     """Makes the views of a spec's clips.
 
     spec: how clips are looked at. max_samples: videos in a batch, at most. max_clips: clips of a video, at most.
-    settings: see BackendSettings. concurrent: batches that may be rendered at the same time.
+    concurrent: batches that may be rendered at the same time.
     """
 
     concurrent = 1
 
-    def __init__(
-        self,
-        spec: ViewSpec,
-        max_samples: int,
-        max_clips: int,
-        settings: BackendSettings = BackendSettings(),
-    ) -> None:
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int) -> None:
         self.spec, self.max_samples, self.max_clips = spec, max_samples, max_clips
 
     def buffer(self, samples: list[Sample]) -> list[Any]:

@@ -19,9 +19,11 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video
 from pipelines.decode import crop_views, decode_frames, keep_freed_memory
 from pipelines.sampler import Sample
@@ -39,26 +41,24 @@ _GIB = 2**30
 class CpuDecodeBackend(Backend):
     """A backend whose videos FFmpeg decodes: in the pool's threads, or in as many processes as the settings say.
 
-    What a clip becomes is written into memory of the batch, `shape` and `dtype` a clip. pixels: of decoded frames.
+    What a clip becomes is written into memory of the batch. pixels: see Maker.
     """
+
+    pixels = False
 
     def __init__(
         self,
         spec: ViewSpec,
         max_samples: int,
         max_clips: int,
-        settings: BackendSettings,
-        *,
-        shape: tuple[int, ...],
-        dtype: Any,
-        pixels: bool,
+        settings: BackendSettings = BackendSettings(),  # noqa: B008 (frozen)
     ) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
-        processes = settings.processes
+        super().__init__(spec, max_samples, max_clips)
         keep_freed_memory()
-        self._maker = Maker(spec, pixels=pixels)
-        self._memory = _BatchMemory((max_samples * max_clips, *shape), dtype, shared=processes > 0)
-        self._workers = [Worker(spec, pixels=pixels) for _ in range(processes)]
+        self._maker = Maker(spec, pixels=self.pixels)
+        shape, processes = (max_samples * max_clips, *self._maker.shape), settings.processes
+        self._memory = _BatchMemory(shape, self._maker.dtype, shared=processes > 0)
+        self._workers = [Worker(spec, pixels=self.pixels) for _ in range(processes)]
         self._idle: SimpleQueue[Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -94,16 +94,6 @@ class CpuDecodeBackend(Backend):
 
 class CpuBackend(CpuDecodeBackend):
     """Everything on the CPU. The views lie in the computer's memory; pinned where there is a GPU, and no process."""
-
-    def __init__(
-        self,
-        spec: ViewSpec,
-        max_samples: int,
-        max_clips: int,
-        settings: BackendSettings = BackendSettings(),  # noqa: B008 (frozen)
-    ) -> None:
-        shape = (spec.views * spec.frames, spec.size**2, spec.channels)
-        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.float32, pixels=False)
 
     def render(self, samples: list[Sample], prepared: list[Tensor]) -> Rendered:
         spec = self.spec
@@ -204,12 +194,12 @@ class Decoded:
 class Resident:
     """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
 
-    full_range: of its levels. stream: on which they are copied, not the model's; None on a CPU.
+    to_rgb: (3, 4), see colour.rgb_from_yuv. stream: on which they are copied, not the model's; None on a CPU.
     """
 
     luma: Tensor
     chroma: Tensor
-    full_range: bool
+    to_rgb: NDArray[np.float32]
     stream: torch.cuda.Stream | None
 
     @classmethod
@@ -222,8 +212,9 @@ class Resident:
         )
         with torch.cuda.stream(stream):
             luma, chroma = luma.to(device), chroma.to(device)
-        full = video.format.name == "yuvj420p" or video.color_range == av.video.reformatter.ColorRange.JPEG
-        return cls(luma, chroma, full, stream)
+        full = video.format.name == "yuvj420p" or video.color_range == ColorRange.JPEG
+        weights = colour.LUMA_709 if video.colorspace == Colorspace.ITU709 else colour.LUMA
+        return cls(luma, chroma, colour.rgb_from_yuv(full=full, luma=weights), stream)
 
     def take(self, index: Tensor) -> tuple[Any, Any]:
         """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer.

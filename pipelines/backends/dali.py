@@ -5,6 +5,7 @@ gpu      NVDEC decodes, and DALI crops and augments what it decoded: pixels neve
 memory   DALI crops and augments videos that a cache keeps in the GPU's memory
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from torch import Tensor
 
-from pipelines import colour
 from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
 from pipelines.backends.cpu import CpuDecodeBackend, Resident
 from pipelines.decode import check_frames
@@ -33,9 +33,9 @@ _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
 class DaliGraph:
     """A graph in as many DALI pipelines as there are batches under way, which take turns.
 
-    Samples of fewer than `clips` clips are filled up.
-
-    device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source "video".
+    max_clips: of a sample. A pipeline is built for a number of clips, a power of two or this one; samples of fewer are
+    filled up. device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source
+    "video".
     """
 
     def __init__(
@@ -43,15 +43,16 @@ class DaliGraph:
         spec: ViewSpec,
         source: dali.Source,
         max_samples: int,
-        clips: int,
+        max_clips: int,
         *,
         threads: int,
         device: int | None,
     ) -> None:
-        self._spec, self._source, self._clips, self._device = spec, source, clips, device
+        self._spec, self._source, self._max_clips, self._device = spec, source, max_clips, device
         self._max_samples, self._threads = max_samples, threads
-        self._free: list[Pipeline] = []  # built when they are needed: as many as there are batches under way
-        self._smaller: dict[int, DaliGraph] = {}
+        self._free: defaultdict[int, list[Pipeline]] = defaultdict(
+            list
+        )  # by clips; built when they are needed
         self._noise: Any = None
 
     def render(
@@ -60,63 +61,40 @@ class DaliGraph:
         inputs: dict[str, list[Any]],
         stream: torch.cuda.Stream | None = None,
     ) -> Rendered:
-        """Begin a batch. inputs: name of a graph's input → an array a sample, of `clips` clips each; what lies on the
-        GPU was made on `stream`."""
-        params = [self._filled(sample) for sample in samples]
+        """Begin a batch. inputs: name of a graph's input → an array a sample; what lies on the GPU was made on `stream`."""
+        counts = [sample.clips for sample in samples]
+        clips = min(1 << (max(counts) - 1).bit_length(), self._max_clips)
+        params = [_filled(sample, clips) for sample in samples]
         try:
-            pipeline = self._free.pop()
+            pipeline = self._free[clips].pop()
         except IndexError:
-            pipeline = self._built()
+            pipeline = self._built(clips)
         with torch.cuda.stream(stream):
-            for name, arrays in (dali.inputs(self._spec, params) | inputs).items():
+            for name, arrays in (dali.inputs(self._spec, self._source, params, clips) | inputs).items():
                 pipeline.feed_input(name, arrays, layout=_LAYOUTS.get(name))
             if self._spec.channel_drop:
                 pipeline.feed_input("noise_bank", [self._bank()] * len(samples), layout="FHWC")
             pipeline.schedule_run()
 
         def views() -> Tensor:
-            batch = self._taken(pipeline, [sample.clips for sample in samples])
-            self._free.append(pipeline)  # after a failure it is of no use
+            batch = self._taken(pipeline, counts, clips)
+            self._free[clips].append(pipeline)  # after a failure it is of no use
             return batch
 
         return views
 
-    def fit(self, samples: list[Sample]) -> "DaliGraph":
-        """This graph, or one for fewer clips a sample, where no sample has as many: a power of two, at least."""
-        most = max(sample.clips for sample in samples)
-        clips = min(1 << (most - 1).bit_length(), self._clips)
-        if clips == self._clips:
-            return self
-        if clips not in self._smaller:
-            self._smaller[clips] = DaliGraph(
-                self._spec, self._source, self._max_samples, clips, threads=self._threads, device=self._device
-            )
-        return self._smaller[clips]
-
-    def frame_inputs(
-        self, samples: list[Sample]
-    ) -> tuple[list[NDArray[np.int32]], dict[str, list[NDArray[Any]]]]:
-        """What transforms.dali.frame_inputs gives of the samples, filled up."""
-        return dali.frame_inputs(self._spec, [self._filled(sample) for sample in samples], self._clips)
-
-    def _filled(self, sample: Sample) -> ViewParams:
-        """The parameters of a sample, its last clip repeated up to the number that the graph is built for."""
-        if sample.clips == self._clips:
-            return sample.params
-        parts = sample.params.clips(sample.clips)
-        return ViewParams.concatenated([*parts, *[parts[-1]] * (self._clips - sample.clips)])
-
-    def _built(self) -> Pipeline:
+    def _built(self, clips: int) -> Pipeline:
         # the work of a batch begins when it is scheduled: two pipelines, each with a queue of one, are two batches
         pipeline = Pipeline(self._max_samples, self._threads, self._device, prefetch_queue_depth=1)
         device = "cpu" if self._device is None else "gpu"
         with pipeline:
-            pipeline.set_outputs(dali.define(self._spec, self._source, device, self._clips))
+            pipeline.set_outputs(dali.define(self._spec, self._source, device, clips))
         pipeline.build()
         return pipeline
 
-    def _taken(self, pipeline: Pipeline, clips: list[int]) -> Tensor:
-        """A pipeline's batch (B, V, C, T, H, W), of `clips[i]` clips of sample i, ready on torch's current stream.
+    def _taken(self, pipeline: Pipeline, counts: list[int], clips: int) -> Tensor:
+        """A pipeline's batch (B, V, C, T, H, W), of the first `counts[i]` of `clips` clips of sample i, ready on torch's
+        current stream.
 
         The host waits for none of it: DALI's stream makes torch's wait. On a GPU it is a copy, in memory of torch's own,
         which torch keeps until every stream has read it; DALI's may be written again once it is let go.
@@ -126,9 +104,9 @@ class DaliGraph:
         frames = torch.from_dlpack(output.as_tensor())
         spec = self._spec
         shape = (spec.views, spec.frames, spec.size, spec.size, spec.channels)
-        batch = frames.view(len(clips) * self._clips, *shape)
-        if any(count < self._clips for count in clips):
-            parts = zip(batch.split(self._clips), clips, strict=True)
+        batch = frames.view(len(counts) * clips, *shape)
+        if any(count < clips for count in counts):
+            parts = zip(batch.split(clips), counts, strict=True)
             batch = torch.cat([part[:count] for part, count in parts])
         elif stream is not None:
             batch = batch.clone()
@@ -141,12 +119,21 @@ class DaliGraph:
         return self._noise
 
 
+def _filled(sample: Sample, clips: int) -> ViewParams:
+    """The parameters of a sample, its last clip repeated up to this number."""
+    if sample.clips == clips:
+        return sample.params
+    parts = sample.params.clips(sample.clips)
+    return ViewParams.concatenated([*parts, *[parts[-1]] * (clips - sample.clips)])
+
+
 class HybridBackend(CpuDecodeBackend):
     """FFmpeg decodes; colour and rotation are the GPU's. Half of a float view's bytes, or less, go over to it."""
 
+    pixels = True
+
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        shape = (spec.views * spec.decoded, spec.planes, spec.size, spec.size)
-        super().__init__(spec, max_samples, max_clips, settings, shape=shape, dtype=np.uint8, pixels=True)
+        super().__init__(spec, max_samples, max_clips, settings)
         self.concurrent, threads = settings.pipelines, settings.threads
         # each clip is a sample of its own there: nothing has to be filled up
         clips = max_samples * max_clips
@@ -174,7 +161,7 @@ class NvdecBackend(Backend):
     its first packet on."""
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
+        super().__init__(spec, max_samples, max_clips)
         self.concurrent, threads = settings.pipelines, settings.nvdec_threads
         self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=settings.gpu)
 
@@ -185,13 +172,11 @@ class NvdecBackend(Backend):
         return _Trimmed(np.frombuffer(file, np.uint8), numbers)
 
     def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
-        graph = self._graph.fit(samples)
         inputs: dict[str, list[Any]] = {
-            **graph.frame_inputs(samples)[1],
             "encoded": [one.file for one in prepared],
             "numbers": [one.numbers for one in prepared],
         }
-        return graph.render(samples, inputs)
+        return self._graph.render(samples, inputs)
 
     def refused(self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError) -> dict[int, str]:
         """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
@@ -236,7 +221,7 @@ class MemoryBackend(Backend):
     """Renders cached.Resident videos."""
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        super().__init__(spec, max_samples, max_clips, settings)
+        super().__init__(spec, max_samples, max_clips)
         self.concurrent, threads = settings.pipelines, settings.threads
         self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=settings.gpu)
 
@@ -244,8 +229,7 @@ class MemoryBackend(Backend):
         raise NotImplementedError("the cache before this backend keeps the video")
 
     def render(self, samples: list[Sample], prepared: list[Resident]) -> Rendered:
-        graph = self._graph.fit(samples)
-        numbers, inputs = graph.frame_inputs(samples)
+        numbers = [np.unique(sample.params.frames) for sample in samples]
         with torch.cuda.stream(prepared[0].stream):
             index = torch.from_numpy(np.concatenate(numbers).astype(np.int64))
             if prepared[0].luma.is_cuda:  # from memory that is not pinned, the host would wait for the copy
@@ -253,9 +237,8 @@ class MemoryBackend(Backend):
             parts = index.split([len(one) for one in numbers])
             planes = [video.take(part) for video, part in zip(prepared, parts, strict=True)]
         given: dict[str, list[Any]] = {
-            **inputs,
             "luma": [luma for luma, _ in planes],
             "chroma": [chroma for _, chroma in planes],
-            "to_rgb": [colour.rgb_from_yuv(full=video.full_range) for video in prepared],
+            "to_rgb": [video.to_rgb for video in prepared],
         }
-        return graph.render(samples, given, prepared[0].stream)
+        return self._graph.render(samples, given, prepared[0].stream)

@@ -49,8 +49,14 @@ def define(spec: ViewSpec, source: Source, device: str = "gpu", clips: int = 1) 
     return _fill_dropped(spec, coloured, clips, device) if spec.channel_drop else coloured
 
 
-def inputs(spec: ViewSpec, params: list[ViewParams], clips: int = 1) -> dict[str, list[NDArray[Any]]]:
-    """What `define` takes of the samples' parameters, for any source; by the names of its inputs."""
+def inputs(
+    spec: ViewSpec, source: Source, params: list[ViewParams], clips: int = 1
+) -> dict[str, list[NDArray[Any]]]:
+    """What `define` takes of the samples' parameters, by the names of its inputs.
+
+    order: for each group of views that share a box, the places of its pictures among the sample's, whose frames come in
+    ascending order and each once. A picture is a frame, or for flow half of one: first all of u, then all of v.
+    """
     found: dict[str, list[NDArray[Any]]] = {
         "colours": [p.colours.reshape(-1, *p.colours.shape[2:]) for p in params]
     }
@@ -61,33 +67,20 @@ def inputs(spec: ViewSpec, params: list[ViewParams], clips: int = 1) -> dict[str
         maps = [p.colours.reshape(-1, 3, 4) for p in params]
         found["dropped"] = [(rows == 0).all(-1).astype(np.float32) for rows in maps]
         found["noise_order"] = [p.noise.ravel() for p in params if p.noise is not None]
-    return found
-
-
-def frame_inputs(
-    spec: ViewSpec, params: list[ViewParams], clips: int = 1
-) -> tuple[list[NDArray[np.int32]], dict[str, list[NDArray[Any]]]]:
-    """The frame numbers of each sample, ascending and each once; and what `define` takes with the frames themselves.
-
-    order: for each group of views that share a box, the places of its pictures among the sample's. A picture is a frame,
-    or for flow half of one: first all of u, then all of v.
-    """
+    if source == "pixels":
+        return found
     groups = _groups(_repeated(spec, clips))
     heads = [views[0] for views in groups]
-    all_numbers, orders = [], []
+    found |= {"order": [], "boxes": [], "flips": []}
     for p in params:
-        numbers, places = np.unique(p.frames, return_inverse=True)
-        places = places.reshape(p.frames.shape)
+        places = np.unique(p.frames, return_inverse=True)[1].reshape(p.frames.shape)
         parts = [places[views].ravel() for views in groups]
         if spec.modality == "flow":
             parts = [np.concatenate([2 * part, 2 * part + 1]) for part in parts]
-        all_numbers.append(numbers)
-        orders.append(np.concatenate(parts).astype(np.int32))
-    return all_numbers, {
-        "order": orders,
-        "boxes": [p.boxes[heads].astype(np.float32) for p in params],
-        "flips": [p.flips[heads].astype(np.int32) for p in params],
-    }
+        found["order"].append(np.concatenate(parts).astype(np.int32))
+        found["boxes"].append(p.boxes[heads].astype(np.float32))
+        found["flips"].append(p.flips[heads].astype(np.int32))
+    return found
 
 
 def _repeated(spec: ViewSpec, clips: int) -> ViewSpec:

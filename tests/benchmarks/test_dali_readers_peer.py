@@ -19,7 +19,7 @@ from shards.tar import Sample, write_shard
 from shards.video.encode import Encoding
 from shards.video.transcode import transcode
 
-OPTIONS = Options("cpu", 1, 1, torch.device("cpu"))
+OPTIONS = Options("cpu", 1)
 SPECS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in objectives.available()),
     ("tcp", {"modality": "difference"}),

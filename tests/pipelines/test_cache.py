@@ -151,11 +151,12 @@ FROM_MEMORY = {
 }
 
 
-@pytest.mark.parametrize("codec", ["h264", "mjpeg"])
+@pytest.mark.parametrize(("codec", "colorspace"), [("h264", None), ("mjpeg", None), ("h264", 1)])
 @pytest.mark.parametrize("name", FROM_MEMORY)
 def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
-    dataset: Dataset, name: str, codec: Literal["h264", "mjpeg"]
+    dataset: Dataset, name: str, codec: Literal["h264", "mjpeg"], colorspace: int | None
 ) -> None:
+    """colorspace: what the videos say they are, in FFmpeg's numbers: 1 is BT.709."""
     spec, rows = FROM_MEMORY[name], [0, 7]
     videos = [
         transcode(dataset.read(row), Encoding(codec=codec, short_side=144, preset="ultrafast")).data
@@ -163,10 +164,12 @@ def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
     ]
     whole = params_for(spec, dataset, rows, seed=3)
     batch_params = [whole.sample(place) for place in range(2)]
-    pixels = [decode_views(v, d, 64, spec.modality) for v, d in zip(videos, batch_params, strict=True)]
+    decoded = [Decoded.of(video, FRAMES) for video in videos]
+    if colorspace is not None:
+        decoded = [replace(video, colorspace=colorspace) for video in decoded]
+    pixels = [v.crop(d, 64, spec.modality) for v, d in zip(decoded, batch_params, strict=True)]
     expected = render(made("cpu", spec, 2), batch_params, pixels)
-    kept = [Resident.of(Decoded.of(video, FRAMES), torch.device("cpu")) for video in videos]
-    assert all(video.full_range == (codec == "mjpeg") for video in kept)
+    kept = [Resident.of(video, torch.device("cpu")) for video in decoded]
     found = render(made("memory", spec, 2), batch_params, kept)
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
