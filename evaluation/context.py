@@ -29,7 +29,7 @@ from pipelines.backends import BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError
 from shards.atomic import WriterLock, atomic_write
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from training.processes import on_main, writing
 from training.run import data_remarks, in_turn
 from training.speed import cores, decode_processes, share

@@ -20,7 +20,7 @@ from evaluation.retrieval import CLIPS
 from evaluation.settings import Report
 from evaluation.table import load_all, row
 from shards import Dataset, InputError
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from shards.documents import check_numbers, read_arrays, read_json, short
 from training.log import STARTS, read_metrics
 

@@ -57,7 +57,9 @@ def parse(argv: list[str], settings: type[S], description: str | None, prog: str
         )
     flat = tyro.conf.OmitArgPrefixes
     parts: Any = [("tool", flat[settings], defaults), ("method", flat[cls.Config], config)]
-    parsed: Any = command_line(make_dataclass("Command", parts), args=argv, prog=prog, description=description)
+    parsed: Any = command_line(
+        make_dataclass("Command", parts), args=argv, prog=prog, description=description
+    )
     return parsed.tool, parsed.method
 
 

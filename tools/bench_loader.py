@@ -24,7 +24,7 @@ from benchmarks.loader.measure import Settings, measure
 from benchmarks.report import draw_chart, origin, table
 from objectives.command import parse
 from shards import Dataset, InputError, one_line
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from shards.documents import write_json
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 from pipelines.decode import decode_frames
 from shards import Dataset, InputError, one_line
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from shards.errors import new_or_empty
 from shards.schema import safe_name
 from shards.table import publish

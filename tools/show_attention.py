@@ -31,7 +31,7 @@ from pipelines import colour
 from pipelines.backends import Device
 from pipelines.views import ViewSpec, eval_view, paced
 from shards import Dataset, InputError, at_least, one_line
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from tools.show_batch import animation, load_batch, page_of
 from training.log import visible
 from training.processes import writing

@@ -31,7 +31,7 @@ from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec, paced
 from shards import Dataset, InputError, at_least, one_line
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from shards.several import joined
 from training.log import visible
 from training.processes import writing

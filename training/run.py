@@ -20,7 +20,7 @@ import objectives
 from objectives import checkpoint
 from shards import Dataset, InputError
 from shards.atomic import WriterLock
-from shards.build.first_use import data_folder
+from shards.build.scan import data_folder
 from shards.documents import one_line_of
 from shards.several import APART, joined
 from training.processes import on_main

@@ -1,15 +1,26 @@
-"""What lies in a folder of videos: the files to try, and the annotation files within it or beside it."""
+"""What lies in a folder of videos: the files to try, and the annotation files within it or beside it; and the data set
+that --data names, which is made of such a folder on first use.
+"""
 
 import errno
+import hashlib
 import os
 import re
+import signal
 import stat
+import subprocess
+import sys
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shards import demo
+from shards.atomic import lock_of, locked
 from shards.errors import InputError
+from shards.remote import url_of
+from shards.schema import DESCRIPTION, TABLE, safe_name
+from shards.storage import cache_folder
 from shards.video.read import IMAGE, images
 
 # Left out by name: what lies beside videos. Anything else is tried, with or without an extension.
@@ -22,6 +33,8 @@ ANNOTATION_FOLDER = re.compile(r".*(annot|split|list|label|csv).*", re.IGNORECAS
 # what is wrong with a file or folder itself
 _OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 SPLITS = ("train", "training", "val", "valid", "validate", "validation", "test", "testing")
+# in two parts, since setup.py renames the commands that messages name
+MAKE_SHARDS = (Path(__file__).parents[2] / "tools" / "make_shards").with_suffix(".py")
 
 
 class Member(NamedTuple):
@@ -212,3 +225,57 @@ def class_name(text: str) -> str:
 def stem(path: Path) -> str:
     """A file's name without its extension, as text; annotations often have another extension, or none."""
     return text_of(path.name.rpartition(".")[0] or path.name)
+
+
+def data_folder(data: Path | None) -> Path:
+    """The demo set for None; for a folder of videos what make_shards makes of it; else `data` itself, whatever it is.
+
+    A folder's data set lies in the cache folder, in a folder whose name changes with any file that make_shards looks at:
+    what is added is not missed. Another process that asks meanwhile waits; one that is stopped goes on next time. Where no
+    data set can be made, make_shards has said why, and SystemExit has its status. Raises InputError where the cache folder
+    cannot be written to, the folder cannot be read, or a signal ended make_shards.
+    """
+    try:
+        return demo.ensure() if data is None else _data_set_of(data)
+    except OSError as error:
+        advice = "set SLIPSTREAM_CACHE to a folder that can be written to, or make the data set with tools/make_shards.py"
+        if data is not None and error.filename and Path(error.filename).is_relative_to(data):
+            advice = "let nothing change there meanwhile, and give yourself the right to read it"
+        raise InputError(f"{error.filename or cache_folder()}: {error.strerror}; {advice}") from error
+
+
+def _data_set_of(data: Path) -> Path:
+    if url_of(data) or not data.is_dir() or (data / TABLE).exists() or (data / DESCRIPTION).exists():
+        return data
+    try:
+        found = list_files(data)
+    except InputError:  # nothing can be a video: whoever opens it says what it lacks
+        return data
+    # its name is the folder's own also when files change: evaluations ask for it, what was seen in pretraining for instance
+    out = cache_folder() / "videos" / _digest(found) / (safe_name(data.resolve().name) or "videos")
+    if (out / DESCRIPTION).exists():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock_of(out)):
+        if not (out / DESCRIPTION).exists():
+            print(f"{data} holds videos: a data set is made of them once, in {out}", file=sys.stderr)
+            # a process of its own: its workers import its main module, which must not be one that trains
+            made = subprocess.run(
+                [sys.executable, MAKE_SHARDS, data, "--out", out], stdout=sys.stderr.fileno()
+            )
+            if made.returncode < 0:
+                name = signal.Signals(-made.returncode).name
+                raise InputError(f"{data}: {name} ended make_shards; the same command goes on from there")
+            if made.returncode:
+                raise SystemExit(made.returncode)
+    return out
+
+
+def _digest(found: Listing) -> str:
+    """Of the folder's place and the names, sizes and times of the files that make_shards looks at."""
+    digest = hashlib.sha256(str(found.folder.resolve()).encode(errors="surrogateescape"))
+    for path in sorted([*found.videos, *found.others]):
+        status = path.stat()
+        name = f"{path.relative_to(found.folder)} {status.st_size} {status.st_mtime_ns}\n"
+        digest.update(name.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:12]

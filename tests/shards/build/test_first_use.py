@@ -11,8 +11,8 @@ import pytest
 from independent import render
 
 from shards import Dataset, InputError
-from shards.build import first_use
-from shards.build.first_use import data_folder
+from shards.build import scan
+from shards.build.scan import data_folder
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +41,7 @@ def test_it_is_made_once_and_again_when_a_file_changes(clips: Path) -> None:
 
 
 def test_what_is_stopped_goes_on(clips: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from shards.build.first_use import data_folder as f; f(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from shards.build.scan import data_folder as f; f(Path(sys.argv[1]))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     making = subprocess.Popen([sys.executable, "-c", code, clips], env=environment, start_new_session=True)
     while not list(tmp_path.glob("cache/videos/*/my_clips")):
@@ -89,7 +89,7 @@ def test_links_to_folders_are_followed_and_what_is_hidden_counts_for_nothing(
 def test_a_maker_that_was_killed_is_named(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = clips.parent / "killed.py"
     killed.write_text("import os; os.kill(os.getpid(), 9)")
-    monkeypatch.setattr(first_use, "MAKE_SHARDS", killed)
+    monkeypatch.setattr(scan, "MAKE_SHARDS", killed)
     with pytest.raises(InputError, match="my clips: SIGKILL ended make_shards; the same command goes on"):
         data_folder(clips)
 
