@@ -1,6 +1,7 @@
 """Indexes, table and description rebuilt from the tars, which stay as they are."""
 
 import hashlib
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -50,10 +51,17 @@ def repair(folder: Path, *, workers: int = 1) -> tuple[int, list[str]]:
         old = read_description(folder)
     with suppress(InputError):
         rejected = read_json_lines(folder / REJECTED, {"source": str, "reason": TEXT, "detail?": str}, "")
-    for name in (TABLE, DESCRIPTION):
-        if (folder / name).is_file() and not (folder / f"{name}{KEPT}").exists():
-            with atomic_write(folder / f"{name}{KEPT}") as temporary:
-                shutil.copyfile(folder / name, temporary)
+    for name in (
+        TABLE,
+        DESCRIPTION,
+    ):  # each keeps its name until it is replaced, or a full disk would lose the settings
+        path, kept = folder / name, folder / f"{name}{KEPT}"
+        if path.is_file() and not kept.exists():
+            try:
+                os.link(path, kept)
+            except OSError:  # a file system without links
+                with atomic_write(kept) as temporary:
+                    shutil.copyfile(path, temporary)
     publish(
         folder,
         max(

@@ -256,7 +256,6 @@ def test_optimizer_and_plateau_are_the_papers() -> None:
     ("flag", "options"),
     [
         ("--width", {"width": 0.0}),
-        ("--norm", {"norm": "layer"}),
         ("--backbone", {"network": "resnet101"}),
         ("--stride", {"stride": 0}),
         ("--frames", {"frames": 0}),
