@@ -18,7 +18,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
-    out = tmp_path / "day.json"
+    out, site = tmp_path / "day.json", tmp_path / "site"
+    site.mkdir()  # Python runs a sitecustomize module in every process: this one makes the demo set small
+    (site / "sitecustomize.py").write_text(
+        "import shards.demo; shards.demo.render.__kwdefaults__['clips_per_class'] = (10, 3)"
+    )
     # "run vdim" is "run dpc" with another objective, which train.py's own tests train
     chosen = [stage.name for stage in STAGES if stage.name != "run vdim"]
     done = subprocess.run(
@@ -36,7 +40,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{site}:{ROOT}",
             "OMP_NUM_THREADS": "1",
             "SLIPSTREAM_CACHE": str(tmp_path / "cache"),
         },
@@ -52,7 +56,11 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
         failed = {key: found["error"] for key, found in stage["found"].items() if "error" in found}
         assert stage["found"] and (not failed or name == "peers"), (name, failed)  # SPDL is an extra
     assert result["stages"]["run dpc"]["found"]["train.py"]["steps"] == 3
-    assert "all stages are done" in done.stdout and sorted(tmp_path.iterdir()) == [tmp_path / "cache", out]
+    assert "all stages are done" in done.stdout and sorted(tmp_path.iterdir()) == [
+        tmp_path / "cache",
+        out,
+        site,
+    ]
 
 
 Measure = Callable[[], dict[str, float]]
