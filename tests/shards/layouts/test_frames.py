@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import decode, make_shards, render
 
@@ -83,6 +83,7 @@ def test_without_the_flag_pictures_are_no_videos(extracted: Path, tmp_path: Path
     assert result.returncode != 0 and "--frames-fps 0.0: give frames per second" in result.stderr
 
 
+@settings(deadline=None)  # a busy disk takes its time
 @given(st.sets(st.integers(0, 10**6), min_size=2, max_size=30))
 def test_the_order_is_that_of_the_numbers(numbers: set[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
