@@ -35,6 +35,7 @@ from benchmarks.loader.parts import (
 )
 from benchmarks.loader.rounds import Figures, Part, Source
 from benchmarks.report import describe
+from objectives.base import ShardSettings
 from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.atomic import made_once
@@ -82,6 +83,22 @@ class Day:
         workers = ("--workers", str(len(os.sched_getaffinity(0))))
         path = self.folder / f"{width}x256-{codec}-{frames}"
         return made_once(path, lambda out: render.render_in_a_process(out, *flags, *workers))
+
+    def data_for(self, name: str) -> Path:
+        """The rendered videos as `make_shards --for NAME` stores them, made on first use."""
+
+        def make(out: Path) -> None:
+            with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
+                dataset = Dataset(self.data())
+                for row in dataset.select():
+                    video = Path(folder) / str(row % 4) / f"{row}.mp4"
+                    video.parent.mkdir(exist_ok=True)
+                    video.write_bytes(dataset.read(row))
+                flags = ["--for", name, "--out", str(out), "--workers", str(len(os.sched_getaffinity(0)))]
+                command = [sys.executable, "tools/make_shards.py", folder, *flags]
+                subprocess.run(command, **_OF_THIS_CHECKOUT, check=True, capture_output=True)
+
+        return made_once(self.data().with_name(f"{self.data().name}-for-{name}"), make)
 
     def config(self, name: str) -> Any:
         cls = objectives.get(name)
@@ -218,17 +235,20 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
 
 
 def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
-    """train.py for so many seconds, all of its loop; the means are of all lines of metrics but the first."""
+    """train.py for so many seconds, all of its loop; the means are of all lines of metrics but the first.
 
-    def train() -> Figures:
+    On the rendered shards; and where a method has settings of its own, on shards made for it.
+    """
+
+    def train(data: Path) -> Figures:
         with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
             output = Path(folder) / "run"
-            flags = ["--objective", name, "--data", str(day.data()), "--output", str(output)]
+            flags = ["--objective", name, "--data", str(data), "--output", str(output)]
             if day.dry:
                 flags += ["--small", "--steps", "3", "--batch-size", "2", "--padding", "repeat_last"]
                 flags += ["--width", "0.0625", "--device", "cpu", "--log-every", "1"]
             else:
-                flags += ["--steps", "1000000", "--mixed-precision", "bf16", "--log-every", "20"]
+                flags += ["--steps", "1000000", "--mixed-precision", "bf16", "--log-every", "10"]
             process = subprocess.Popen(
                 [sys.executable, "train.py", *flags],
                 **_OF_THIS_CHECKOUT,
@@ -248,7 +268,9 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
         means = {key: float(np.mean([line[key] for line in lines[1:]])) for key in names}
         return means | {"steps": lines[-1]["step"], "first": lines[0], "last": lines[-1]}
 
-    yield "train.py", train
+    yield "train.py", lambda: train(day.data())
+    if objectives.get(name).shards != ShardSettings():
+        yield "train.py, shards --for it", lambda: train(day.data_for(name))
 
 
 def compiled(day: Day, _: dict[str, Any]) -> Measurements:
@@ -320,7 +342,7 @@ STAGES = [
     Stage("sizes", sizes, 90),
     Stage("pipelines", pipelines, 150),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[:2]),
-    *(Stage(f"run {name}", partial(run, name, 60), 100, 90) for name in METHODS[:2]),
+    *(Stage(f"run {name}", partial(run, name, 30), 120, 40) for name in METHODS),
     Stage("tests", tests, 200, 60),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[2:]),
     Stage("trimmed", trimmed, 90),
