@@ -67,13 +67,6 @@ def decode_views(
     return crop_views(partial(decode_frames, indexed(video)), params, size, modality, out)
 
 
-def check_frames(video: bytes, numbers: list[int] | None = None) -> None:
-    """Decode these frames, by default all; raises DecodeError if FFmpeg finds anything wrong with them."""
-    found = indexed(video)
-    for _ in decode_frames(found, list(range(found.index.num_frames)) if numbers is None else numbers):
-        pass
-
-
 def keep_freed_memory() -> None:
     """Tell the allocator (glibc's) to keep what decoders free, for the next clip.
 
@@ -153,7 +146,7 @@ def crop_views(
         for box in boxes_of(params):
             frames = [decoded[number] for number in box.numbers.tolist()]
             height = frames[0].height // stacked
-            _check_size(box, frames[0].width, height)
+            check_size(box, frames[0].width, height)
             key = (box.size, box.flip, len(frames))
             if key not in graphs:
                 graphs[key] = _CropResize(frames[0], *key, size, format_)
@@ -203,8 +196,8 @@ def _as_slice(index: NDArray[np.int64]) -> NDArray[np.int64] | slice:
     return slice(first, first + count) if (index == np.arange(first, first + count)).all() else index
 
 
-def _check_size(box: Box, width: int, height: int) -> None:
-    # FFmpeg's crop would move a box that does not fit, and fail only for one that is too large
+def check_size(box: Box, width: int, height: int) -> None:
+    """Raise DecodeError where a box reaches over a frame's edge. FFmpeg's crop would move it, DALI's fail a whole batch."""
     right, bottom = box.left + box.size[0], box.top + box.size[1]
     if right > width or bottom > height:
         raise DecodeError(

@@ -3,7 +3,7 @@
     plan thread     sampler: position → rows, params        one batch after the other                  sampler.py, eval_clips.py
     pool            Backend.prepare: read, trim or decode   one task a video, over all batches ahead   backends/
     start thread    Backend.render: begin a batch           as many under way as the backend allows
-    finish thread   wait for its views; find out which video a backend refuses, and replace it
+    finish thread   wait for its views
 
 A loader's whole state is one number, the sampler's position.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pipelines.backends import BackendSettings, open_backend
-from pipelines.backends.base import Backend, Rendered, Video, is_device_fault
+from pipelines.backends.base import Backend, Rendered, Video
 from pipelines.sampler import BatchIndices, Sample, Sampler
 from shards import DamagedError, Dataset, InputError
 from shards.video.mp4 import DecodeError
@@ -177,55 +177,42 @@ class Loader:
         buffers = self.backend.buffer(batch.samples)
         return batch, [self._pool.submit(self._prepare, batch, p, out) for p, out in enumerate(buffers)]
 
-    def _start(self, planned: Future[Any]) -> "tuple[BatchIndices, list[Prepared], Rendered] | None":
+    def _start(
+        self, planned: Future[Any]
+    ) -> "tuple[BatchIndices, list[tuple[Sample, Any]], Rendered] | None":
         """Start thread: wait for what the batch is made of, and begin to make it."""
         self._under_way.acquire()  # until the batch is finished
         plan = planned.result()
         if plan is None:
             return None
         batch, tasks = plan
-        prepared = [task.result() for task in tasks]
+        prepared = [one for one in (task.result() for task in tasks) if one]
         return batch, prepared, self._render(prepared)
 
     def _finish(self, started: Future[Any]) -> Finished | None:
-        """Finish thread: wait for the batch's views; where a backend refuses a video, replace it and try again."""
+        """Finish thread: wait for the batch's views."""
         try:
             begun = started.result()
-            return begun and self._repaired(*begun)
+            if begun is None:
+                return None
+            batch, prepared, rendered = begun
+            with torch.cuda.stream(self._stream):
+                views = rendered()
+                views = views if self._device is None else views.to(self._device, non_blocking=True)
+                ready = self._stream.record_event() if self._stream else None
+            return self._batch(batch, prepared, views), ready
         except CancelledError:
             return None
         finally:
             self._under_way.release()
 
-    def _repaired(self, batch: BatchIndices, prepared: list[Prepared], rendered: Rendered) -> Finished:
-        """The batch, with others in the places of the videos that the backend refuses."""
-        while True:
-            try:
-                with torch.cuda.stream(self._stream):
-                    views = rendered()
-                    views = views if self._device is None else views.to(self._device, non_blocking=True)
-                    ready = self._stream.record_event() if self._stream else None
-                return self._batch(batch, [one for one in prepared if one], views), ready
-            except RuntimeError as error:
-                prepared = self._without_refused(batch, prepared, error)
-            rendered = self._render(prepared)
-
-    def _render(self, prepared: list[Prepared]) -> Rendered:
-        """Begin a batch. What the backend raises at once is raised where its views are waited for."""
-        there = [one for one in prepared if one]
-        if not there:
+    def _render(self, prepared: list[tuple[Sample, Any]]) -> Rendered:
+        """Begin a batch."""
+        if not prepared:
             spec = self.sampler.spec
             empty = torch.empty(0, spec.views, spec.channels, spec.frames, spec.size, spec.size)
             return lambda: empty
-        try:
-            return self.backend.render([sample for sample, _ in there], [needed for _, needed in there])
-        except RuntimeError as error:
-            refusal = error
-
-        def refuse() -> Tensor:
-            raise refusal
-
-        return refuse
+        return self.backend.render([sample for sample, _ in prepared], [needed for _, needed in prepared])
 
     def _prepare(self, batch: BatchIndices, place: int, out: Any) -> Prepared:
         """Pool: what one place of the batch needs, stepping over videos that cannot be used."""
@@ -244,30 +231,6 @@ class Loader:
             f"{self.dataset.source}: {_ATTEMPTS} videos in a row cannot be decoded ({self._last}): "
             "the data set is damaged; restore it and go on with --resume (tools/check_shards.py says what is lost)"
         )
-
-    def _without_refused(
-        self, batch: BatchIndices, prepared: list[Prepared], error: RuntimeError
-    ) -> list[Prepared]:
-        """The batch with others in the places of the videos that the backend refuses; raises `error` if it refuses none."""
-        if is_device_fault(error):
-            raise error
-        places = [place for place, one in enumerate(prepared) if one]
-        there = [one for one in prepared if one]
-        try:
-            reasons = self.backend.refused([s for s, _ in there], [m for _, m in there], error)
-        except RuntimeError as unexplained:
-            if unexplained is not error:
-                raise
-            keys = ", ".join(self.dataset.keys([sample.row for sample, _ in there]))
-            raise RuntimeError(
-                f"{self.dataset.source}: a batch cannot be made, and FFmpeg finds nothing wrong with its videos ({keys}): "
-                f"{error}; --device hybrid or cpu decodes with FFmpeg"
-            ) from error
-        for position, reason in reasons.items():
-            place, (sample, _) = places[position], there[position]
-            self._note_bad(batch.epoch, sample.row, reason)
-            prepared[place] = self._prepare(batch, place, self.backend.buffer([sample])[0])
-        return prepared
 
     def _batch(
         self, batch: BatchIndices, prepared: list[tuple[Sample, Any]], views: Tensor

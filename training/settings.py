@@ -104,7 +104,7 @@ class Settings:
     """With several processes: seconds without any progress after which a run is ended, with the name of the process that
     hangs. A process that dies is noticed within 30 s."""
     threads: int | None = None
-    """Decoding threads of this process; what --autotune found, else its share of the cores, by default."""
+    """Decoding threads of this process; what --autotune found, else its share of the cores, or eight with NVDEC, by default."""
     prefetch: int | None = None
     """Batches made ahead; what --autotune found, else 2, by default."""
     cache: Literal["host", "gpu"] | None = None

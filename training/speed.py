@@ -83,10 +83,11 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         found = {}
     name = choose_backend(found.get("device", settings.device), dataset, share(cores()))
     prefetch = found.get("prefetch", _PREFETCH) if settings.prefetch is None else settings.prefetch
-    threads = settings.threads or share(found.get("threads", cores()))
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
         cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
+    usual = share(found["threads"]) if found else BACKENDS[name].threads(share(cores()), cpu_share)
+    threads = settings.threads or usual
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",

@@ -1,6 +1,6 @@
 """Decoders on the samples' packets: bare ones, the ceiling of a loader, and the peer SPDL, which also crops and resizes.
 
-Bare, with nothing made of their frames: libavcodec on the CPU; on NVDEC DALI's decoder, SPDL's and PyNvVideoCodec's.
+Bare, with nothing made of their frames: libavcodec on the CPU; on NVDEC DALI's decoder and SPDL's.
 
 SPDL is Meta's. Per clip: demux the packets of a window of time, decode them, and let one filter graph crop and scale each
 box, uint8, in a pool of threads. No colour arithmetic, no float: compare it with our decode-and-crop. Two variants:
@@ -11,7 +11,6 @@ box, uint8, in a pool of threads. No colour arithmetic, no float: compare it wit
 """
 
 import tempfile
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
@@ -77,13 +76,13 @@ def decoded_per_used(source: Source, batches: int, *, as_file: bool) -> float:
     return handed / used
 
 
-def dali_nvdec(source: Source, options: Options, batches: int, *, trimmed: bool = True) -> Part:
-    """DALI's decoder in options.pipelines of options.nvdec_threads each. trimmed: files as the backend trims them, else whole.
+def dali_nvdec(source: Source, options: Options, batches: int, threads: int = 8) -> Part:
+    """DALI's decoder on the trimmed files, in pipelines of so many threads each.
 
     With options.on_cpu_dali the decoder is DALI's own, which reads VP9 and MJPEG.
     """
-    turns = cycle([[encoded(source, one, trimmed) for one in batch] for batch in source.batches(0, CACHED)])
-    free = [_pipeline(source, options) for _ in range(options.pipelines)]
+    turns = cycle([[encoded(source, one) for one in batch] for batch in source.batches(0, CACHED)])
+    free = [_pipeline(source, options, threads) for _ in range(options.pipelines)]
 
     def start() -> Callable[[], None]:
         pipeline = free.pop(0)
@@ -101,11 +100,11 @@ def dali_nvdec(source: Source, options: Options, batches: int, *, trimmed: bool 
     return lambda _: under_way(start, options.pipelines, source, options, batches, watched=True)
 
 
-def _pipeline(source: Source, options: Options) -> Any:
+def _pipeline(source: Source, options: Options, threads: int) -> Any:
     from nvidia.dali import Pipeline, fn, types
 
     device = None if options.on_cpu_dali else torch.cuda.current_device()
-    pipeline = Pipeline(source.batch_size, options.nvdec_threads, device, prefetch_queue_depth=1)
+    pipeline = Pipeline(source.batch_size, threads, device, prefetch_queue_depth=1)
     with pipeline:
         files = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)
@@ -115,14 +114,11 @@ def _pipeline(source: Source, options: Options) -> Any:
     return pipeline
 
 
-def encoded(
-    source: Source, sample: Sample, trimmed: bool = True
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """A file, and the numbers of the frames to show, ascending, each once."""
-    video, numbers = source.read(sample.row), np.unique(sample.params.frames)
-    if trimmed:
-        video, numbers = trim(read_index(video), video, numbers)
-    return np.frombuffer(video, np.uint8), numbers
+def encoded(source: Source, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """A trimmed file, and the numbers of the frames to show, ascending, each once."""
+    video = source.read(sample.row)
+    file, numbers = trim(read_index(video), video, np.unique(sample.params.frames))
+    return np.frombuffer(file, np.uint8), numbers
 
 
 def spdl_nvdec(source: Source, threads: int, batches: int) -> Part:
@@ -134,28 +130,6 @@ def spdl_nvdec(source: Source, threads: int, batches: int) -> Part:
     def decode(file: Path) -> None:
         spdl.io.decode_packets_nvdec(spdl.io.demux_video(str(file)), device_config=config)
 
-    return _of_files(decode, source, threads, batches)
-
-
-def pynvvideocodec(source: Source, threads: int, batches: int) -> Part:
-    """One SimpleDecoder a thread, given one trimmed file after the other, to RGB."""
-    import PyNvVideoCodec as nvc
-
-    kept, gpu = threading.local(), torch.cuda.current_device()
-
-    def decode(file: Path) -> None:
-        if not hasattr(kept, "decoder"):
-            kept.decoder = nvc.SimpleDecoder(
-                str(file), gpu_id=gpu, use_device_memory=True, output_color_type=nvc.OutputColorType.RGB
-            )
-        else:
-            kept.decoder.reconfigure_decoder(str(file))
-        kept.decoder.get_batch_frames(len(kept.decoder))
-
-    return _of_files(decode, source, threads, batches)
-
-
-def _of_files(decode: Callable[[Path], None], source: Source, threads: int, batches: int) -> Part:
     def part(first: int) -> Figures:
         with (
             tempfile.TemporaryDirectory(prefix="bench-nvdec-") as folder,
@@ -165,10 +139,9 @@ def _of_files(decode: Callable[[Path], None], source: Source, threads: int, batc
             for number, sample in enumerate(source.samples(first, 1)):
                 files.append(Path(folder) / f"{number}.mp4")
                 files[-1].write_bytes(encoded(source, sample)[0])
-            list(pool.map(decode, files))
-            return rate(
-                lambda: list(pool.map(decode, files)), batches, len(files), torch.device("cuda"), watched=True
-            )
+            run = lambda: list(pool.map(decode, files))  # noqa: E731
+            run()
+            return rate(run, batches, len(files), torch.device("cuda"), watched=True)
 
     return part
 

@@ -21,17 +21,16 @@ import torch
 
 import objectives
 from benchmarks import render
-from benchmarks.loader.decoders import dali_nvdec, pynvvideocodec, spdl, spdl_nvdec
+from benchmarks.loader.decoders import dali_nvdec, spdl, spdl_nvdec
 from benchmarks.loader.parts import (
     Options,
     decode_alone,
-    graph_alone,
     loader_alone,
     model_alone,
+    nvdec_alone,
     random_batch,
     together,
     training_step,
-    trim_alone,
 )
 from benchmarks.loader.rounds import Figures, Part, Source
 from benchmarks.report import describe
@@ -39,6 +38,7 @@ from objectives.base import ShardSettings
 from pipelines.backends import available, choose_backend
 from shards import Dataset
 from shards.atomic import made_once
+from shards.several import joined
 from training.log import read_metrics
 from training.speed import decode_processes
 
@@ -71,8 +71,7 @@ class Day:
     def options(self) -> Options:
         cores = len(os.sched_getaffinity(0))
         if self.dry:
-            few = {"nvdec_threads": min(8, cores), "prefetch": 0, "on_cpu_dali": True}
-            return Options("gpu", cores, device=self.device, **few)  # type: ignore[arg-type]
+            return Options("gpu", cores, device=self.device, prefetch=0, on_cpu_dali=True)
         way = "processes" if decode_processes("hybrid", cores) else "threads"
         return Options("gpu", cores, device=self.device, decode_with=way)
 
@@ -160,27 +159,12 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
 
 
 def sizes(day: Day, _: dict[str, Any]) -> Measurements:
-    """Raw NVDEC, trimmed files: what one decoder for every video costs."""
+    """NVDEC alone, videos of one width, of another, and of both in turns: what it costs to change a decoder's size."""
     for width in (EVEN, UNEVEN):
-        yield f"{width}×256", partial(_timed, dali_nvdec, day, day.source("dpc", width=width))
-
-
-def trimmed(day: Day, _: dict[str, Any]) -> Measurements:
-    """Raw NVDEC: whole files against trimmed ones; and what trimming takes of the CPU."""
-    for name in day.methods:
-        source = day.source(name)
-        for cut, files in ((False, "whole"), (True, "trimmed")):
-            yield f"{name}, {files} files", partial(_timed, dali_nvdec, day, source, trimmed=cut)
-        yield f"{name}, read and trim", partial(_timed, trim_alone, day, source)
-
-
-def pipelines(day: Day, _: dict[str, Any]) -> Measurements:
-    """The whole graph of the backend, NVDEC and augmentation, for pipelines × decoder threads of each."""
-    for threads in (1, 2) if day.dry else (8, 14, 4, 28):
-        for count in (2, 1):
-            options = replace(day.options, pipelines=count, nvdec_threads=threads)
-            measure = partial(_timed, graph_alone, day, day.source("dpc"), options)
-            yield f"{count} pipelines × {threads} threads", measure
+        yield f"{width}×256", partial(_timed, nvdec_alone, day, day.source("dpc", width=width))
+    both = joined([Dataset(day.data(width)) for width in (EVEN, UNEVEN)])
+    source = replace(day.source("dpc"), dataset=both, rows=both.select())
+    yield "both", partial(_timed, nvdec_alone, day, source)
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -202,6 +186,7 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
         options = replace(on["hybrid"], decode_with=way)
         yield f"decode and crop, {way}", partial(_timed, decode_alone, day, source, options)
+    yield "nvdec", partial(_timed, nvdec_alone, day, source, on["gpu"])
     for backend, options in on.items():
         yield f"loader {backend}", partial(_timed, loader_alone, day, source, options)
     rates = [found[f"loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
@@ -222,14 +207,14 @@ def model(name: str, day: Day, _: dict[str, Any]) -> Measurements:
 
 
 def peers(day: Day, _: dict[str, Any]) -> Measurements:
-    """Other libraries on the same clips: PyNvVideoCodec and SPDL on NVDEC, and SPDL on the CPU."""
+    """Other libraries on the same clips: DALI's decoder and SPDL's on NVDEC, beside ours; and SPDL on the CPU."""
     for name in day.methods[:2]:
         source = day.source(name)
-        others = {"PyNvVideoCodec": pynvvideocodec, "SPDL": spdl_nvdec}
-        for title, peer in others.items() if not day.dry else ():
-            for threads in (7, 14):
-                key = f"{name}, {title} on NVDEC, {threads} threads"
-                yield key, lambda p=peer, s=source, t=threads: p(s, t, day.batches)(0)
+        yield f"{name}, ours on NVDEC", partial(_timed, nvdec_alone, day, source)
+        yield f"{name}, DALI on NVDEC", partial(_timed, dali_nvdec, day, source)
+        for threads in (7, 14) if not day.dry else ():
+            key = f"{name}, SPDL on NVDEC, {threads} threads"
+            yield key, lambda s=source, t=threads: spdl_nvdec(s, t, day.batches)(0)
         yield f"{name}, decode and crop", partial(_timed, decode_alone, day, source)
         yield f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.options.threads, day.batches)(0)
 
@@ -340,12 +325,10 @@ METHODS = sorted(objectives.available(), key=lambda name: name not in ("dpc", "v
 STAGES = [
     Stage("machine", machine, 90),
     Stage("sizes", sizes, 90),
-    Stage("pipelines", pipelines, 150),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[:2]),
     *(Stage(f"run {name}", partial(run, name, 30), 120, 40) for name in METHODS),
     Stage("tests", tests, 200, 60),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[2:]),
-    Stage("trimmed", trimmed, 90),
     Stage("peers", peers, 90),
     *(Stage(f"model {name}", partial(model, name), 120) for name in METHODS),
     Stage("compiled", compiled, 300, 60),

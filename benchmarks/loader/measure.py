@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import objectives
 from benchmarks.loader.dataloader_peer import dataloader_peers
-from benchmarks.loader.decoders import dali_nvdec, decoded_per_used, libavcodec, spdl
+from benchmarks.loader.decoders import decoded_per_used, libavcodec, spdl
 from benchmarks.loader.parts import (
     Options,
     Step,
@@ -22,6 +22,7 @@ from benchmarks.loader.parts import (
     graph_alone,
     loader_alone,
     model_alone,
+    nvdec_alone,
     together,
     training_step,
     trim_alone,
@@ -73,7 +74,7 @@ class Settings:
     """Numbers of DataLoader workers to choose the best of; 0, 1, 2, 4 … up to the cores by default."""
     sweep: tuple[str, ...] = ()
     """The loader alone for each combination: threads=1,2,4 prefetch=1,2,4 batch_size=8,16 device=cpu,hybrid,gpu
-    nvdec_threads=4,8,14 pipelines=1,2 clips_per_decode=1,2 cache=none,host,gpu."""
+    pipelines=1,2 clips_per_decode=1,2 cache=none,host,gpu."""
     autotune: bool = False
     """Find the device, threads and prefetch that suit this machine, and note them for train.py."""
     small: bool = False
@@ -151,7 +152,7 @@ def _parts(
         parts["augment"] = augment_alone(source, options, batches)
     else:
         parts["trim"] = trim_alone(source, options, batches)
-        parts["nvdec"] = dali_nvdec(source, options, batches)
+        parts["nvdec"] = nvdec_alone(source, options, batches)
         parts["graph"] = graph_alone(source, options, batches)
     parts["ceiling"] = libavcodec(source, options.threads, batches)
     if options.device.type == "cuda":
@@ -230,10 +231,9 @@ def _block(
 
 
 def _in_series(rounds: dict[str, list[Figures]]) -> list[Figures]:
-    """What decoding and augmentation allow one after the other, 1 / (1/decode + 1/augment); on the GPU one graph does both."""
-    if "graph" in rounds:
-        return rounds["graph"]
-    pairs = zip(rounds["decode"], rounds["augment"], strict=True)
+    """What decoding and augmentation allow one after the other, 1 / (1/decode + 1/augment)."""
+    names = ("nvdec", "graph") if "nvdec" in rounds else ("decode", "augment")
+    pairs = zip(*(rounds[name] for name in names), strict=True)
     return [{"clips_per_s": 1 / (1 / a["clips_per_s"] + 1 / b["clips_per_s"])} for a, b in pairs]
 
 

@@ -93,9 +93,27 @@ def decode_alone(source: Source, options: Options, batches: int) -> Part:
     return _prepare_alone(source, settings, batches, lambda: _Decoder(source.spec, 1, 1, settings))
 
 
+def nvdec_alone(source: Source, options: Options, batches: int) -> Part:
+    """Read, trim and decode on NVDEC in so many threads, as a backend does; each has a decoder before the time is taken."""
+
+    def part(first: int) -> Figures:
+        samples = source.samples(first, batches)
+        with closing(options.open(source)) as backend, ThreadPoolExecutor(options.threads) as pool:
+            run = lambda: deque(pool.map(partial(prepared, source, backend), samples), maxlen=0)  # noqa: E731
+            run()
+            return rate(run, 1, len(samples), options.device, watched=True)
+
+    return part
+
+
 def trim_alone(source: Source, options: Options, batches: int) -> Part:
-    """What a backend does on the CPU for NVDEC: read the videos, and trim them."""
-    return _prepare_alone(source, options, batches, lambda: options.open(source))
+    """What the CPU does for NVDEC: read the videos, and trim them."""
+    from pipelines.backends.dali import trimmed
+
+    def work(sample: Sample) -> None:
+        trimmed(Video(source.dataset, sample.row, source.spec.component), sample)
+
+    return source.in_pool(work, options.threads, batches)
 
 
 def _prepare_alone(source: Source, options: Options, batches: int, opened: Callable[[], Backend]) -> Part:
@@ -131,7 +149,7 @@ def augment_alone(source: Source, options: Options, batches: int) -> Part:
 
 
 def graph_alone(source: Source, options: Options, batches: int) -> Part:
-    """What a backend does on the GPU, decoding and augmentation, with files that are read before."""
+    """What a backend's graph makes of frames that are decoded before."""
 
     def part(_: int) -> Figures:
         with closing(options.open(source)) as backend:

@@ -15,7 +15,6 @@ LEAST = {
     "threads": 1,
     "prefetch": 0,
     "batch_size": 1,
-    "nvdec_threads": 1,
     "pipelines": 1,
     "clips_per_decode": 1,
 }
@@ -39,7 +38,7 @@ def parse_axes(words: tuple[str, ...]) -> dict[str, list[Any]]:
             sound = False
         if not sound:
             raise InputError(
-                f"--sweep {word}: give threads=1,2 prefetch=0,2 batch_size=8,16 nvdec_threads=8,14 pipelines=1,2 "
+                f"--sweep {word}: give threads=1,2 prefetch=0,2 batch_size=8,16 pipelines=1,2 "
                 f"clips_per_decode=1,2 device={','.join(BACKENDS)} cache={','.join(CHOICES['cache'])}"
             )
     return axes

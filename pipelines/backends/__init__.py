@@ -30,7 +30,8 @@ from shards.video.pictures import sides_remark
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
-MANY_CORES = 6  # for one GPU: from these on the CPU decodes more than NVDEC does (docs/notes/gpu.md)
+MANY_CORES = 7  # for one GPU: from these on the CPU decodes more than NVDEC does (docs/notes/gpu.md)
+NVDEC_THREADS = 8  # more wait for Python's lock, and decode less
 # pixels of a side; other codecs NVDEC does not take
 NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}
 
@@ -66,6 +67,12 @@ class Kind:
     def on_gpu(self) -> bool:
         """Whether its views lie in GPU memory."""
         return "gpu" in self.caches
+
+    def threads(self, cores: int, cpu_share: float) -> int:
+        """Of the pool that prepares, by default. cores: for this process. NVDEC's threads wait for it, and need no core."""
+        if not self.nvdec:
+            return cores
+        return max(cores, NVDEC_THREADS) if cpu_share else NVDEC_THREADS
 
     def processes(self, threads: int, cpu_share: float) -> int:
         """How many processes could decode, in place of `threads` threads."""
@@ -189,6 +196,8 @@ def _nvdec_objection(dataset: Dataset | None) -> str:
             "libnvcuvid.so.1 cannot be loaded, so NVDEC is out of reach. In a container the driver's *video* capability "
             "must be exposed (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
         )
+    if not _has_nvdec_library():
+        return "NVDEC is reached by PyNvVideoCodec, which is not installed: pip install PyNvVideoCodec"
     if dataset is None:
         return ""
     codec = dataset.info["settings"].get("codec", "h264")
@@ -210,6 +219,10 @@ def _has_nvdec() -> bool:
     with suppress(OSError):
         return bool(ctypes.CDLL("libnvcuvid.so.1"))
     return False
+
+
+def _has_nvdec_library() -> bool:
+    return importlib.util.find_spec("PyNvVideoCodec") is not None
 
 
 def _check(settings: BackendSettings) -> None:

@@ -1,7 +1,6 @@
 """The seam between a loader and what decodes and augments for it: a backend is one class in one file.
 
-A loader calls `prepare` for each video, from the threads of a pool, and `render` for each batch. Where a batch could not
-be rendered it calls `render` again, with other videos, perhaps while another batch is begun. Nobody else asks which
+A loader calls `prepare` for each video, from the threads of a pool, and `render` for each batch. Nobody else asks which
 backend it is.
 """
 
@@ -34,7 +33,7 @@ _OF_THE_DEVICE = re.compile(
 Rendered = Callable[[], Tensor]
 """Waits for a batch's views (B, V, C, T, H, W), float32 in channels-last-3d strides, and returns them; to be called
 once. B counts clips. On a GPU they are ready for what torch's current stream is given from then on. Raises RuntimeError
-where the batch could not be rendered."""
+where the GPU is in trouble: a video is judged when it is prepared."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ class BackendSettings:
     """Which backend makes the views, and with what.
 
     name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
-    DALI's pipelines. nvdec_threads: that feed NVDEC; 8 to 28 gave about the same rate (docs/notes/gpu.md).
-    pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
+    DALI's pipelines. pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
     cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
     in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
     GPU's, for tests.
@@ -51,7 +49,6 @@ class BackendSettings:
 
     name: str = "cpu"
     threads: int = 2
-    nvdec_threads: int = 8
     processes: int = 0
     pipelines: int = 2
     cpu_share: float = 0.0
@@ -112,13 +109,6 @@ class Backend(ABC):
     def render(self, samples: list[Sample], prepared: list[Any]) -> Rendered:
         """Begin to make the views of a batch, clip after clip; at most `concurrent` batches are under way."""
 
-    def refused(self, samples: list[Sample], prepared: list[Any], error: RuntimeError) -> dict[int, str]:
-        """Which videos of a batch that could not be rendered are to blame: place in the batch → reason.
-
-        Raises `error` where it is none of them.
-        """
-        raise error
-
     def processes(self) -> list[int]:
         """Numbers of the other processes that work for this backend."""
         return []
@@ -174,25 +164,6 @@ class Combined(Backend):
 
         return views
 
-    def refused(
-        self, samples: list[Sample], prepared: list[tuple[int, Any]], error: RuntimeError
-    ) -> dict[int, str]:
-        found: dict[int, str] = {}
-        for number, member in enumerate(self.members):
-            places = self._places(prepared, number)
-            try:
-                reasons = member.refused(
-                    [samples[p] for p in places], [prepared[p][1] for p in places], error
-                )
-            except RuntimeError as other:
-                if is_device_fault(other):
-                    raise
-                continue
-            found |= {places[place]: reason for place, reason in reasons.items()}
-        if not found:
-            raise error
-        return found
-
     def processes(self) -> list[int]:
         return [process for member in self.members for process in member.processes()]
 
@@ -206,7 +177,7 @@ class Combined(Backend):
         return [place for place, (one, _) in enumerate(prepared) if one == number]
 
 
-def is_device_fault(error: RuntimeError) -> bool:
+def is_device_fault(error: Exception) -> bool:
     """Whether a GPU is in trouble, and not a video: then nothing is quarantined."""
     return isinstance(error, torch.OutOfMemoryError) or bool(_OF_THE_DEVICE.search(str(error)))
 

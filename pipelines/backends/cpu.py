@@ -31,6 +31,7 @@ from pipelines.sampling import ViewParams
 from pipelines.views import ViewSpec
 from pipelines.workers import Maker, Region, Worker
 from shards import Dataset, InputError
+from shards.tar import Excerpt
 from shards.video.mp4 import DecodeError
 
 Where = Literal["host", "gpu"]
@@ -147,7 +148,7 @@ def _rejoined(parts: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A whole video in host memory: planes (F, 3H/2, W) uint8, of each frame Y above U above V, as FFmpeg packs them."""
+    """A video's frames in host memory: planes (F, 3H/2, W) uint8, of each frame Y above U above V, as FFmpeg packs them."""
 
     planes: NDArray[np.uint8]
     format: av.VideoFormat
@@ -155,18 +156,19 @@ class Decoded:
     color_range: int
 
     @classmethod
-    def of(cls, video: bytes, num_frames: int) -> "Decoded":
-        """Decode a video of `num_frames` frames; raises DecodeError where it cannot be kept as such."""
+    def of(cls, video: bytes | Excerpt, numbers: list[int]) -> "Decoded":
+        """Decode the frames of these ascending numbers; raises DecodeError where they cannot be kept as such."""
         first, planes = None, np.empty(0, np.uint8)
-        for number, frame in decode_frames(video, list(range(num_frames))):
+        place_of = {number: place for place, number in enumerate(numbers)}
+        for number, frame in decode_frames(video, numbers):
             if first is None:
                 first = frame
                 if frame.format.name not in _FORMATS or frame.width % 2 or frame.height % 2:
                     raise DecodeError(
                         f"frames are {frame.format.name}, {frame.width}×{frame.height}, not even 4:2:0"
                     )
-                planes = np.empty((num_frames, frame.height * 3 // 2, frame.width), np.uint8)
-            planes[number] = frame.to_ndarray()
+                planes = np.empty((len(numbers), frame.height * 3 // 2, frame.width), np.uint8)
+            planes[place_of[number]] = frame.to_ndarray()
         if first is None:
             raise DecodeError("no frames")
         return cls(planes, first.format, int(first.colorspace), int(first.color_range))
@@ -178,6 +180,10 @@ class Decoded:
     @property
     def height(self) -> int:
         return int(self.planes.shape[1] * 2 // 3)
+
+    @property
+    def full_range(self) -> bool:
+        return self.format.name == "yuvj420p" or self.color_range == ColorRange.JPEG
 
     def crop(self, params: ViewParams, size: int, modality: str) -> NDArray[np.uint8]:
         """What decode.decode_views gives of the file, pixel for pixel."""
@@ -191,10 +197,10 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Resident:
-    """A whole video on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
+class Frames:
+    """Frames on a device: luma (F, H, W, 1), chroma (F, H/2, W/2, 2) uint8.
 
-    to_rgb: (3, 4), see colour.rgb_from_yuv. stream: on which they are copied, not the model's; None on a CPU.
+    to_rgb: (3, 4), see colour.rgb_from_yuv. stream: on which they are made; None where they are there.
     """
 
     luma: Tensor
@@ -203,7 +209,7 @@ class Resident:
     stream: torch.cuda.Stream | None
 
     @classmethod
-    def of(cls, video: Decoded, device: torch.device, stream: torch.cuda.Stream | None = None) -> "Resident":
+    def of(cls, video: Decoded, device: torch.device, stream: torch.cuda.Stream | None = None) -> "Frames":
         frames, height, width = len(video.planes), video.height, video.width
         planes = torch.from_numpy(video.planes)
         luma = planes[:, :height, :, None].contiguous()
@@ -212,17 +218,30 @@ class Resident:
         )
         with torch.cuda.stream(stream):
             luma, chroma = luma.to(device), chroma.to(device)
-        full = video.format.name == "yuvj420p" or video.color_range == ColorRange.JPEG
-        weights = colour.LUMA_709 if video.colorspace == Colorspace.ITU709 else colour.LUMA
-        return cls(luma, chroma, colour.rgb_from_yuv(full=full, luma=weights), stream)
+        return cls(luma, chroma, _to_rgb(video.full_range, video.colorspace), stream)
 
-    def take(self, index: Tensor) -> tuple[Any, Any]:
-        """Luma and chroma of these frames, copied: tensors on the device, or arrays where that is the computer.
+    def take(self, numbers: NDArray[np.integer]) -> "Frames":
+        """A copy of the frames at these places."""
+        with torch.cuda.stream(self.stream):
+            index = torch.from_numpy(numbers.astype(np.int64))
+            if self.luma.is_cuda:  # from memory that is not pinned, the host would wait for the copy
+                index = index.pin_memory().to(self.luma.device, non_blocking=True)
+            planes = self.luma.index_select(0, index), self.chroma.index_select(0, index)
+        return Frames(*planes, self.to_rgb, self.stream)
 
-        index: (F,) int64, on the device.
-        """
-        taken = self.luma.index_select(0, index), self.chroma.index_select(0, index)
-        return taken if self.luma.is_cuda else (taken[0].numpy(), taken[1].numpy())
+
+def _to_rgb(full: bool, colorspace: int) -> NDArray[np.float32]:
+    weights = colour.LUMA_709 if colorspace == Colorspace.ITU709 else colour.LUMA
+    return colour.rgb_from_yuv(full=full, luma=weights)
+
+
+def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
+    """to_rgb of a video as its container states it; what that leaves open is read off the frame of this number."""
+    full, colorspace = video.index.full_range, video.index.colorspace
+    if full is None or colorspace is None:
+        shown = Decoded.of(video, [number])
+        full, colorspace = shown.full_range, shown.colorspace
+    return _to_rgb(full, colorspace)
 
 
 class Cache:
@@ -253,10 +272,10 @@ class Cache:
         self._shapes = np.stack([frames, height * (2 if component == "flow.mp4" else 1), width], axis=1)
         self.sizes = self._shapes.prod(1) * 3 // 2
         self.chosen = chosen(self.sizes, int(gib * _GIB))
-        self._kept: dict[int, Decoded | Resident | None] = {}
+        self._kept: dict[int, Decoded | Frames | None] = {}
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
 
-    def get(self, row: int, read: Callable[[], bytes]) -> Decoded | Resident | None:
+    def get(self, row: int, read: Callable[[], bytes]) -> Decoded | Frames | None:
         """The video of a row, whose bytes `read` reads; None if it is not cached or could not be decoded."""
         place = int(np.searchsorted(self.rows, row))
         if place == len(self.rows) or self.rows[place] != row or not self.chosen[place]:
@@ -265,15 +284,15 @@ class Cache:
             self._kept[row] = self._decoded(place, read())
         return self._kept[row]
 
-    def _decoded(self, place: int, data: bytes) -> Decoded | Resident | None:
+    def _decoded(self, place: int, data: bytes) -> Decoded | Frames | None:
         frames, height, width = self._shapes[place].tolist()
         try:
-            video = Decoded.of(data, frames)
+            video = Decoded.of(data, list(range(frames)))
         except DecodeError:  # perhaps in a frame that no clip shows: who decodes the file will see
             return None
         if (video.height, video.width) != (height, width):
             return None
-        return video if self.where == "host" else Resident.of(video, self._device, self._stream)
+        return video if self.where == "host" else Frames.of(video, self._device, self._stream)
 
     def describe(self) -> str:
         """How much of the data set fits, in one line."""
@@ -310,7 +329,7 @@ def _check_room(gib: float, device: torch.device) -> None:
 class CachedBackend(Combined):
     """A backend with a cache before it.
 
-    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or nvdec.MemoryBackend; perhaps `inner`.
+    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or dali.MemoryBackend; perhaps `inner`.
     """
 
     def __init__(self, inner: Backend, memory: Backend, cache: Cache) -> None:
@@ -325,6 +344,8 @@ class CachedBackend(Combined):
         if isinstance(memory, CpuDecodeBackend):
             pixels = kept.crop(sample.params, self.spec.size, self.spec.modality)
             kept = memory.accept(pixels, sample.params, out)
+        else:
+            kept = kept.take(np.unique(sample.params.frames))
         return len(self.members) - 1, kept
 
     def describe(self) -> str:

@@ -1,12 +1,11 @@
 """The backends that augment on the GPU, with DALI.
 
 hybrid   FFmpeg decodes, crops and resizes on the CPU; DALI does the rest
-gpu      NVDEC decodes, and DALI crops and augments what it decoded: pixels never leave the GPU
-memory   DALI crops and augments videos that a cache keeps in the GPU's memory
+memory   DALI crops and augments frames that lie in the GPU's memory, where a cache keeps them
+gpu      as memory, of what NVDEC decodes: pixels never leave the GPU
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,17 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from torch import Tensor
 
-from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
-from pipelines.backends.cpu import CpuDecodeBackend, Resident
-from pipelines.decode import check_frames
+from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video
+from pipelines.backends.cpu import CpuDecodeBackend, Decoded, Frames, stated_colours
+from pipelines.decode import boxes_of, check_size
+from pipelines.nvdec import Nvdec
 from pipelines.sampler import Sample
 from pipelines.sampling import NOISE_FRAMES, ViewParams
 from pipelines.transforms import dali
 from pipelines.transforms.numpy import noise_bank
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
-from shards.tar import indexed
-from shards.video.mp4 import DecodeError
+from shards.tar import Excerpt, indexed
 
 _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
 
@@ -34,8 +33,7 @@ class DaliGraph:
     """A graph in as many DALI pipelines as there are batches under way, which take turns.
 
     max_clips: of a sample. A pipeline is built for a number of clips, a power of two or this one; samples of fewer are
-    filled up. device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline; NVDEC's with source
-    "video".
+    filled up. device: the GPU's number; None for the CPU, which tests use. threads: of each pipeline.
     """
 
     def __init__(
@@ -148,56 +146,60 @@ class HybridBackend(CpuDecodeBackend):
         return self._graph.render(clips, {"pixels": [clip for part in prepared for clip in part.numpy()]})
 
 
-@dataclass(frozen=True)
-class _Trimmed:
-    """A file with what the clips need. numbers: of the frames to show, ascending, among those that the file shows."""
-
-    file: NDArray[np.uint8]
-    numbers: NDArray[np.int32]
-
-
-class NvdecBackend(Backend):
-    """Everything on the GPU. NVDEC is given only what a clip needs: DALI's decoder never seeks, it decodes a file from
-    its first packet on."""
+class MemoryBackend(Backend):
+    """Renders frames that lie in the device's memory: a cache's, or NVDEC's."""
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
         super().__init__(spec, max_samples, max_clips)
-        self.concurrent, threads = settings.pipelines, settings.nvdec_threads
-        self._graph = DaliGraph(spec, "video", max_samples, max_clips, threads=threads, device=settings.gpu)
+        self.concurrent, threads, self._gpu = settings.pipelines, settings.threads, settings.gpu
+        self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=self._gpu)
+        self._stream = None if self._gpu is None else torch.cuda.Stream(self._gpu)
 
-    def prepare(self, video: Video, sample: Sample, out: Any) -> _Trimmed:
-        wanted = np.unique(sample.params.frames)
-        found = indexed(video.read_frames(wanted))
-        file, numbers = trim(found.index, found.data, wanted)
-        return _Trimmed(np.frombuffer(file, np.uint8), numbers)
+    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
+        raise NotImplementedError("the cache before this backend keeps the video")
 
-    def render(self, samples: list[Sample], prepared: list[_Trimmed]) -> Rendered:
-        inputs: dict[str, list[Any]] = {
-            "encoded": [one.file for one in prepared],
-            "numbers": [one.numbers for one in prepared],
-        }
-        return self._graph.render(samples, inputs)
+    def render(self, samples: list[Sample], prepared: list[Frames]) -> Rendered:
+        given: dict[str, list[Any]] = {"luma": [], "chroma": [], "to_rgb": [one.to_rgb for one in prepared]}
+        for one in prepared:
+            for name, plane in (("luma", one.luma), ("chroma", one.chroma)):
+                given[name].append(plane if self._stream else plane.numpy())
+                if self._stream:
+                    plane.record_stream(self._stream)
+            if self._stream and one.stream:
+                self._stream.wait_stream(one.stream)
+        return self._graph.render(samples, given, self._stream)
 
-    def refused(self, samples: list[Sample], prepared: list[_Trimmed], error: RuntimeError) -> dict[int, str]:
-        """NVDEC fails a whole batch for one bad video and does not say which: FFmpeg is asked, then DALI one by one."""
-        found: dict[int, str] = {}
-        for place, one in enumerate(prepared):
-            try:
-                check_frames(one.file.tobytes(), one.numbers.tolist())
-            except DecodeError as damage:
-                found[place] = str(damage)
-        if found:
-            return found
-        for place, one in enumerate(prepared):
-            try:
-                self.render([samples[place]], [one])()
-            except RuntimeError as refusal:
-                if is_device_fault(refusal):
-                    raise
-                found[place] = "DALI: " + " ".join(str(refusal).rpartition("encountered:")[2].split())
-        if len(found) in (0, len(prepared)):
-            raise error
-        return found
+
+class NvdecBackend(MemoryBackend):
+    """Everything on the GPU. NVDEC is given only what a clip needs: it decodes a file from its first packet on.
+
+    On a CPU, for tests, FFmpeg plays NVDEC's part.
+    """
+
+    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
+        super().__init__(spec, max_samples, max_clips, settings)
+        self._nvdec = None if self._gpu is None else Nvdec(self._gpu)
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> Frames:
+        found, file, numbers = trimmed(video, sample)
+        if self._nvdec is None:
+            frames = Frames.of(Decoded.of(file, numbers.tolist()), torch.device("cpu"))
+        else:
+            frames = Frames(
+                *self._nvdec(file, numbers), stated_colours(found, int(sample.params.frames[0, 0])), None
+            )
+        _, height, width, _ = frames.luma.shape
+        for box in boxes_of(sample.params):
+            check_size(box, width, height // (2 if self.spec.modality == "flow" else 1))
+        return frames
+
+
+def trimmed(video: Video, sample: Sample) -> tuple[Excerpt, bytes, NDArray[np.int32]]:
+    """What of a video a sample needs; the same as a file of its own, for NVDEC; and the numbers that the sample's frames,
+    ascending and each once, have in that file."""
+    wanted = np.unique(sample.params.frames)
+    found = indexed(video.read_frames(wanted))
+    return found, *trim(found.index, found.data, wanted)
 
 
 class SharedBackend(Combined):
@@ -215,30 +217,3 @@ class SharedBackend(Combined):
 def in_share(slot: int, share: float) -> bool:
     """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
     return int((slot + 1) * share) > int(slot * share)
-
-
-class MemoryBackend(Backend):
-    """Renders cached.Resident videos."""
-
-    def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
-        super().__init__(spec, max_samples, max_clips)
-        self.concurrent, threads = settings.pipelines, settings.threads
-        self._graph = DaliGraph(spec, "frames", max_samples, max_clips, threads=threads, device=settings.gpu)
-
-    def prepare(self, video: Video, sample: Sample, out: Any) -> Any:
-        raise NotImplementedError("the cache before this backend keeps the video")
-
-    def render(self, samples: list[Sample], prepared: list[Resident]) -> Rendered:
-        numbers = [np.unique(sample.params.frames) for sample in samples]
-        with torch.cuda.stream(prepared[0].stream):
-            index = torch.from_numpy(np.concatenate(numbers).astype(np.int64))
-            if prepared[0].luma.is_cuda:  # from memory that is not pinned, the host would wait for the copy
-                index = index.pin_memory().to(prepared[0].luma.device, non_blocking=True)
-            parts = index.split([len(one) for one in numbers])
-            planes = [video.take(part) for video, part in zip(prepared, parts, strict=True)]
-        given: dict[str, list[Any]] = {
-            "luma": [luma for luma, _ in planes],
-            "chroma": [chroma for _, chroma in planes],
-            "to_rgb": [video.to_rgb for video in prepared],
-        }
-        return self._graph.render(samples, given, prepared[0].stream)

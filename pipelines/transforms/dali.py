@@ -3,9 +3,8 @@
 Nothing here is random: every argument is one of the samples' ViewParams. The graph has no state.
 All functions take and return DataNodes of layout FHWC, on the CPU or on the GPU.
 
-    video    an mp4 file → NVDEC → crop, resize, flip, rotation, colour
     pixels   what FFmpeg cropped and resized on the CPU → rotation, colour
-    frames   4:2:0 frames that lie in the device's memory → as video, without its decoder
+    frames   4:2:0 frames that lie in the device's memory → crop, resize, flip, RGB, rotation, colour
 """
 
 from collections.abc import Callable
@@ -22,13 +21,13 @@ from pipelines.transforms.numpy import NOISE_SCALE
 from pipelines.views import ViewSpec
 
 Node = Any  # nvidia.dali.data_node.DataNode
-Source = Literal["video", "pixels", "frames"]
+Source = Literal["pixels", "frames"]
 
 
 def define(spec: ViewSpec, source: Source, device: str = "gpu", clips: int = 1) -> Node:
     """The graph's output node, float32 FHWC with F = clips·V·T; to be called inside a DALI pipeline scope.
 
-    device: gpu, or cpu for tests: DALI's own decoder then reads VP9 and MJPEG only. clips: of the spec in a sample.
+    device: gpu, or cpu for tests. clips: of the spec in a sample.
     """
     if clips > 1:
         spec = _repeated(spec, clips)
@@ -38,7 +37,7 @@ def define(spec: ViewSpec, source: Source, device: str = "gpu", clips: int = 1) 
     if source == "pixels":
         parts = _pixels(spec, device, groups if angles is not None else [list(range(spec.views))])
     else:
-        parts = _cropped(spec, source, device, groups)
+        parts = _cropped(spec, device, groups)
     if angles is not None:
         parts = [rotate(part, angles[views[0]]) for part, views in zip(parts, groups, strict=True)]
     shown = fn.cat(*parts, axis=0) if len(parts) > 1 else parts[0]
@@ -111,14 +110,14 @@ def _pixels(spec: ViewSpec, device: str, groups: list[list[int]]) -> list[Node]:
     return [frames[views[0] * spec.decoded : (views[-1] + 1) * spec.decoded] for views in groups]
 
 
-def _cropped(spec: ViewSpec, source: Source, device: str, groups: list[list[int]]) -> list[Node]:
+def _cropped(spec: ViewSpec, device: str, groups: list[list[int]]) -> list[Node]:
     """Crop, resize and flip the frames of each group of views."""
     order = fn.external_source(
         name="order", dtype=types.INT32, ndim=1
     )  # places in the frames, group after group
     boxes = fn.external_source(name="boxes", dtype=types.FLOAT, ndim=2)
     flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1)
-    crop = _from_frames(spec, device) if source == "frames" else _from_video(spec, device)
+    crop = _from_frames(spec, device)
     parts, first = [], 0
     pictures = 2 if spec.modality == "flow" else 1
     for group, views in enumerate(groups):
@@ -128,17 +127,6 @@ def _cropped(spec: ViewSpec, source: Source, device: str, groups: list[list[int]
         part = crop(places, boxes[group], flips[group])
         parts.append(u_and_v(part, count) if spec.modality == "flow" else part)
     return parts
-
-
-def _from_video(spec: ViewSpec, device: str) -> Callable[[Node, Node, Node], Node]:
-    """(order, box, flip) of a group → its pixels, RGB, of what NVDEC decodes."""
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-    numbers = fn.external_source(name="numbers", dtype=types.INT32, ndim=1)  # ascending, each once
-    decoder = "cpu" if device == "cpu" else "mixed"
-    video = _pictures(spec, fn.decoders.video(encoded, device=decoder, frames=numbers))
-    return lambda order, box, flip: box_and_flip(
-        fn.sequence_rearrange(video, new_order=order), box, flip, spec.size
-    )
 
 
 def _from_frames(spec: ViewSpec, device: str) -> Callable[[Node, Node, Node], Node]:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pipelines.backends import BackendSettings
 from pipelines.backends.base import Backend, Video
-from pipelines.backends.cpu import CpuBackend
+from pipelines.backends.cpu import CpuBackend, Frames
 from pipelines.loader import Loader
 from pipelines.sampler import Sample, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
@@ -83,17 +83,17 @@ class Encoded(Video):
 
 
 def made(kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int | None = None) -> Backend:
-    """A backend: cpu, hybrid, gpu, or memory, which renders cached.Resident. device: the GPU; None for DALI on the CPU."""
+    """A backend: cpu, hybrid, gpu, or memory, which renders Frames. device: the GPU; None for DALI on the CPU."""
     if kind == "cpu":
         return CpuBackend(spec, samples, clips)
     from pipelines.backends.dali import HybridBackend, MemoryBackend, NvdecBackend
 
     kinds = {"hybrid": HybridBackend, "gpu": NvdecBackend, "memory": MemoryBackend}
-    return kinds[kind](spec, samples, clips, BackendSettings(nvdec_threads=2, on_cpu_dali=device is None))
+    return kinds[kind](spec, samples, clips, BackendSettings(on_cpu_dali=device is None))
 
 
 def render(backend: Backend, params: list[ViewParams], inputs: list[Any]) -> torch.Tensor:
-    """The views of samples. inputs: of each the encoded video, or the pixels that decode_views gave, or a Resident."""
+    """The views of samples. inputs: of each the encoded video, or the pixels that decode_views gave, or whole Frames."""
     samples, prepared = [], []
     for slot, one in enumerate(params):
         clips = len(one.frames) // backend.spec.views
@@ -101,6 +101,8 @@ def render(backend: Backend, params: list[ViewParams], inputs: list[Any]) -> tor
     for sample, given, out in zip(samples, inputs, backend.buffer(samples), strict=True):
         if isinstance(given, bytes):
             given = backend.prepare(Encoded(given), sample, out)
+        elif isinstance(given, Frames):
+            given = given.take(np.unique(sample.params.frames))
         elif isinstance(given, np.ndarray):
             given = backend.accept(given, sample.params, out)  # type: ignore[attr-defined]
         prepared.append(given)

@@ -16,23 +16,26 @@ from nvidia.dali import Pipeline
 import objectives
 import pipelines.backends
 from objectives.vdim import VDIM, VDIMConfig
-from pipelines.backends import MANY_CORES, BackendSettings, available, choose_backend, open_backend
-from pipelines.backends.base import Backend, Combined, Rendered, Video, is_device_fault, is_out_of_memory
-from pipelines.backends.cpu import CpuBackend
-from pipelines.backends.dali import NvdecBackend
+from pipelines.backends import BACKENDS, MANY_CORES, BackendSettings, available, choose_backend, open_backend
+from pipelines.backends.base import Backend, Rendered, Video, is_device_fault, is_out_of_memory
+from pipelines.backends.cpu import CpuBackend, Decoded, Frames, stated_colours
 from pipelines.decode import decode_frames
 from pipelines.sampler import Sample
 from pipelines.transforms.dali import define
 from pipelines.views import Jitter, ViewSpec, eval_view
 from shards import Dataset, InputError
-from tests.pipelines.reference import loader, made, params_for, render
+from shards.tar import indexed
+from shards.video.encode import Encoding
+from shards.video.mp4 import DecodeError
+from shards.video.transcode import transcode
+from tests.pipelines.reference import Encoded, flow_video, loader, made, params_for, render
 from tests.pipelines.test_loader import assert_same
 from tests.pipelines.test_modalities import DPC, JITTER, PACE, TCP
 
 ROOT = Path(__file__).parents[2]
 STRONG = Jitter(0.4, 0.4, 0.4, 0.2, probability=0.9, grey=0.3)
 SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, jitter=Jitter(), box_scope="view")
-SOURCES: Any = pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+SOURCES: Any = pytest.mark.parametrize("source", ["pixels", "frames"])
 
 
 # --- the graphs of a GPU, as far as a machine without one can go
@@ -105,6 +108,37 @@ def test_dalis_graphs_on_the_cpu_show_the_same_views(
     assert (found - expected.roll(1, 3)).abs().mean(
         (2, 4, 5)
     ).max() > 0.07  # as the frames of another time do
+
+
+def test_a_box_beyond_the_frame_is_that_videos_fault(dataset: Dataset) -> None:
+    """DALI would fail the whole batch."""
+    params = params_for(SPEC, dataset, [0]).sample(0)
+    sample = Sample(np.zeros(1, np.int64), 0, replace(params, boxes=params.boxes + 400), 1, 0)
+    with pytest.raises(DecodeError, match="the box ends at"):
+        made("gpu", SPEC, 1).prepare(Encoded(dataset.read(0)), sample, None)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_colours_are_what_the_container_or_the_stream_states(
+    dataset: Dataset, tmp_path: Path, codec: Any, full: bool
+) -> None:
+    video = (
+        flow_video(tmp_path / "flow.mp4", np.full((6, 2, 64, 96), 90, np.uint8), codec)
+        if full
+        else transcode(dataset.read(0), Encoding(codec=codec, short_side=64, preset="ultrafast")).data
+    )
+    found = indexed(video)
+    assert found.index.full_range is full
+    silent = replace(found, index=replace(found.index, full_range=None, colorspace=None))
+    expected = Frames.of(Decoded.of(video, [0]), torch.device("cpu")).to_rgb
+    np.testing.assert_array_equal(stated_colours(found, 3), expected)
+    np.testing.assert_array_equal(stated_colours(silent, 3), expected)
+
+
+def test_nvdec_has_its_threads_whatever_the_cores() -> None:
+    assert [BACKENDS[name].threads(2, 0.0) for name in ("cpu", "hybrid", "gpu")] == [2, 2, 8]
+    assert [BACKENDS["gpu"].threads(cores, 0.5) for cores in (2, 16)] == [8, 16]
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}, {"cpu_share": 0.5}])
@@ -261,28 +295,6 @@ def test_what_is_out_of_memory() -> None:
     assert not is_device_fault(RuntimeError("Error in MIXED operator decoders.video: failed to parse packet"))
 
 
-def test_a_fault_while_a_bad_video_is_looked_for(dataset: Dataset) -> None:
-    """H.264, which DALI's CPU decoder refuses, and then memory runs out as each is asked for alone."""
-    fault = FAULTS[1]
-
-    class Nvdec(NvdecBackend):
-        def render(self, samples: list[Sample], prepared: list[Any]) -> Rendered:
-            if len(samples) == 1:
-                raise fault
-            return super().render(samples, prepared)
-
-    class Shared(Combined):
-        def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-            return 0, self.members[0].prepare(video, sample, out)
-
-    nvdec = Nvdec(SPEC, 4, 1, BackendSettings(nvdec_threads=1, on_cpu_dali=True))
-    for backend in (nvdec, Shared([nvdec, CpuBackend(SPEC, 4, 1)])):
-        with loader(dataset, SPEC, backend=backend) as batches, pytest.raises(RuntimeError) as caught:
-            next(batches)
-        assert caught.value is fault
-        assert not batches.failed and not (dataset.path / "quarantine.jsonl").exists()
-
-
 @pytest.mark.parametrize("concurrent", [1, 2, 3])
 def test_no_more_batches_are_under_way_than_a_backend_allows(dataset: Dataset, concurrent: int) -> None:
     class Counting(CpuBackend):
@@ -325,6 +337,7 @@ def test_choosing_a_backend() -> None:
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(pipelines.backends, "_has_nvdec", lambda: True)
+    monkeypatch.setattr(pipelines.backends, "_has_nvdec_library", lambda: True)
 
 
 def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
@@ -339,6 +352,14 @@ def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
         choose_backend("gpu")
     assert choose_backend("auto") == choose_backend("hybrid") == "hybrid"
     assert available() == ["cpu", "hybrid"]
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_nvdec_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.backends, "_has_nvdec_library", lambda: False)
+    with pytest.raises(InputError, match="pip install PyNvVideoCodec"):
+        choose_backend("gpu")
+    assert choose_backend("auto", cores=1) == "hybrid"
 
 
 @pytest.mark.usefixtures("with_gpu")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.backends.cpu import Cache, Decoded, Resident, chosen
+from pipelines.backends.cpu import Cache, Decoded, Frames, chosen
 from pipelines.backends.dali import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
@@ -47,7 +47,7 @@ def test_what_is_kept_gives_the_pixels_of_the_file(
     video = transcode(
         dataset.read(5), Encoding(codec=codec, short_side=142, preset="ultrafast", multiple=1)
     ).data
-    kept = Decoded.of(video, FRAMES)
+    kept = Decoded.of(video, list(range(FRAMES)))
     assert kept.planes.shape == (FRAMES, 213, 174) and kept.planes.dtype == np.uint8
     for box, flip in (((0, 0, 174, 142), False), ((30, 18, 100, 64), True)):
         for frames, modality in (([[0, 17, 39], [3, 3, 38]], "rgb"), ([[4, 5, 6]], "difference")):
@@ -65,7 +65,7 @@ def test_flow_is_kept_as_well(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (6, 2, 64, 96)).astype(np.uint8)
     video = flow_video(tmp_path / "flow.mp4", values)
     params = hand_params([[1, 5]], (8, 4, 60, 50), True)
-    kept = Decoded.of(video, 6).crop(params, 32, "flow")
+    kept = Decoded.of(video, list(range(6))).crop(params, 32, "flow")
     np.testing.assert_array_equal(kept, decode_views(video, params, 32, "flow"))
 
 
@@ -164,12 +164,12 @@ def test_the_graph_from_memory_shows_what_ffmpeg_cuts(
     ]
     whole = params_for(spec, dataset, rows, seed=3)
     batch_params = [whole.sample(place) for place in range(2)]
-    decoded = [Decoded.of(video, FRAMES) for video in videos]
+    decoded = [Decoded.of(video, list(range(FRAMES))) for video in videos]
     if colorspace is not None:
         decoded = [replace(video, colorspace=colorspace) for video in decoded]
     pixels = [v.crop(d, 64, spec.modality) for v, d in zip(decoded, batch_params, strict=True)]
     expected = render(made("cpu", spec, 2), batch_params, pixels)
-    kept = [Resident.of(video, torch.device("cpu")) for video in decoded]
+    kept = [Frames.of(video, torch.device("cpu")) for video in decoded]
     found = render(made("memory", spec, 2), batch_params, kept)
     assert found.shape == expected.shape and found.stride() == expected.stride()
     difference = (found - expected).abs()
@@ -188,7 +188,7 @@ def test_the_graph_from_memory_shows_flow(tmp_path: Path) -> None:
     maps[..., 0, 0] = maps[..., 1, 1] = 1
     params = replace(params, colours=maps)
     expected = render(made("cpu", spec, 1), [params], [decode_views(video, params, 32, "flow")])
-    kept = Resident.of(Decoded.of(video, 6), torch.device("cpu"))
+    kept = Frames.of(Decoded.of(video, list(range(6))), torch.device("cpu"))
     found = render(made("memory", spec, 1), [params], [kept])
     assert (found - expected).abs().max() <= 2 and expected.std() > 20
 

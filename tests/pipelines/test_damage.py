@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +108,6 @@ def test_what_was_met_before_does_not_count(vp9_folder: Path, tmp_path: Path, ba
             for expected in whole[consumed:]:
                 assert_same(next(resumed), expected)
     assert reasons(dataset).keys() == noted
-
-
-def test_a_video_that_only_dali_refuses_is_found_and_replaced(
-    demo_folder: Path, vp9_folder: Path, tmp_path: Path
-) -> None:
-    """FFmpeg finds nothing wrong with H.264; DALI's CPU decoder knows none: each video is asked for alone."""
-    h264 = Dataset(demo_folder).read(3)
-    mixed = rewritten(vp9_folder, tmp_path / "d", lambda row, video: h264 if row == 3 else video)
-    with loader(Dataset(vp9_folder), backend="gpu") as made:
-        healthy = list(islice(made, 4))
-    with loader(mixed, backend="gpu", prefetch=6) as made:  # others are under way while one is repaired
-        found = list(islice(made, 4))
-    key = mixed.keys([3])[0]
-    assert reasons(mixed).keys() == {key} and reasons(mixed)[key].startswith("DALI: ")
-    assert len(reasons(mixed)[key]) > len("DALI: ")
-    for mine, other in zip(found, healthy, strict=True):  # the batches stand where they stood
-        same = other["row"] != 3
-        assert torch.equal(mine["row"][same], other["row"][same]) and 3 not in mine["row"]
-        assert torch.equal(mine["views"][same], other["views"][same])
 
 
 def test_too_many_open_files_are_not_the_tars_fault(vp9_folder: Path, tmp_path: Path) -> None:

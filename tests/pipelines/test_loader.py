@@ -268,16 +268,6 @@ def test_bad_videos_of_one_batch_are_replaced_by_different_ones(demo_folder: Pat
     assert len(set(batch["key"])) == 4 and not set(batch["row"].tolist()) & set(rows.tolist())
 
 
-def test_a_batch_that_only_dali_refuses_is_named(dataset: Dataset) -> None:
-    """DALI's CPU decoder knows no H.264, in which FFmpeg finds nothing wrong."""
-    with (
-        loader(dataset, SPEC, backend="gpu") as made,
-        pytest.raises(RuntimeError, match=dataset.column("key")[ShuffledOrder(18, 4, seed=1).epoch(0)[0]]),
-    ):
-        next(made)
-    assert not (dataset.path / "quarantine.jsonl").exists()
-
-
 def test_paces_come_with_the_batch(dataset: Dataset) -> None:
     spec = ViewSpec(offsets=((0, 1, 2, 3),) * 2, size=32, paces=(0.5, 1, 2), padding="wrap")
     with loader(dataset, spec) as made:

@@ -54,7 +54,7 @@ def test_two_processes_train_and_every_parameter_gets_a_gradient(name, data, tmp
 
 
 @every_objective
-@pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+@pytest.mark.parametrize("source", ["pixels", "frames"])
 def test_its_gpu_graphs_are_defined(name, source) -> None:
     """Without a GPU a graph can be defined, which checks every operator's arguments, and not be built."""
     cls = OBJECTIVES[name]
@@ -138,7 +138,7 @@ def test_pace_trains_in_two_processes_and_resumes_with_each_backbone(backbone, d
 
 
 @every_backbone
-@pytest.mark.parametrize("source", ["video", "pixels", "frames"])
+@pytest.mark.parametrize("source", ["pixels", "frames"])
 def test_paces_gpu_graphs_are_defined_for_each_backbone(backbone, source) -> None:
     with Pipeline(4, 2, 0):
         assert define(Pace.view_spec(PaceConfig(backbone=backbone)), source).device == "gpu"
