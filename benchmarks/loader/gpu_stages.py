@@ -32,7 +32,7 @@ from benchmarks.loader.parts import (
     together,
     training_step,
 )
-from benchmarks.loader.rounds import Figures, Part, Source
+from benchmarks.loader.rounds import Figures, GpuMonitor, Part, Source
 from benchmarks.report import describe
 from objectives.base import ShardSettings
 from pipelines.backends import available, choose_backend
@@ -220,7 +220,8 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
 
 
 def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
-    """train.py for so many seconds, all of its loop; the means are of all lines of metrics but the first.
+    """train.py for so many seconds, all of its loop; the means are of all lines of metrics but the first, and the GPU's use
+    that of the second half.
 
     On the rendered shards; and where a method has settings of its own, on shards made for it.
     """
@@ -240,9 +241,13 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-            try:
-                said, _ = process.communicate(timeout=seconds)
-            except subprocess.TimeoutExpired:
+            said, monitor = "", GpuMonitor()
+            with suppress(subprocess.TimeoutExpired):
+                said, _ = process.communicate(timeout=seconds / 2)  # it starts, and finds its pace
+            if process.poll() is None:
+                with monitor, suppress(subprocess.TimeoutExpired):
+                    said, _ = process.communicate(timeout=seconds / 2)
+            if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 said, _ = process.communicate()
             metrics = output / "metrics.jsonl"
@@ -251,7 +256,8 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
             raise RuntimeError(f"train.py wrote {len(lines)} lines of metrics: {said[-600:]}")
         names = ("clips_per_s", "wait_share", "data_ms", "step_ms")
         means = {key: float(np.mean([line[key] for line in lines[1:]])) for key in names}
-        return means | {"steps": lines[-1]["step"], "first": lines[0], "last": lines[-1]}
+        ends = {"steps": lines[-1]["step"], "first": lines[0], "last": lines[-1]}
+        return means | monitor.figures() | ends
 
     yield "train.py", lambda: train(day.data())
     if objectives.get(name).shards != ShardSettings():
