@@ -31,7 +31,7 @@ from shards.video.pictures import sides_remark
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
 MANY_CORES = 7  # for one GPU: from these on the CPU decodes more than NVDEC does (docs/notes/gpu.md)
-NVDEC_THREADS = 8  # more wait for Python's lock, and decode less
+NVDEC_THREADS = 8  # more wait for each other, and decode less (docs/notes/gpu.md)
 # pixels of a side; other codecs NVDEC does not take
 NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}
 
