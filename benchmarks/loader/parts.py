@@ -108,7 +108,7 @@ def nvdec_alone(source: Source, options: Options, batches: int) -> Part:
 
 def trim_alone(source: Source, options: Options, batches: int) -> Part:
     """What the CPU does for NVDEC: read the videos, and trim them."""
-    from pipelines.backends.dali import trimmed
+    from pipelines.backends.gpu import trimmed
 
     def work(sample: Sample) -> None:
         trimmed(Video(source.dataset, sample.row, source.spec.component), sample)

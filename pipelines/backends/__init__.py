@@ -40,11 +40,11 @@ Make = Callable[[ViewSpec, int, int, BackendSettings], Backend]
 """Spec, most videos and most clips of a video in a batch, settings → the backend."""
 
 
-def _of_dali(name: str) -> Callable[..., Backend]:
-    """A class of pipelines.backends.dali, which is not imported before one is made."""
+def _of_gpu(name: str) -> Callable[..., Backend]:
+    """A class of pipelines.backends.gpu, which needs DALI and is not imported before one is made."""
 
     def make(*arguments: Any) -> Backend:
-        backend: Backend = getattr(import_module("pipelines.backends.dali"), name)(*arguments)
+        backend: Backend = getattr(import_module("pipelines.backends.gpu"), name)(*arguments)
         return backend
 
     return make
@@ -104,8 +104,8 @@ class Kind:
 
 BACKENDS: dict[str, Kind] = {
     "cpu": Kind(CpuBackend, ("host",)),
-    "hybrid": Kind(_of_dali("HybridBackend"), ("host", "gpu")),
-    "gpu": Kind(_of_dali("NvdecBackend"), ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
+    "hybrid": Kind(_of_gpu("HybridBackend"), ("host", "gpu")),
+    "gpu": Kind(_of_gpu("NvdecBackend"), ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
 }
 SHARING = ("hybrid", "gpu")
 """The backends whose rates say what share of the samples the CPU should decode: (CPU, NVDEC)."""
@@ -132,11 +132,11 @@ def open_backend(
     beside_nvdec = BACKENDS["cpu" if settings.on_cpu_dali else "hybrid"].make  # for what the CPU decodes
     backend = made(kind.make)  # after the cache, which may refuse: it starts processes
     if settings.cpu_share:
-        backend = _of_dali("SharedBackend")(backend, made(beside_nvdec), settings.cpu_share)
+        backend = _of_gpu("SharedBackend")(backend, made(beside_nvdec), settings.cpu_share)
     if cache is None:
         return backend
     if settings.cache == "gpu":
-        return CachedBackend(backend, made(_of_dali("MemoryBackend")), cache)
+        return CachedBackend(backend, made(_of_gpu("MemoryBackend")), cache)
     if isinstance(backend, CpuDecodeBackend):
         return CachedBackend(backend, backend, cache)
     return CachedBackend(backend, made(beside_nvdec, processes=0), cache)

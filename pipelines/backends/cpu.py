@@ -218,7 +218,7 @@ class Frames:
         )
         with torch.cuda.stream(stream):
             luma, chroma = luma.to(device), chroma.to(device)
-        return cls(luma, chroma, _to_rgb(video.full_range, video.colorspace), stream)
+        return cls(luma, chroma, to_rgb(video.full_range, video.colorspace), stream)
 
     def take(self, numbers: NDArray[np.integer]) -> "Frames":
         """A copy of the frames at these places."""
@@ -230,18 +230,10 @@ class Frames:
         return Frames(*planes, self.to_rgb, self.stream)
 
 
-def _to_rgb(full: bool, colorspace: int) -> NDArray[np.float32]:
+def to_rgb(full: bool, colorspace: int) -> NDArray[np.float32]:
+    """Frames.to_rgb of a video of full range or limited. colorspace: FFmpeg's number."""
     weights = colour.LUMA_709 if colorspace == Colorspace.ITU709 else colour.LUMA
     return colour.rgb_from_yuv(full=full, luma=weights)
-
-
-def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
-    """to_rgb of a video as its container states it; what that leaves open is read off the frame of this number."""
-    full, colorspace = video.index.full_range, video.index.colorspace
-    if full is None or colorspace is None:
-        shown = Decoded.of(video, [number])
-        full, colorspace = shown.full_range, shown.colorspace
-    return _to_rgb(full, colorspace)
 
 
 class Cache:
@@ -329,7 +321,7 @@ def _check_room(gib: float, device: torch.device) -> None:
 class CachedBackend(Combined):
     """A backend with a cache before it.
 
-    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or dali.MemoryBackend; perhaps `inner`.
+    memory: the backend that renders what the cache keeps, a CpuDecodeBackend or gpu.MemoryBackend; perhaps `inner`.
     """
 
     def __init__(self, inner: Backend, memory: Backend, cache: Cache) -> None:

@@ -86,7 +86,7 @@ def made(kind: str, spec: ViewSpec, samples: int, clips: int = 1, *, device: int
     """A backend: cpu, hybrid, gpu, or memory, which renders Frames. device: the GPU; None for DALI on the CPU."""
     if kind == "cpu":
         return CpuBackend(spec, samples, clips)
-    from pipelines.backends.dali import HybridBackend, MemoryBackend, NvdecBackend
+    from pipelines.backends.gpu import HybridBackend, MemoryBackend, NvdecBackend
 
     kinds = {"hybrid": HybridBackend, "gpu": NvdecBackend, "memory": MemoryBackend}
     return kinds[kind](spec, samples, clips, BackendSettings(on_cpu_dali=device is None))

@@ -18,7 +18,8 @@ import pipelines.backends
 from objectives.vdim import VDIM, VDIMConfig
 from pipelines.backends import BACKENDS, MANY_CORES, BackendSettings, available, choose_backend, open_backend
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault, is_out_of_memory
-from pipelines.backends.cpu import CpuBackend, Decoded, Frames, stated_colours
+from pipelines.backends.cpu import CpuBackend, Decoded, Frames
+from pipelines.backends.gpu import stated_colours
 from pipelines.decode import decode_frames
 from pipelines.sampler import Sample
 from pipelines.transforms.dali import define

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.backends.cpu import Cache, Decoded, Frames, chosen
-from pipelines.backends.dali import in_share
+from pipelines.backends.gpu import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
