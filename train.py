@@ -31,7 +31,6 @@ from objectives import checkpoint
 from objectives.base import Objective
 from objectives.checkpoint import metadata
 from objectives.command import data_once, parse, small_changes
-from pipelines.backends import BACKENDS
 from shards import InputError
 from shards.atomic import atomic_write
 from shards.schema import QUARANTINE
@@ -134,8 +133,6 @@ def announce(settings: Settings, run: Run, trainer: Trainer) -> str:
     for one in run.dataset.members:
         if bad := len(one.quarantined()):
             lines += [f"{bad} videos are in quarantine: {one.path / QUARANTINE}"]
-    if remark := BACKENDS[trainer.speed.backend.name].remark(run.dataset, run.rows):
-        lines += [remark]
     if remark := trainer.loader.backend.describe():
         lines += [remark]
     return "\n".join([*lines, trainer.speed.origin])

@@ -30,8 +30,8 @@ PARTS = {
     "decode and crop": "decode",
     "augmentation": "augment",
     "read and trim": "trim",
-    "NVDEC": "nvdec",
-    "NVDEC and augmentation": "graph",
+    "read, trim and NVDEC": "nvdec",
+    "crop and augmentation": "graph",
 }
 CUT = ("augmentation alone", "read and trim alone")  # may be so much faster that no other bar could be read
 

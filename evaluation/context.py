@@ -25,7 +25,7 @@ from evaluation.settings import Embed, Settings
 from objectives import checkpoint
 from objectives.base import Downstream
 from objectives.blocks import with_running_statistics
-from pipelines.backends import BackendSettings, choose_backend
+from pipelines.backends import BACKENDS, BackendSettings, choose_backend
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError
 from shards.atomic import WriterLock, atomic_write
@@ -110,10 +110,11 @@ def open_context(settings: Settings, protocol: str = "") -> Context:
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     dataset = in_turn(lambda: Dataset(data_folder(settings.data)))
     name = choose_backend(settings.device, dataset, share(cores()))
+    threads = settings.threads or BACKENDS[name].threads(share(cores()))
     compute = Compute(
         Accelerator(mixed_precision=settings.mixed_precision),
-        BackendSettings(name, threads=settings.threads, processes=decode_processes(name, settings.threads)),
-        settings.threads,
+        BackendSettings(name, threads=threads, processes=decode_processes(name, threads)),
+        threads,
         settings.batch_size,
         settings.cache,
     )

@@ -1,6 +1,5 @@
 """The flags of evaluate.py."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,8 +53,8 @@ class Settings:
     """Where videos are decoded: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Precision of the network's arithmetic; accelerate launch's by default."""
-    threads: int = os.cpu_count() or 2
-    """Decoding threads of this process."""
+    threads: int | None = None
+    """Decoding threads of this process; as many as its cores, or eight with NVDEC, by default."""
     cache: Path | None = None
     """Where features are kept; $SLIPSTREAM_CACHE/features (~/.cache/slipstream/features) by default."""
     small: bool = False

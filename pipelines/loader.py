@@ -187,6 +187,7 @@ class Loader:
             return None
         batch, tasks = plan
         prepared = [one for one in (task.result() for task in tasks) if one]
+        tasks.clear()  # frames in the GPU's memory are let go of once they are rendered
         return batch, prepared, self._render(prepared)
 
     def _finish(self, started: Future[Any]) -> Finished | None:

@@ -80,9 +80,10 @@ def require(settings: object, *rules: tuple[str, bool, str]) -> None:
 
 
 def at_least(settings: object, least: int, *names: str) -> None:
-    """Raise InputError, naming the flag, for the first of these fields that is not a finite number ≥ `least`."""
+    """Raise InputError, naming the flag, for the first of these fields that is not a finite number ≥ `least`, or None."""
     for name in names:
-        right = least <= getattr(settings, name) < float("inf")
+        value = getattr(settings, name)
+        right = value is None or least <= value < float("inf")
         require(settings, (name, right, f"must be at least {least}"))
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.command import data_once, parse
-from pipelines.backends import BackendSettings, Device, choose_backend
+from pipelines.backends import BACKENDS, BackendSettings, Device, choose_backend
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
@@ -72,8 +72,8 @@ class Settings:
     """Frames a second of the clips on the page."""
     device: Device = "auto"
     """Where videos are decoded and augmented."""
-    threads: int = os.cpu_count() or 2
-    """Decoding threads."""
+    threads: int | None = None
+    """Decoding threads; as many as there are cores, or eight with NVDEC, by default."""
     small: bool = False
     """The objective's CPU-sized settings as defaults: on where there is neither --data nor a GPU."""
     seed: int = 0
@@ -111,8 +111,10 @@ def load_batch(
 ) -> dict[str, Any]:
     """Training's batch of this number. settings: have a seed, a device and threads."""
     sampler = TrainSampler(dataset, rows, spec, size, seed=settings.seed)
-    backend = BackendSettings(choose_backend(settings.device, dataset), threads=settings.threads)
-    with Loader(dataset, sampler, backend, threads=settings.threads, prefetch=0) as loader:
+    name = choose_backend(settings.device, dataset)
+    threads = settings.threads or BACKENDS[name].threads(os.cpu_count() or 2)
+    backend = BackendSettings(name, threads=threads)
+    with Loader(dataset, sampler, backend, threads=threads, prefetch=0) as loader:
         loader.load_state_dict({"samples": number * size})
         return next(loader)
 

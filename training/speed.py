@@ -86,8 +86,9 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     cpu_share = settings.cpu_share
     if cpu_share == "auto":
         cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
-    usual = share(found["threads"]) if found else BACKENDS[name].threads(share(cores()), cpu_share)
-    threads = settings.threads or usual
+    kind = BACKENDS[name]
+    usual = found["threads"] if found else kind.threads(cores(), cpu_share)
+    threads = settings.threads or (usual if kind.nvdec else share(usual))  # NVDEC is each GPU's own
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",

@@ -43,7 +43,7 @@ from training.log import read_metrics
 from training.speed import decode_processes
 
 ROOT = Path(__file__).parents[2]
-EVEN, UNEVEN = 336, 340  # pixels of width; the second makes NVDEC open a decoder for every video
+EVEN, UNEVEN = 336, 340  # pixels of width; the second is no multiple of 16
 Measurements = Iterator[tuple[str, Callable[[], Figures]]]
 
 
@@ -186,6 +186,7 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
         options = replace(on["hybrid"], decode_with=way)
         yield f"decode and crop, {way}", partial(_timed, decode_alone, day, source, options)
+    on["gpu"] = replace(on["gpu"], threads=on["gpu"].kind.threads(day.options.threads))
     yield "nvdec", partial(_timed, nvdec_alone, day, source, on["gpu"])
     for backend, options in on.items():
         yield f"loader {backend}", partial(_timed, loader_alone, day, source, options)
@@ -257,7 +258,9 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
         names = ("clips_per_s", "wait_share", "data_ms", "step_ms")
         means = {key: float(np.mean([line[key] for line in lines[1:]])) for key in names}
         ends = {"steps": lines[-1]["step"], "first": lines[0], "last": lines[-1]}
-        return means | monitor.figures() | ends
+        of_gpu = monitor.figures()
+        del of_gpu["beside_torch_gib"]  # train.py's torch is another process's
+        return means | of_gpu | ends
 
     yield "train.py", lambda: train(day.data())
     if objectives.get(name).shards != ShardSettings():

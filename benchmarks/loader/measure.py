@@ -29,7 +29,7 @@ from benchmarks.loader.parts import (
 )
 from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
-from pipelines.backends import choose_backend
+from pipelines.backends import BACKENDS, choose_backend
 from shards import Dataset, InputError, at_least
 from training import speed
 
@@ -59,8 +59,8 @@ class Settings:
     """Where videos are decoded and augmented."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the model's arithmetic (autocast)."""
-    threads: int = os.cpu_count() or 2
-    """Decoding threads; SPDL's too."""
+    threads: int | None = None
+    """Decoding threads, SPDL's too; as many as there are cores, or eight with NVDEC, by default."""
     decode_with: Literal["threads", "processes"] = "threads"
     """Where the CPU decodes: train.py's own choice depends on the cores."""
     prefetch: int = 2
@@ -101,7 +101,7 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
     options = Options(
         backend,
-        threads=settings.threads,
+        threads=settings.threads or BACKENDS[backend].threads(os.cpu_count() or 2),
         prefetch=settings.prefetch,
         device=device,
         decode_with=settings.decode_with,

@@ -23,7 +23,9 @@ from pipelines.backends.cpu import CpuDecodeBackend
 from pipelines.decode import decode_views
 from pipelines.loader import Loader, to_device
 from pipelines.sampler import Sample
+from pipelines.trim import trim
 from pipelines.views import ViewSpec
+from shards.tar import indexed
 from training.metrics import Meter
 
 WARM = 2  # batches that are not timed
@@ -94,13 +96,13 @@ def decode_alone(source: Source, options: Options, batches: int) -> Part:
 
 
 def nvdec_alone(source: Source, options: Options, batches: int) -> Part:
-    """Read, trim and decode on NVDEC in so many threads, as a backend does; each has a decoder before the time is taken."""
+    """Read, trim and decode on NVDEC in so many threads, as a backend does."""
 
     def part(first: int) -> Figures:
         samples = source.samples(first, batches)
         with closing(options.open(source)) as backend, ThreadPoolExecutor(options.threads) as pool:
             run = lambda: deque(pool.map(partial(prepared, source, backend), samples), maxlen=0)  # noqa: E731
-            run()
+            run()  # each thread opens its decoder
             return rate(run, 1, len(samples), options.device, watched=True)
 
     return part
@@ -108,10 +110,11 @@ def nvdec_alone(source: Source, options: Options, batches: int) -> Part:
 
 def trim_alone(source: Source, options: Options, batches: int) -> Part:
     """What the CPU does for NVDEC: read the videos, and trim them."""
-    from pipelines.backends.gpu import trimmed
 
     def work(sample: Sample) -> None:
-        trimmed(Video(source.dataset, sample.row, source.spec.component), sample)
+        wanted = np.unique(sample.params.frames)
+        found = indexed(Video(source.dataset, sample.row, source.spec.component).read_frames(wanted))
+        trim(found.index, found.data, wanted)
 
     return source.in_pool(work, options.threads, batches)
 

@@ -102,7 +102,11 @@ def autotune(
 
     cores = len(os.sched_getaffinity(0))
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, 2 * cores})
-    every = [replace(options, name=name, threads=t) for name in available(source.dataset) for t in threads]
+    every = [
+        replace(options, name=name, threads=t)
+        for name in available(source.dataset)
+        for t in sorted({*threads, BACKENDS[name].threads(cores)})
+    ]
     chosen = best(every)
     share = cpu_share(every, lambda both: timed(both, None))
     found = flags_of(best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)]))

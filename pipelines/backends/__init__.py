@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.backends.base import Backend
+from pipelines.backends.base import Backend, SharedBackend
 from pipelines.backends.base import BackendSettings as BackendSettings
 from pipelines.backends.cpu import Cache, CachedBackend, CpuBackend, CpuDecodeBackend
 from pipelines.views import ViewSpec
 from shards import Dataset, InputError
-from shards.video.pictures import sides_remark
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
@@ -68,7 +67,7 @@ class Kind:
         """Whether its views lie in GPU memory."""
         return "gpu" in self.caches
 
-    def threads(self, cores: int, cpu_share: float) -> int:
+    def threads(self, cores: int, cpu_share: float = 0.0) -> int:
         """Of the pool that prepares, by default. cores: for this process. NVDEC's threads wait for it, and need no core."""
         if not self.nvdec:
             return cores
@@ -90,16 +89,10 @@ class Kind:
     def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
         """Flags that may make it faster. cores: for this process. others: backends that this machine has, too."""
         if self.nvdec:
-            return [] if settings.cpu_share else ["--cpu-share 0.3, so that the CPU decodes as well"]
+            return ["--device hybrid, which decodes on the CPU"] if cores >= MANY_CORES else []
         threads = [f"--threads {cores}, as many as there are cores for this process"]
         faster = [f"--device {name}" for name in others if BACKENDS[name].on_gpu]
         return threads * (settings.threads < cores) + faster[-1:]
-
-    def remark(self, dataset: Dataset, rows: NDArray[np.integer]) -> str:
-        """One line on what of these rows makes it slow; empty for nothing."""
-        return (
-            sides_remark(dataset.column("width")[rows], dataset.column("height")[rows]) if self.nvdec else ""
-        )
 
 
 BACKENDS: dict[str, Kind] = {
@@ -132,11 +125,12 @@ def open_backend(
     beside_nvdec = BACKENDS["cpu" if settings.on_cpu_dali else "hybrid"].make  # for what the CPU decodes
     backend = made(kind.make)  # after the cache, which may refuse: it starts processes
     if settings.cpu_share:
-        backend = _of_gpu("SharedBackend")(backend, made(beside_nvdec), settings.cpu_share)
+        backend = SharedBackend(backend, made(beside_nvdec), settings.cpu_share)
     if cache is None:
         return backend
     if settings.cache == "gpu":
-        return CachedBackend(backend, made(_of_gpu("MemoryBackend")), cache)
+        alone = kind.nvdec and not settings.cpu_share  # it renders frames that lie in the GPU's memory
+        return CachedBackend(backend, backend if alone else made(_of_gpu("MemoryBackend")), cache)
     if isinstance(backend, CpuDecodeBackend):
         return CachedBackend(backend, backend, cache)
     return CachedBackend(backend, made(beside_nvdec, processes=0), cache)
@@ -191,21 +185,35 @@ def release_memory() -> None:
 
 def _nvdec_objection(dataset: Dataset | None) -> str:
     """Why NVDEC cannot decode a data set here; nothing where it can, as far as that is known."""
-    if not _has_nvdec():
-        return (
-            "libnvcuvid.so.1 cannot be loaded, so NVDEC is out of reach. In a container the driver's *video* capability "
-            "must be exposed (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
-        )
-    if not _has_nvdec_library():
-        return "NVDEC is reached by PyNvVideoCodec, which is not installed: pip install PyNvVideoCodec"
+    if missing := _missing_of_nvdec():
+        return missing
     if dataset is None:
         return ""
     codec = dataset.info["settings"].get("codec", "h264")
     if codec not in NVDEC_LEAST:
         return f"NVDEC does not decode {codec}; make the shards with --codec h264"
-    side = int(min(dataset.column("width").min(), dataset.column("height").min()))
-    if side < NVDEC_LEAST[codec]:
+    sides = np.concatenate([dataset.column("width"), dataset.column("height")]).astype(np.int64)
+    if (side := sides.min()) < NVDEC_LEAST[codec]:
         return f"NVDEC decodes {codec} from {NVDEC_LEAST[codec]} pixels a side on, and there are videos of {side}"
+    if (sides % 2).any():
+        return f"videos with an odd side ({sides[sides % 2 == 1][0]} pixels) are not decoded on NVDEC"
+    return ""
+
+
+def _missing_of_nvdec() -> str:
+    """What of NVDEC and the library that reaches it cannot be loaded, and what helps."""
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+        import_module("PyNvVideoCodec")  # asks for libnvidia-encode.so.1
+        import_module("cuda.bindings.runtime")
+    except ModuleNotFoundError as error:
+        return f"NVDEC is reached by PyNvVideoCodec, and {error.name} is not installed: pip install PyNvVideoCodec cuda-bindings"
+    except (OSError, ImportError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return (
+            f"NVDEC is out of reach: {first}. In a container the driver's *video* capability "
+            "must be exposed (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+        )
     return ""
 
 
@@ -213,16 +221,6 @@ def _has_dali() -> bool:
     with suppress(ModuleNotFoundError):  # no package of NVIDIA's at all
         return importlib.util.find_spec("nvidia.dali") is not None
     return False
-
-
-def _has_nvdec() -> bool:
-    with suppress(OSError):
-        return bool(ctypes.CDLL("libnvcuvid.so.1"))
-    return False
-
-
-def _has_nvdec_library() -> bool:
-    return importlib.util.find_spec("PyNvVideoCodec") is not None
 
 
 def _check(settings: BackendSettings) -> None:

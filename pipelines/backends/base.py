@@ -21,13 +21,13 @@ from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.tar import Excerpt
 
-# What CUDA, NVDEC and DALI say of a GPU in trouble. For a video that NVDEC refuses they have other words.
+# What CUDA, NVDEC and DALI say of a GPU in trouble. NVDEC's calls give a number, one of CUDA's errors.
 _MEMORY = "out of memory|bad_alloc|can't allocate memory|MEMORY_ALLOCATION|MemoryAllocation|OUT_OF_MEMORY"
 _OF_MEMORY = re.compile(_MEMORY, re.IGNORECASE)
 _OF_THE_DEVICE = re.compile(
     rf"CUDA error:|{_MEMORY}|ILLEGAL_ADDRESS|IllegalAddress|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC"
     r"|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert"
-    r"|NOT_INITIALIZED|DEINITIALIZED",
+    r"|NOT_INITIALIZED|DEINITIALIZED|returned error (2|3|46|100|101|201|700|702|709|719|999)\b",
 )
 
 Rendered = Callable[[], Tensor]
@@ -175,6 +175,23 @@ class Combined(Backend):
     def _places(prepared: list[tuple[int, Any]], number: int) -> list[int]:
         """The samples that a member makes."""
         return [place for place, (one, _) in enumerate(prepared) if one == number]
+
+
+class SharedBackend(Combined):
+    """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
+
+    def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
+        super().__init__([nvdec, on_cpu])
+        self._share = cpu_share
+
+    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
+        number = int(in_share(sample.slot, self._share))
+        return number, self.members[number].prepare(video, sample, out)
+
+
+def in_share(slot: int, share: float) -> bool:
+    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
+    return int((slot + 1) * share) > int(slot * share)
 
 
 def is_device_fault(error: Exception) -> bool:

@@ -5,6 +5,7 @@ memory   DALI crops and augments frames that lie in the GPU's memory, where a ca
 gpu      as memory, of what NVDEC decodes: pixels never leave the GPU
 """
 
+import logging
 import os
 import threading
 from collections import defaultdict
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from torch import Tensor
 
-from pipelines.backends.base import Backend, BackendSettings, Combined, Rendered, Video, is_device_fault
+from pipelines.backends.base import Backend, BackendSettings, Rendered, Video, is_device_fault
 from pipelines.backends.cpu import CpuDecodeBackend, Decoded, Frames, to_rgb
 from pipelines.decode import boxes_of, check_size
 from pipelines.sampler import Sample
@@ -26,9 +27,11 @@ from pipelines.transforms.numpy import noise_bank
 from pipelines.trim import trim
 from pipelines.views import ViewSpec
 from shards.tar import Excerpt, indexed
-from shards.video.mp4 import DecodeError
 
-_AT_ONCE = 128  # frames that lie in NVDEC's memory together; few trimmed files have more
+log = logging.getLogger(__name__)
+_DECODERS = 4  # of different sizes, that a thread keeps
+_BYTES_AT_ONCE = 2**24  # of frames that a decoder gives at a time
+
 _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
 
 
@@ -162,158 +165,67 @@ class MemoryBackend(Backend):
         raise NotImplementedError("the cache before this backend keeps the video")
 
     def render(self, samples: list[Sample], prepared: list[Frames]) -> Rendered:
-        given: dict[str, list[Any]] = {"luma": [], "chroma": [], "to_rgb": [one.to_rgb for one in prepared]}
-        for one in prepared:
-            for name, plane in (("luma", one.luma), ("chroma", one.chroma)):
-                given[name].append(plane if self._stream else plane.numpy())
-                if self._stream:
-                    plane.record_stream(self._stream)
-            if self._stream and one.stream:
-                self._stream.wait_stream(one.stream)
+        planes: dict[str, list[Any]]
+        planes = {"luma": [one.luma for one in prepared], "chroma": [one.chroma for one in prepared]}
+        if self._stream is None:
+            planes = {name: [plane.numpy() for plane in part] for name, part in planes.items()}
+        else:
+            for made_on in {one.stream for one in prepared if one.stream}:
+                self._stream.wait_stream(made_on)
+            for plane in planes["luma"] + planes["chroma"]:
+                plane.record_stream(self._stream)
+        given = planes | {"to_rgb": [one.to_rgb for one in prepared]}
         return self._graph.render(samples, given, self._stream)
 
 
 class NvdecBackend(MemoryBackend):
     """Everything on the GPU. NVDEC is given only what a clip needs: it decodes a file from its first packet on.
 
-    On a CPU, for tests, FFmpeg plays NVDEC's part.
+    What NVDEC cannot decode, FFmpeg does, which also judges whether the video is bad; on a CPU, for tests, FFmpeg decodes
+    all.
     """
 
     def __init__(self, spec: ViewSpec, max_samples: int, max_clips: int, settings: BackendSettings) -> None:
         super().__init__(spec, max_samples, max_clips, settings)
         self._nvdec = None if self._gpu is None else Nvdec(self._gpu)
+        self._device = torch.device("cpu" if self._gpu is None else f"cuda:{self._gpu}")
+        self._colours: dict[bytes, NDArray[np.float32]] = {}  # by what a stream says of itself
+        self._warned = False
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> Frames:
-        found, file, numbers = trimmed(video, sample)
-        if self._nvdec is None:
-            frames = Frames.of(Decoded.of(file, numbers.tolist()), torch.device("cpu"))
-        else:
-            frames = Frames(
-                *self._nvdec(file, numbers), stated_colours(found, int(sample.params.frames[0, 0])), None
-            )
+        wanted = np.unique(sample.params.frames)
+        found = indexed(video.read_frames(wanted))
+        frames = self._by_nvdec(found, wanted) if self._nvdec else None
+        frames = frames or Frames.of(Decoded.of(found, wanted.tolist()), self._device, self._stream)
         _, height, width, _ = frames.luma.shape
         for box in boxes_of(sample.params):
             check_size(box, width, height // (2 if self.spec.modality == "flow" else 1))
         return frames
 
+    def _by_nvdec(self, video: Excerpt, wanted: NDArray[np.int32]) -> Frames | None:
+        """None where FFmpeg has to decode. Raises RuntimeError where the GPU is in trouble."""
+        assert self._nvdec
+        if not video.index.description:  # a file as it is, of which NVDEC may show other frames
+            return None
+        file, numbers = trim(video.index, video.data, wanted)
+        colours = self._to_rgb(video, wanted)
+        try:
+            planes = self._nvdec(file, numbers, (video.index.width, video.index.height))
+            return Frames(*planes, colours, None)
+        except Exception as error:  # PyNvVideoCodec's have no common class
+            words = " ".join(str(error).split())
+            if is_device_fault(error):
+                raise RuntimeError(f"NVDEC: {words}") from error
+            if not self._warned:
+                log.warning("NVDEC does not decode a video (%s): FFmpeg is asked, now and further on", words)
+            self._warned = True
+            return None
 
-def trimmed(video: Video, sample: Sample) -> tuple[Excerpt, bytes, NDArray[np.int32]]:
-    """What of a video a sample needs; the same as a file of its own, for NVDEC; and the numbers that the sample's frames,
-    ascending and each once, have in that file."""
-    wanted = np.unique(sample.params.frames)
-    found = indexed(video.read_frames(wanted))
-    return found, *trim(found.index, found.data, wanted)
-
-
-class Nvdec:
-    """Decodes on the GPU of this number, from any number of threads.
-
-    Each thread has a decoder and a stream of its own, kept from one video to the next, since to open one is slow.
-    Frames are taken as NVDEC gives them (NV12).
-    """
-
-    def __init__(self, device: int) -> None:
-        self._device, self._kept = device, threading.local()
-
-    def __call__(self, file: bytes, numbers: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        """Luma (F, H, W, 1) and chroma (F, H/2, W/2, 2), uint8, of the frames of these ascending numbers, each once.
-
-        They are there when this returns, for any stream. Raises DecodeError for a file that NVDEC does not decode, or
-        without one of the frames; RuntimeError where the GPU is in trouble.
-        """
-        with torch.cuda.device(self._device):
-            session = getattr(self._kept, "session", None) or _Session(self._device)
-            self._kept.session = None  # after a failure it is of no use
-            try:
-                planes = session.decode(file, numbers)
-            except DecodeError:
-                raise
-            except Exception as error:  # PyNvVideoCodec's have no common class
-                words = " ".join(str(error).split())
-                if is_device_fault(error):
-                    raise RuntimeError(f"NVDEC: {words}") from error
-                raise DecodeError(f"NVDEC: {words}") from error
-            self._kept.session = session
-            return planes
-
-
-class _Session:
-    """A thread's decoder, stream, and a file in memory: PyNvVideoCodec opens files by name."""
-
-    def __init__(self, device: int) -> None:
-        self._device, self._stream = device, torch.cuda.Stream()
-        self._file = os.memfd_create("slipstream-nvdec", os.MFD_CLOEXEC)
-        self._decoder: Any = None
-
-    def __del__(self) -> None:
-        os.close(self._file)
-
-    def decode(self, file: bytes, numbers: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        self._open(file)
-        places = {int(number): place for place, number in enumerate(numbers)}
-        first, end, planes = 0, int(numbers[-1]) + 1, None
-        with torch.cuda.stream(self._stream):
-            while first < end:
-                frames = self._decoder.get_batch_frames(min(_AT_ONCE, end - first))
-                if not frames:
-                    raise DecodeError(f"NVDEC: frame {first} of {end} does not decode")
-                planes = planes or _Planes(torch.from_dlpack(frames[0]), len(numbers), self._stream)
-                for number, frame in enumerate(frames, first):
-                    if number in places:
-                        planes.take(frame.GetPtrToPlane(0), places[number])
-                first += len(frames)
-        assert planes
-        self._stream.record_event().synchronize()  # the next frames are written where these lie
-        return planes.luma, planes.chroma
-
-    def _open(self, file: bytes) -> None:
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, file, 0)
-        name = f"/proc/self/fd/{self._file}"
-        if self._decoder is None:
-            import PyNvVideoCodec
-
-            self._decoder = PyNvVideoCodec.SimpleDecoder(
-                name,
-                gpu_id=self._device,
-                cuda_stream=self._stream.cuda_stream,
-                use_device_memory=True,
-                output_color_type=PyNvVideoCodec.OutputColorType.NATIVE,
-            )
-        else:
-            self._decoder.reconfigure_decoder(name)
-
-
-class _Planes:
-    """Memory for frames of one size. like: one of them (3H/2, W), luma above interleaved chroma."""
-
-    def __init__(self, like: Tensor, count: int, stream: torch.cuda.Stream) -> None:
-        rows, width = like.shape if like.ndim == 2 else (0, 0)
-        if like.dtype != torch.uint8 or not rows or rows % 3 or width % 2:
-            raise DecodeError(
-                f"NVDEC gives frames of {tuple(like.shape)} {like.dtype}, not of 8 bits in 4:2:0"
-            )
-        self._height, self._width, self._pitch = rows * 2 // 3, width, like.stride(0)
-        self.luma = like.new_empty(count, self._height, width, 1)
-        self.chroma = like.new_empty(count, self._height // 2, width // 2, 2)
-        self._to = self.luma.data_ptr(), self.chroma.data_ptr()
-        self._stream = stream.cuda_stream
-
-    def take(self, address: int, place: int) -> None:
-        """Copy the frame that lies at an address. With a torch tensor of each, threads waited for Python's lock."""
-        height, pixels = self._height, self._height * self._width
-        self._copy(self._to[0] + place * pixels, address, height)
-        self._copy(self._to[1] + place * pixels // 2, address + height * self._pitch, height // 2)
-
-    def _copy(self, to: int, address: int, rows: int) -> None:
-        from cuda.bindings import runtime
-
-        kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        (error,) = runtime.cudaMemcpy2DAsync(
-            to, self._width, address, self._pitch, self._width, rows, kind, self._stream
-        )
-        if error != runtime.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"CUDA error: {error.name} while a frame was copied")
+    def _to_rgb(self, video: Excerpt, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
+        stream = video.index.extradata
+        if not stream or stream not in self._colours:
+            self._colours[stream] = stated_colours(video, int(wanted[0]))
+        return self._colours[stream]
 
 
 def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
@@ -325,18 +237,101 @@ def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
     return to_rgb(full, colorspace)
 
 
-class SharedBackend(Combined):
-    """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
-
-    def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
-        super().__init__([nvdec, on_cpu])
-        self._share = cpu_share
-
-    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-        number = int(in_share(sample.slot, self._share))
-        return number, self.members[number].prepare(video, sample, out)
+Planes = tuple[Tensor, Tensor]
+"""Luma (F, H, W, 1) and chroma (F, H/2, W/2, 2), uint8."""
 
 
-def in_share(slot: int, share: float) -> bool:
-    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
-    return int((slot + 1) * share) > int(slot * share)
+class Nvdec:
+    """Decodes on the GPU of this number, from any number of threads. Raises ImportError where a library is missing.
+
+    Each thread keeps its decoders from one video to the next, since to open one is slow, and a stream.
+    Frames are taken as NVDEC gives them (NV12).
+    """
+
+    def __init__(self, gpu: int) -> None:
+        import PyNvVideoCodec
+        from cuda.bindings import runtime
+
+        self._libraries = PyNvVideoCodec, runtime
+        self._gpu, self._kept = gpu, threading.local()
+
+    def __call__(self, file: bytes, numbers: NDArray[np.int32], size: tuple[int, int]) -> Planes:
+        """The frames of these ascending numbers, each once.
+
+        file: an mp4 file. size: its width and height. The frames are there when this returns, for any stream.
+        Raises what PyNvVideoCodec raises, and RuntimeError for frames that are missing or of another kind.
+        """
+        with torch.cuda.device(self._gpu):
+            session = getattr(self._kept, "session", None) or _Session(self._gpu, *self._libraries)
+            self._kept.session = None  # after a failure it is of no use
+            planes = session.decode(file, numbers, size)
+            self._kept.session = session
+            return planes
+
+
+class _Session:
+    """A thread's decoders and stream."""
+
+    def __init__(self, gpu: int, library: Any, runtime: Any) -> None:
+        self._gpu, self._library, self._runtime = gpu, library, runtime
+        self._stream, self._done = torch.cuda.Stream(), torch.cuda.Event(blocking=True)
+        self._decoders: dict[tuple[int, int], Any] = {}  # by size, the last used at the end
+
+    def decode(self, file: bytes, numbers: NDArray[np.int32], size: tuple[int, int]) -> Planes:
+        """As Nvdec."""
+        decoder, (width, height) = self._opened(file, size), size
+        luma = torch.empty(len(numbers), height, width, 1, dtype=torch.uint8, device=f"cuda:{self._gpu}")
+        chroma = luma.new_empty(len(numbers), height // 2, width // 2, 2)
+        place_of = {int(number): place for place, number in enumerate(numbers)}
+        first, end = 0, int(numbers[-1]) + 1
+        at_once = max(8, _BYTES_AT_ONCE // (width * height * 3 // 2))
+        with torch.cuda.stream(self._stream):
+            while first < end:
+                frames = decoder.get_batch_frames(min(at_once, end - first))
+                if not frames:
+                    raise RuntimeError(f"frame {first} of {end} is not there")
+                shown = torch.from_dlpack(frames[0])
+                if shown.dtype != torch.uint8 or shown.shape != (height * 3 // 2, width):
+                    raise RuntimeError(
+                        f"frames of {tuple(shown.shape)} {shown.dtype}, not of 8 bits in 4:2:0"
+                    )
+                pitch = shown.stride(0)
+                for number, frame in enumerate(frames, first):
+                    if (place := place_of.get(number)) is not None:
+                        address = frame.GetPtrToPlane(0)
+                        self._copy(luma, place, address, pitch, width, height)
+                        self._copy(chroma, place, address + height * pitch, pitch, width, height // 2)
+                first += len(frames)
+        self._done.record(self._stream)
+        self._done.synchronize()  # whoever takes the frames need not know this stream
+        return luma, chroma
+
+    def _opened(self, file: bytes, size: tuple[int, int]) -> Any:
+        """The decoder of this size, at a file's first frame. It opens files by name: this one lies in memory."""
+        decoder = self._decoders.pop(size, None)
+        with os.fdopen(os.memfd_create("slipstream", os.MFD_CLOEXEC), "wb") as held:
+            held.write(file)
+            held.flush()
+            name = f"/proc/self/fd/{held.fileno()}"
+            if decoder:
+                decoder.reconfigure_decoder(name)
+            else:
+                native = self._library.OutputColorType.NATIVE
+                stream = self._stream.cuda_stream
+                decoder = self._library.SimpleDecoder(
+                    name, self._gpu, cuda_stream=stream, use_device_memory=True, output_color_type=native
+                )
+        if len(self._decoders) == _DECODERS:
+            del self._decoders[next(iter(self._decoders))]
+        self._decoders[size] = decoder
+        return decoder
+
+    def _copy(self, to: Tensor, place: int, address: int, pitch: int, width: int, rows: int) -> None:
+        """One plane of a frame. With a torch tensor of each frame, threads waited for each other longer."""
+        cuda, target = self._runtime, to.data_ptr() + place * width * rows
+        kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        (error,) = cuda.cudaMemcpy2DAsync(
+            target, width, address, pitch, width, rows, kind, self._stream.cuda_stream
+        )
+        if error != cuda.cudaError_t.cudaSuccess:
+            raise RuntimeError(f"CUDA error: {error.name} while a frame was copied")

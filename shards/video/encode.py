@@ -31,7 +31,7 @@ class Encoding:
     """How every video of a data set is encoded. The figures that are None follow from the codec."""
 
     codec: Codec = "h264"
-    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none; vp9 and mjpeg in DALI's CPU decoder."""
+    """h264 and hevc decode on every NVDEC, vp9 on most, mjpeg on none."""
     short_side: int = 256
     """Pixels; larger videos are scaled down to it, smaller ones are not scaled up."""
     fps: float | None = None
@@ -50,8 +50,8 @@ class Encoding:
     they fit are multiples of B_FRAMES + 1, plus 1. When not given 2; 0: every frame refers to the one before it."""
     multiple: int = 16
     """Width and height become multiples of this many pixels: the short side is scaled down to one, then the long side
-    is cropped at its centre, by fewer than MULTIPLE pixels. NVDEC opens a decoder for each video with a side that is
-    no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
+    is cropped at its centre, by fewer than MULTIPLE pixels. DALI's readers open an NVDEC decoder for each video with a side
+    that is no multiple of 16. 1: keep the whole picture, with even sides. Videos that --copy keeps have their own size."""
 
     def __post_init__(self) -> None:
         require(self, ("codec", self.codec in CRF, f"not one of {', '.join(CRF)}"))
@@ -108,7 +108,7 @@ def house_frame(
 ) -> av.VideoFrame:
     """One frame of any format as 4:2:0, 8 bit, BT.601 matrix: limited range, or full range for MJPEG.
 
-    DALI's NVDEC path converts every video with the BT.601 matrix, whatever its tag says
+    DALI's readers convert every video with the BT.601 matrix, whatever its tag says
     (https://github.com/NVIDIA/DALI/issues/4441), hence one matrix for all. Untagged YUV is read as BT.709
     when it is larger than standard definition, else as BT.601, as players do.
     """

@@ -63,7 +63,8 @@ def uneven(width: NDArray[np.integer], height: NDArray[np.integer]) -> NDArray[n
 
 
 def sides_remark(width: NDArray[np.integer], height: NDArray[np.integer]) -> str:
-    """One line on how many of these videos have uneven sides, (rows,) pixels each, and what it costs; "" for none.
+    """One line on how many of these videos have uneven sides, (rows,) pixels each, and what that costs DALI's readers; ""
+    for none.
 
     DALI keeps an NVDEC decoder and compares the size that it was made for, which is coded and so a multiple of 16,
     with the size that the next video is shown at. Where they differ it makes another.
@@ -73,8 +74,8 @@ def sides_remark(width: NDArray[np.integer], height: NDArray[np.integer]) -> str
         return ""
     first = f"the first is {width[rows[0]]}×{height[rows[0]]}"
     return (
-        f"{len(rows)} of {len(width)} videos have a side that is no multiple of {MULTIPLE} ({first}): NVDEC opens a "
-        "decoder for each of them, 50 to 70 ms on an H100, instead of reusing one; "
+        f"{len(rows)} of {len(width)} videos have a side that is no multiple of {MULTIPLE} ({first}): DALI's readers open "
+        "an NVDEC decoder for each of them, 50 to 70 ms on an H100, instead of reusing one; "
         f"tools/make_shards.py crops to such multiples (--multiple {MULTIPLE}, without --copy)"
     )
 

@@ -27,7 +27,7 @@ def dataset(demo_folder: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def vp9_folder(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight clips of the same as VP9, which DALI decodes without a GPU."""
+    """Eight clips of the same as VP9."""
     source, encoding = Dataset(demo_folder), Encoding(codec="vp9", short_side=144)
     clips = [transcode(source.read(row), encoding) for row in range(8)]
     facts = [

@@ -1,6 +1,7 @@
 """Backends: all show the same views, a further one is one class, and nobody else asks which one it is."""
 
 import ast
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,19 @@ ROOT = Path(__file__).parents[2]
 STRONG = Jitter(0.4, 0.4, 0.4, 0.2, probability=0.9, grey=0.3)
 SPEC = ViewSpec(offsets=((0, 2, 4), (8, 9, 10)), size=32, jitter=Jitter(), box_scope="view")
 SOURCES: Any = pytest.mark.parametrize("source", ["pixels", "frames"])
+
+
+DALI_SAYS = "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
+FAULTS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError(f"Error in GPU operator `nvidia.dali.fn.resize`: {DALI_SAYS}"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: unspecified launch failure"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9999999999 bytes"),
+]
+faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault)[:40])
 
 
 # --- the graphs of a GPU, as far as a machine without one can go
@@ -117,6 +132,64 @@ def test_a_box_beyond_the_frame_is_that_videos_fault(dataset: Dataset) -> None:
     sample = Sample(np.zeros(1, np.int64), 0, replace(params, boxes=params.boxes + 400), 1, 0)
     with pytest.raises(DecodeError, match="the box ends at"):
         made("gpu", SPEC, 1).prepare(Encoded(dataset.read(0)), sample, None)
+
+
+class FakeNvdec:
+    """FFmpeg in NVDEC's place, of the file that NVDEC is given. fault: what it raises instead."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault, self.files = fault, 0
+
+    def __call__(self, file: bytes, numbers: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+        self.files += 1
+        if self.fault:
+            raise self.fault
+        frames = Frames.of(Decoded.of(file, numbers.tolist()), torch.device("cpu"))
+        assert frames.luma.shape[1:3] == size[::-1]
+        return frames.luma, frames.chroma
+
+
+def nvdec_frames(dataset: Dataset, fault: Exception | None, video: bytes | None = None) -> tuple[Any, Frames]:
+    backend: Any = made("gpu", SPEC, 1)
+    backend._nvdec = fake = FakeNvdec(fault)
+    params = params_for(SPEC, dataset, [0], seed=3).sample(0)
+    sample = Sample(np.zeros(1, np.int64), 0, params, 1, 0)
+    return fake, backend.prepare(Encoded(video or dataset.read(0)), sample, None)
+
+
+def test_nvdec_is_given_what_shows_the_frames_and_ffmpeg_what_it_fails_on(
+    dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake, found = nvdec_frames(dataset, None)
+    failed, expected = nvdec_frames(dataset, ValueError("a word\nof NVDEC's"))
+    assert fake.files == failed.files == 1 and caplog.text.count("a word of NVDEC's") == 1
+    assert torch.equal(found.luma, expected.luma) and torch.equal(found.chroma, expected.chroma)
+    np.testing.assert_array_equal(found.to_rgb, expected.to_rgb)
+    video = bytearray(dataset.read(0))
+    video[len(video) // 3 :] = bytes(len(video) - len(video) // 3)
+    with pytest.raises(DecodeError):  # FFmpeg's judgement
+        nvdec_frames(dataset, ValueError("?"), bytes(video))
+
+
+@faults
+def test_a_gpu_in_trouble_is_no_bad_video(dataset: Dataset, fault: RuntimeError) -> None:
+    with pytest.raises(RuntimeError, match="NVDEC: "):
+        nvdec_frames(dataset, fault)
+
+
+def test_nvdec_is_not_given_a_file_that_cannot_be_trimmed(dataset: Dataset) -> None:
+    fragmented = io.BytesIO()
+    with av.open(io.BytesIO(dataset.read(0))) as source:
+        options = {"movflags": "frag_keyframe+empty_moov"}
+        with av.open(fragmented, "w", format="mp4", options=options) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+    fake, found = nvdec_frames(dataset, None, fragmented.getvalue())
+    _, expected = nvdec_frames(dataset, None)
+    assert fake.files == 0 and torch.equal(found.luma, expected.luma)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -217,7 +290,7 @@ def test_nobody_else_asks_which_backend_it_is() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if not isinstance(node, ast.Compare | ast.MatchValue):
                 continue
-            # torch's devices, and DALI's decoders
+            # torch's devices, and the peers' decoders
             if isinstance(node, ast.Compare) and ast.unparse(node.left).endswith((".type", "decoder")):
                 continue
             sides = [node.value] if isinstance(node, ast.MatchValue) else [node.left, *node.comparators]
@@ -228,18 +301,6 @@ def test_nobody_else_asks_which_backend_it_is() -> None:
 
 
 # --- a GPU in trouble is no bad video
-
-DALI_SAYS = "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
-FAULTS = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError(f"Error in GPU operator `nvidia.dali.fn.resize`: {DALI_SAYS}"),
-    RuntimeError("CUDA error: out of memory"),
-    RuntimeError("CUDA error: an illegal memory access was encountered"),
-    RuntimeError("CUDA error: unspecified launch failure"),
-    RuntimeError("std::bad_alloc"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9999999999 bytes"),
-]
-faults = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault)[:40])
 
 
 class Faulty(CpuBackend):
@@ -293,7 +354,8 @@ def test_what_is_out_of_memory() -> None:
         True,
     ]
     assert is_out_of_memory(MemoryError())
-    assert not is_device_fault(RuntimeError("Error in MIXED operator decoders.video: failed to parse packet"))
+    assert is_device_fault(RuntimeError("cuvidCreateDecoder(&m_hDecoder, &info) returned error 2"))
+    assert not is_device_fault(RuntimeError("frames of (216, 176) torch.uint16, not of 8 bits in 4:2:0"))
 
 
 @pytest.mark.parametrize("concurrent", [1, 2, 3])
@@ -337,8 +399,7 @@ def test_choosing_a_backend() -> None:
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(pipelines.backends, "_has_nvdec", lambda: True)
-    monkeypatch.setattr(pipelines.backends, "_has_nvdec_library", lambda: True)
+    monkeypatch.setattr(pipelines.backends, "_missing_of_nvdec", str)
 
 
 def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
@@ -355,12 +416,24 @@ def test_a_gpu_without_its_video_decoder_says_what_the_container_lacks(
     assert available() == ["cpu", "hybrid"]
 
 
-@pytest.mark.usefixtures("with_gpu")
 def test_nvdec_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines.backends, "_has_nvdec_library", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("pipelines.backends.ctypes.CDLL", lambda name: name)
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)  # an import of it fails
     with pytest.raises(InputError, match="pip install PyNvVideoCodec"):
         choose_backend("gpu")
     assert choose_backend("auto", cores=1) == "hybrid"
+
+
+@pytest.mark.usefixtures("with_gpu")
+def test_an_odd_side_is_not_for_nvdec(dataset: Dataset) -> None:
+    class Odd(Dataset):
+        def column(self, name: str) -> np.ndarray:
+            return np.full(len(self), 145) if name == "height" else super().column(name)
+
+    with pytest.raises(InputError, match="odd side"):
+        choose_backend("gpu", Odd(dataset.path))
+    assert choose_backend("auto", Odd(dataset.path), 1) == "hybrid"
 
 
 @pytest.mark.usefixtures("with_gpu")

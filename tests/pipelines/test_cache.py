@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.backends.base import in_share
 from pipelines.backends.cpu import Cache, Decoded, Frames, chosen
-from pipelines.backends.gpu import in_share
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
@@ -266,14 +266,14 @@ def test_a_share_is_spread_evenly(share: float, first: int, count: int) -> None:
 
 
 def test_decoders_side_by_side(vp9_folder: Path) -> None:
-    """A share of a batch is decoded by FFmpeg, the rest by DALI; the clips stand where they stood."""
+    """A share of a batch is made as the CPU backend makes it, the rest as NVDEC's; the clips stand where they stood."""
     dataset = Dataset(vp9_folder)
-    both, dali, ffmpeg = (
+    both, nvdec, cpu = (
         batches(dataset, 4, **extra)
         for extra in ({"backend": "gpu", "cpu_share": 0.3}, {"backend": "gpu"}, {"backend": "cpu"})
     )
     ways = Counter()
-    for number, (mixed, one, other) in enumerate(zip(both, dali, ffmpeg, strict=True)):
+    for number, (mixed, one, other) in enumerate(zip(both, nvdec, cpu, strict=True)):
         for place in range(4):
             slot = 4 * number % 8 + place
             expected = other if in_share(slot, 0.3) else one

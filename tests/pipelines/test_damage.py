@@ -1,4 +1,4 @@
-"""Videos that go bad while they are read from, and videos that one decoder refuses."""
+"""Videos that go bad while they are read from."""
 
 import errno
 import os

@@ -94,16 +94,16 @@ def test_advice_follows_what_is_known(run: Run) -> None:
     assert "--cache host --cache-gib 1" in advised(run, enough)
     assert "--cache" not in advised(run, enough, cache="host")
     assert "--clips-per-decode" not in advised(run, enough, clips_per_decode=2)
-    assert "--cpu-share" not in advised(run, enough) and "--cpu-share" in advised(
-        run, Speed(BackendSettings("gpu", threads=2), 2)
-    )
     assert "make_shards" not in advised(run, enough)  # 144 pixels are no more than VDIM needs
     loader_speed.note_tuned("vdim", SPEC, {"device": "cpu", "threads": 1, "prefetch": 2})
     assert "--autotune" not in advised(run, enough)
 
 
 def test_more_threads_only_where_there_are_cores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvdec = Speed(BackendSettings("gpu", threads=8), 2)
+    assert "--device" not in advised(run, nvdec)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert "--device hybrid" in advised(run, nvdec)
     assert "--threads 8" in advised(run, Speed(BackendSettings("cpu", threads=2), 2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "--threads" not in advised(run, Speed(BackendSettings("cpu", threads=2), 2))

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from independent import ENVIRONMENT, ROOT, SHARED, decode, make_shards, render, said
 
 from benchmarks import render as rendered
-from pipelines.backends import BACKENDS
 from shards import Dataset, demo
 from shards.demo import motion
 from shards.video.encode import Encoding
@@ -259,15 +258,6 @@ def test_flow_has_the_cropped_width_and_twice_the_height(tmp_path: Path) -> None
     assert result.returncode == 0, result.stderr
     flow = decode(Dataset(tmp_path / "set").read(0, "flow.mp4"))
     assert (flow.width, flow.height, flow.frames) == (96, 128, 4)
-
-
-def test_training_names_them_where_nvdec_decodes(plain: Path) -> None:
-    dataset = Dataset(plain)
-    rows = np.arange(len(dataset))
-    assert BACKENDS["gpu"].remark(dataset, rows) == sides_remark(
-        dataset.column("width"), dataset.column("height")
-    )
-    assert not BACKENDS["cpu"].remark(dataset, rows) and not BACKENDS["hybrid"].remark(dataset, rows)
 
 
 @pytest.mark.parametrize("flags", [[], ["--for", "dpc"], ["--for", "pace"]])

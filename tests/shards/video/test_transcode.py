@@ -108,7 +108,7 @@ def test_colours_survive_whatever_matrix_the_source_has(tmp_path: Path, codec: s
         y, cb, cr = planes[0] / 255, (planes[1] - 128) / 255, (planes[2] - 128) / 255
     else:
         y, cb, cr = (planes[0] - 16) / 219, (planes[1] - 128) / 224, (planes[2] - 128) / 224
-    red, blue = y + 1.402 * cr, y + 1.772 * cb  # BT.601, as DALI's NVDEC path decodes everything
+    red, blue = y + 1.402 * cr, y + 1.772 * cb  # BT.601
     green = (y - 0.299 * red - 0.114 * blue) / 0.587
     np.testing.assert_allclose(255 * np.array([red, green, blue]), rgb, atol=4)
 
