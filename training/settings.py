@@ -74,7 +74,7 @@ class Settings:
     device: Device = "auto"
     """Where videos are decoded and augmented: all on the GPU (NVDEC), decoded on the CPU, or all on the CPU.
     auto is what tools/bench_loader.py --autotune found for this machine and method; else, with a GPU, hybrid where there
-    are seven cores or more for it, and gpu where there are fewer."""
+    are eight cores or more for it, and gpu where there are fewer."""
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     """Precision of the model's arithmetic; accelerate launch's by default."""
     channels_last: bool = True

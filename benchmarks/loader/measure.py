@@ -61,8 +61,8 @@ class Settings:
     """Of the model's arithmetic (autocast)."""
     threads: int | None = None
     """Decoding threads, SPDL's too; as many as there are cores, or eight with NVDEC, by default."""
-    decode_with: Literal["threads", "processes"] = "threads"
-    """Where the CPU decodes: train.py's own choice depends on the cores."""
+    decode_with: Literal["auto", "threads", "processes"] = "auto"
+    """Where the CPU decodes. auto is train.py's choice: processes where there are four cores or more."""
     prefetch: int = 2
     """Batches made ahead."""
     model: bool = True
@@ -104,7 +104,7 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
         threads=settings.threads or BACKENDS[backend].threads(os.cpu_count() or 2),
         prefetch=settings.prefetch,
         device=device,
-        decode_with=settings.decode_with,
+        decode_with="processes" if speed.decode_processes("cpu", 1, settings.decode_with) else "threads",
     )
     # complains at once about data that cannot be loaded
     with replace(options, prefetch=0).loader(source, 0) as loader:

@@ -29,8 +29,9 @@ from shards import Dataset, InputError
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
-MANY_CORES = 7  # for one GPU: from these on the CPU decodes more than NVDEC does (docs/notes/gpu.md)
-NVDEC_THREADS = 8  # more wait for each other, and decode less (docs/notes/gpu.md)
+# both by what an H200 measured: docs/notes/gpu.md
+MANY_CORES = 8  # for one GPU: from about these on the CPU decodes more than NVDEC does
+NVDEC_THREADS = 8  # 16 decoded less
 # pixels of a side; other codecs NVDEC does not take
 NVDEC_LEAST = {"h264": 64, "hevc": 144, "vp9": 128, "av1": 128}
 
@@ -88,11 +89,11 @@ class Kind:
 
     def advice(self, settings: BackendSettings, cores: int, others: list[str]) -> list[str]:
         """Flags that may make it faster. cores: for this process. others: backends that this machine has, too."""
-        if self.nvdec:
-            return ["--device hybrid, which decodes on the CPU"] if cores >= MANY_CORES else []
-        threads = [f"--threads {cores}, as many as there are cores for this process"]
-        faster = [f"--device {name}" for name in others if BACKENDS[name].on_gpu]
-        return threads * (settings.threads < cores) + faster[-1:]
+        faster = "hybrid" if cores >= MANY_CORES else "gpu"
+        found = [f"--device {faster}"] if faster in others else []
+        if not self.nvdec and settings.threads < cores:
+            found.insert(0, f"--threads {cores}, as many as there are cores for this process")
+        return found
 
 
 BACKENDS: dict[str, Kind] = {
