@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import objectives
-from pipelines.backends import BACKENDS, BackendSettings
+from pipelines.backends import BACKENDS, MANY_CORES, BackendSettings
 from shards import Dataset
 from tests.training.harness import TOY, train
 from training import speed as loader_speed
@@ -100,13 +100,20 @@ def test_advice_follows_what_is_known(run: Run) -> None:
 
 
 def test_more_threads_only_where_there_are_cores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvdec = Speed(BackendSettings("gpu", threads=8), 2)
-    assert "--device" not in advised(run, nvdec)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert "--device hybrid" in advised(run, nvdec)
     assert "--threads 8" in advised(run, Speed(BackendSettings("cpu", threads=2), 2))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert "--threads" not in advised(run, Speed(BackendSettings("cpu", threads=2), 2))
+
+
+def test_the_faster_decoder_is_advised() -> None:
+    def advice(name: str, cores: int) -> list[str]:
+        others = [other for other in BACKENDS if other != name]
+        return BACKENDS[name].advice(BackendSettings(name, threads=cores), cores, others)
+
+    assert advice("hybrid", MANY_CORES) == advice("gpu", 2) == []
+    assert advice("gpu", MANY_CORES) == advice("cpu", MANY_CORES) == ["--device hybrid"]
+    assert advice("hybrid", 2) == advice("cpu", 2) == ["--device gpu"]
 
 
 def test_advice_names_flags_that_there_are(run: Run) -> None:
