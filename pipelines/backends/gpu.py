@@ -280,12 +280,12 @@ class _Session:
     def decode(self, file: bytes, numbers: NDArray[np.int32], size: tuple[int, int]) -> Planes:
         """As Nvdec."""
         decoder, (width, height) = self._opened(file, size), size
-        luma = torch.empty(len(numbers), height, width, 1, dtype=torch.uint8, device=f"cuda:{self._gpu}")
-        chroma = luma.new_empty(len(numbers), height // 2, width // 2, 2)
         place_of = {int(number): place for place, number in enumerate(numbers)}
         first, end = 0, int(numbers[-1]) + 1
         at_once = max(8, _BYTES_AT_ONCE // (width * height * 3 // 2))
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream):  # memory that no other stream still works on
+            luma = torch.empty(len(numbers), height, width, 1, dtype=torch.uint8, device=f"cuda:{self._gpu}")
+            chroma = luma.new_empty(len(numbers), height // 2, width // 2, 2)
             while first < end:
                 frames = decoder.get_batch_frames(min(at_once, end - first))
                 if not frames:
@@ -313,7 +313,7 @@ class _Session:
             held.write(file)
             held.flush()
             name = f"/proc/self/fd/{held.fileno()}"
-            if decoder:
+            if decoder is not None:
                 decoder.reconfigure_decoder(name)
             else:
                 native = self._library.OutputColorType.NATIVE
