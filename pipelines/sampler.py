@@ -29,6 +29,13 @@ class Sample:
     clips: int
     slot: int
 
+    def filled(self, clips: int) -> ViewParams:
+        """The parameters, those of the last clip repeated up to this number of clips."""
+        if self.clips == clips:
+            return self.params
+        parts = self.params.clips(self.clips)
+        return ViewParams.concatenated([*parts, *[parts[-1]] * (clips - self.clips)])
+
 
 @dataclass(frozen=True)
 class BatchIndices:

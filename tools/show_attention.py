@@ -10,7 +10,6 @@ Small clips have few locations in conv5, 3×3 at 40²: --stage 4 shows the stage
 """
 
 import html
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,8 +65,8 @@ class Arguments:
     """Side of a cell of the picture in pixels, even; the network sees clips of its own size."""
     device: Device = "auto"
     """Where videos are decoded."""
-    threads: int = os.cpu_count() or 2
-    """Decoding threads."""
+    threads: int | None = None
+    """Decoding threads; as many as there are cores, or eight with NVDEC, by default."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, "videos", "threads")

@@ -87,8 +87,10 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     if cpu_share == "auto":
         cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
     kind = BACKENDS[name]
-    usual = found["threads"] if found else kind.threads(cores(), cpu_share)
-    threads = settings.threads or (usual if kind.nvdec else share(usual))  # NVDEC is each GPU's own
+    usual = kind.threads(share(cores()), cpu_share)
+    if found:  # NVDEC is each GPU's own
+        usual = found["threads"] if kind.nvdec and not cpu_share else share(found["threads"])
+    threads = settings.threads or usual
     otherwise = "found by --autotune" if found else "default"
     given = {
         f"--device {name}": settings.device != "auto",

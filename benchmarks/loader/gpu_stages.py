@@ -75,6 +75,11 @@ class Day:
         way = "processes" if decode_processes("hybrid", cores) else "threads"
         return Options("gpu", cores, device=self.device, decode_with=way)
 
+    def nvdec_options(self, cpu_share: float = 0.0) -> Options:
+        """The same with as many threads as train.py takes."""
+        options = self.options
+        return replace(options, threads=options.kind.threads(options.threads, cpu_share), cpu_share=cpu_share)
+
     def data(self, width: int = EVEN) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""
         videos, frames, codec = ("2", "24", "vp9") if self.dry else ("64", "300", "h264")
@@ -161,10 +166,13 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
 def sizes(day: Day, _: dict[str, Any]) -> Measurements:
     """NVDEC alone, videos of one width, of another, and of both in turns: what it costs to change a decoder's size."""
     for width in (EVEN, UNEVEN):
-        yield f"{width}×256", partial(_timed, nvdec_alone, day, day.source("dpc", width=width))
+        yield (
+            f"{width}×256",
+            partial(_timed, nvdec_alone, day, day.source("dpc", width=width), day.nvdec_options()),
+        )
     both = joined([Dataset(day.data(width)) for width in (EVEN, UNEVEN)])
     source = replace(day.source("dpc"), dataset=both, rows=both.select())
-    yield "both", partial(_timed, nvdec_alone, day, source)
+    yield "both", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -182,11 +190,10 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     cpu_share: for --cpu-share, by the rates of the two loaders; then the loader with it.
     """
     source = day.source(name, objectives.get(name).recipe.batch_size)
-    on = {name: replace(day.options, name=name) for name in ("gpu", "hybrid")}
+    on = {"gpu": day.nvdec_options(), "hybrid": replace(day.options, name="hybrid")}
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
         options = replace(on["hybrid"], decode_with=way)
         yield f"decode and crop, {way}", partial(_timed, decode_alone, day, source, options)
-    on["gpu"] = replace(on["gpu"], threads=on["gpu"].kind.threads(day.options.threads))
     yield "nvdec", partial(_timed, nvdec_alone, day, source, on["gpu"])
     for backend, options in on.items():
         yield f"loader {backend}", partial(_timed, loader_alone, day, source, options)
@@ -194,7 +201,7 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
     if all(rates):
         share = rates[0] / sum(rates)
         yield "cpu_share", lambda: {"cpu_share": share}
-        options = replace(on["gpu"], cpu_share=share)
+        options = day.nvdec_options(share)
         yield "loader gpu with cpu_share", partial(_timed, loader_alone, day, source, options)
     for backend, options in on.items():
         yield f"together {backend}, bf16", partial(_together, day, name, source, options)
@@ -211,7 +218,7 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
     """Other libraries on the same clips: DALI's decoder and SPDL's on NVDEC, beside ours; and SPDL on the CPU."""
     for name in day.methods[:2]:
         source = day.source(name)
-        yield f"{name}, ours on NVDEC", partial(_timed, nvdec_alone, day, source)
+        yield f"{name}, ours on NVDEC", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
         yield f"{name}, DALI on NVDEC", partial(_timed, dali_nvdec, day, source)
         for threads in (7, 14) if not day.dry else ():
             key = f"{name}, SPDL on NVDEC, {threads} threads"

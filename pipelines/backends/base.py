@@ -27,7 +27,7 @@ _OF_MEMORY = re.compile(_MEMORY, re.IGNORECASE)
 _OF_THE_DEVICE = re.compile(
     rf"CUDA error:|{_MEMORY}|ILLEGAL_ADDRESS|IllegalAddress|LAUNCH_FAILED|LaunchFailure|LAUNCH_TIMEOUT|LaunchTimeout|ECC"
     r"|HARDWARE_STACK|NO_DEVICE|NoDevice|DEVICE_LOST|DEVICES_UNAVAILABLE|DevicesUnavailable|device-side assert"
-    r"|NOT_INITIALIZED|DEINITIALIZED|returned error (2|3|46|100|101|201|700|702|709|719|999)\b",
+    r"|NOT_INITIALIZED|DEINITIALIZED|returned error (2|3|46|100|101|201)\b",
 )
 
 Rendered = Callable[[], Tensor]

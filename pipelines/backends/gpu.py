@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipelines.backends.base import Backend, BackendSettings, Rendered, Video, i
 from pipelines.backends.cpu import CpuDecodeBackend, Decoded, Frames, to_rgb
 from pipelines.decode import boxes_of, check_size
 from pipelines.sampler import Sample
-from pipelines.sampling import NOISE_FRAMES, ViewParams
+from pipelines.sampling import NOISE_FRAMES
 from pipelines.transforms import dali
 from pipelines.transforms.numpy import noise_bank
 from pipelines.trim import trim
@@ -29,7 +29,7 @@ from pipelines.views import ViewSpec
 from shards.tar import Excerpt, indexed
 
 log = logging.getLogger(__name__)
-_DECODERS = 4  # of different sizes, that a thread keeps
+_DECODERS = 8  # for streams of different kinds, that a thread keeps
 _BYTES_AT_ONCE = 2**24  # of frames that a decoder gives at a time
 
 _LAYOUTS = {"pixels": "FCHW", "luma": "FHWC", "chroma": "FHWC"}
@@ -68,7 +68,7 @@ class DaliGraph:
         """Begin a batch. inputs: name of a graph's input → an array a sample; what lies on the GPU was made on `stream`."""
         counts = [sample.clips for sample in samples]
         clips = min(1 << (max(counts) - 1).bit_length(), self._max_clips)
-        params = [_filled(sample, clips) for sample in samples]
+        params = [sample.filled(clips) for sample in samples]
         try:
             pipeline = self._free[clips].pop()
         except IndexError:
@@ -121,14 +121,6 @@ class DaliGraph:
             bank = noise_bank(NOISE_FRAMES, self._spec.size)
             self._noise = bank if self._device is None else torch.from_numpy(bank).to(f"cuda:{self._device}")
         return self._noise
-
-
-def _filled(sample: Sample, clips: int) -> ViewParams:
-    """The parameters of a sample, its last clip repeated up to this number."""
-    if sample.clips == clips:
-        return sample.params
-    parts = sample.params.clips(sample.clips)
-    return ViewParams.concatenated([*parts, *[parts[-1]] * (clips - sample.clips)])
 
 
 class HybridBackend(CpuDecodeBackend):
@@ -189,7 +181,8 @@ class NvdecBackend(MemoryBackend):
         super().__init__(spec, max_samples, max_clips, settings)
         self._nvdec = None if self._gpu is None else Nvdec(self._gpu)
         self._device = torch.device("cpu" if self._gpu is None else f"cuda:{self._gpu}")
-        self._colours: dict[bytes, NDArray[np.float32]] = {}  # by what a stream says of itself
+        self._unsuited: set[StreamKind] = set()
+        self._colours: dict[Any, NDArray[np.float32]] = {}
         self._warned = False
 
     def prepare(self, video: Video, sample: Sample, out: Any) -> Frames:
@@ -209,23 +202,29 @@ class NvdecBackend(MemoryBackend):
             return None
         file, numbers = trim(video.index, video.data, wanted)
         colours = self._to_rgb(video, wanted)
+        kind = StreamKind(video.index.width, video.index.height, video.index.extradata)
+        if kind in self._unsuited:
+            return None
         try:
-            planes = self._nvdec(file, numbers, (video.index.width, video.index.height))
-            return Frames(*planes, colours, None)
+            return Frames(*self._nvdec(file, numbers, kind), colours, None)
         except Exception as error:  # PyNvVideoCodec's have no common class
             words = " ".join(str(error).split())
             if is_device_fault(error):
                 raise RuntimeError(f"NVDEC: {words}") from error
+            if isinstance(error, UnsuitedError):
+                self._unsuited.add(kind)
             if not self._warned:
-                log.warning("NVDEC does not decode a video (%s): FFmpeg is asked, now and further on", words)
+                log.warning("NVDEC does not decode some videos (%s): FFmpeg does", words)
             self._warned = True
             return None
 
     def _to_rgb(self, video: Excerpt, wanted: NDArray[np.int32]) -> NDArray[np.float32]:
-        stream = video.index.extradata
-        if not stream or stream not in self._colours:
-            self._colours[stream] = stated_colours(video, int(wanted[0]))
-        return self._colours[stream]
+        index = video.index
+        key = index.extradata, index.full_range, index.colorspace
+        known = self._colours.get(key) if index.extradata else None
+        if known is None:
+            known = self._colours[key] = stated_colours(video, int(wanted[0]))
+        return known
 
 
 def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
@@ -239,6 +238,19 @@ def stated_colours(video: Excerpt, number: int) -> NDArray[np.float32]:
 
 Planes = tuple[Tensor, Tensor]
 """Luma (F, H, W, 1) and chroma (F, H/2, W/2, 2), uint8."""
+
+
+class StreamKind(NamedTuple):
+    """Streams that one decoder may decode in turns: of one size, with one header (extradata), so that they need the
+    same number of surfaces."""
+
+    width: int
+    height: int
+    header: bytes
+
+
+class UnsuitedError(Exception):
+    """NVDEC decodes streams of this kind to frames that are not 8 bit 4:2:0, or of another size."""
 
 
 class Nvdec:
@@ -255,16 +267,16 @@ class Nvdec:
         self._libraries = PyNvVideoCodec, runtime
         self._gpu, self._kept = gpu, threading.local()
 
-    def __call__(self, file: bytes, numbers: NDArray[np.int32], size: tuple[int, int]) -> Planes:
+    def __call__(self, file: bytes, numbers: NDArray[np.int32], kind: StreamKind) -> Planes:
         """The frames of these ascending numbers, each once.
 
-        file: an mp4 file. size: its width and height. The frames are there when this returns, for any stream.
-        Raises what PyNvVideoCodec raises, and RuntimeError for frames that are missing or of another kind.
+        file: an mp4 file, of this kind. The frames are there when this returns, for any stream.
+        Raises what PyNvVideoCodec raises, RuntimeError for a frame that is missing, and UnsuitedError.
         """
         with torch.cuda.device(self._gpu):
             session = getattr(self._kept, "session", None) or _Session(self._gpu, *self._libraries)
             self._kept.session = None  # after a failure it is of no use
-            planes = session.decode(file, numbers, size)
+            planes = session.decode(file, numbers, kind)
             self._kept.session = session
             return planes
 
@@ -275,11 +287,11 @@ class _Session:
     def __init__(self, gpu: int, library: Any, runtime: Any) -> None:
         self._gpu, self._library, self._runtime = gpu, library, runtime
         self._stream, self._done = torch.cuda.Stream(), torch.cuda.Event(blocking=True)
-        self._decoders: dict[tuple[int, int], Any] = {}  # by size, the last used at the end
+        self._decoders: dict[StreamKind, tuple[Any, Any]] = {}  # each with its file; the last used at the end
 
-    def decode(self, file: bytes, numbers: NDArray[np.int32], size: tuple[int, int]) -> Planes:
+    def decode(self, file: bytes, numbers: NDArray[np.int32], kind: StreamKind) -> Planes:
         """As Nvdec."""
-        decoder, (width, height) = self._opened(file, size), size
+        decoder, (width, height, _) = self._opened(file, kind), kind
         place_of = {int(number): place for place, number in enumerate(numbers)}
         first, end = 0, int(numbers[-1]) + 1
         at_once = max(8, _BYTES_AT_ONCE // (width * height * 3 // 2))
@@ -292,9 +304,7 @@ class _Session:
                     raise RuntimeError(f"frame {first} of {end} is not there")
                 shown = torch.from_dlpack(frames[0])
                 if shown.dtype != torch.uint8 or shown.shape != (height * 3 // 2, width):
-                    raise RuntimeError(
-                        f"frames of {tuple(shown.shape)} {shown.dtype}, not of 8 bits in 4:2:0"
-                    )
+                    raise UnsuitedError(f"frames are {tuple(shown.shape)} {shown.dtype}, not 8 bit 4:2:0")
                 pitch = shown.stride(0)
                 for number, frame in enumerate(frames, first):
                     if (place := place_of.get(number)) is not None:
@@ -306,24 +316,26 @@ class _Session:
         self._done.synchronize()  # whoever takes the frames need not know this stream
         return luma, chroma
 
-    def _opened(self, file: bytes, size: tuple[int, int]) -> Any:
-        """The decoder of this size, at a file's first frame. It opens files by name: this one lies in memory."""
-        decoder = self._decoders.pop(size, None)
-        with os.fdopen(os.memfd_create("slipstream", os.MFD_CLOEXEC), "wb") as held:
-            held.write(file)
-            held.flush()
-            name = f"/proc/self/fd/{held.fileno()}"
-            if decoder is not None:
-                decoder.reconfigure_decoder(name)
-            else:
-                native = self._library.OutputColorType.NATIVE
-                stream = self._stream.cuda_stream
-                decoder = self._library.SimpleDecoder(
-                    name, self._gpu, cuda_stream=stream, use_device_memory=True, output_color_type=native
-                )
+    def _opened(self, file: bytes, kind: StreamKind) -> Any:
+        """A decoder of this kind, at a file's first frame. It opens files by name, now and perhaps later: this one lies in
+        memory, as long as the decoder is at it."""
+        held = os.fdopen(os.memfd_create("slipstream", os.MFD_CLOEXEC), "wb")
+        held.write(file)
+        held.flush()
+        name = f"/proc/self/fd/{held.fileno()}"
+        before, decoder = self._decoders.pop(kind, (None, None))
+        if decoder is not None:
+            decoder.reconfigure_decoder(name)
+            before.close()
+        else:
+            native = self._library.OutputColorType.NATIVE
+            stream = self._stream.cuda_stream
+            decoder = self._library.SimpleDecoder(
+                name, self._gpu, cuda_stream=stream, use_device_memory=True, output_color_type=native
+            )
         if len(self._decoders) == _DECODERS:
             del self._decoders[next(iter(self._decoders))]
-        self._decoders[size] = decoder
+        self._decoders[kind] = held, decoder
         return decoder
 
     def _copy(self, to: Tensor, place: int, address: int, pitch: int, width: int, rows: int) -> None:

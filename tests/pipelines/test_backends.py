@@ -21,7 +21,7 @@ from objectives.vdim import VDIM, VDIMConfig
 from pipelines.backends import BACKENDS, MANY_CORES, BackendSettings, available, choose_backend, open_backend
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault, is_out_of_memory
 from pipelines.backends.cpu import CpuBackend, Decoded, Frames
-from pipelines.backends.gpu import stated_colours
+from pipelines.backends.gpu import StreamKind, UnsuitedError, stated_colours
 from pipelines.decode import decode_frames
 from pipelines.sampler import Sample
 from pipelines.transforms.dali import define
@@ -140,21 +140,24 @@ class FakeNvdec:
     def __init__(self, fault: Exception | None = None) -> None:
         self.fault, self.files = fault, 0
 
-    def __call__(self, file: bytes, numbers: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    def __call__(self, file: bytes, numbers: np.ndarray, kind: StreamKind) -> tuple[torch.Tensor, ...]:
         self.files += 1
         if self.fault:
             raise self.fault
         frames = Frames.of(Decoded.of(file, numbers.tolist()), torch.device("cpu"))
-        assert frames.luma.shape[1:3] == size[::-1]
+        assert frames.luma.shape[1:3] == (kind.height, kind.width)
         return frames.luma, frames.chroma
 
 
-def nvdec_frames(dataset: Dataset, fault: Exception | None, video: bytes | None = None) -> tuple[Any, Frames]:
+def nvdec_frames(
+    dataset: Dataset, fault: Exception | None, video: bytes | None = None, times: int = 1
+) -> tuple[Any, Frames]:
     backend: Any = made("gpu", SPEC, 1)
     backend._nvdec = fake = FakeNvdec(fault)
     params = params_for(SPEC, dataset, [0], seed=3).sample(0)
     sample = Sample(np.zeros(1, np.int64), 0, params, 1, 0)
-    return fake, backend.prepare(Encoded(video or dataset.read(0)), sample, None)
+    prepared = [backend.prepare(Encoded(video or dataset.read(0)), sample, None) for _ in range(times)]
+    return fake, prepared[-1]
 
 
 def test_nvdec_is_given_what_shows_the_frames_and_ffmpeg_what_it_fails_on(
@@ -165,6 +168,8 @@ def test_nvdec_is_given_what_shows_the_frames_and_ffmpeg_what_it_fails_on(
     assert fake.files == failed.files == 1 and caplog.text.count("a word of NVDEC's") == 1
     assert torch.equal(found.luma, expected.luma) and torch.equal(found.chroma, expected.chroma)
     np.testing.assert_array_equal(found.to_rgb, expected.to_rgb)
+    unsuited, _ = nvdec_frames(dataset, UnsuitedError("frames are 10 bit"), times=3)
+    assert unsuited.files == 1  # and then no longer
     video = bytearray(dataset.read(0))
     video[len(video) // 3 :] = bytes(len(video) - len(video) // 3)
     with pytest.raises(DecodeError):  # FFmpeg's judgement
