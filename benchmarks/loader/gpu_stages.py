@@ -166,10 +166,8 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
 def sizes(day: Day, _: dict[str, Any]) -> Measurements:
     """NVDEC alone, videos of one width, of another, and of both in turns: what it costs to change a decoder's size."""
     for width in (EVEN, UNEVEN):
-        yield (
-            f"{width}×256",
-            partial(_timed, nvdec_alone, day, day.source("dpc", width=width), day.nvdec_options()),
-        )
+        source = day.source("dpc", width=width)
+        yield f"{width}×256", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
     both = joined([Dataset(day.data(width)) for width in (EVEN, UNEVEN)])
     source = replace(day.source("dpc"), dataset=both, rows=both.select())
     yield "both", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
