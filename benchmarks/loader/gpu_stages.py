@@ -150,9 +150,7 @@ def machine(day: Day, _: dict[str, Any]) -> Measurements:
 
 def tests(day: Day, _: dict[str, Any]) -> Measurements:
     def run() -> Figures:
-        chosen = (
-            "tests/gpu/test_meter.py" if day.dry else "tests/gpu"
-        )  # without a GPU all of them are skipped
+        chosen = "tests/gpu/test_meter.py" if day.dry else "tests/gpu"  # all skip without a GPU
         flags = [chosen, "-q", "-p", "no:warnings", "-p", "no:cacheprovider"]
         flags += ["-n", str(min(8, day.options.threads))]
         ended = subprocess.run(
@@ -226,16 +224,16 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
 
 
 def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
-    """train.py for so many seconds, all of its loop; the means are of all lines of metrics but the first, and the GPU's use
-    that of the second half.
+    """train.py for so many seconds: on the rendered shards; where a method has settings of its own, on shards made for it;
+    and on these with two cores left to the thread that trains.
 
-    On the rendered shards; and where a method has settings of its own, on shards made for it.
+    Means of all lines of metrics but the first; the GPU's use is that of the second half.
     """
 
-    def train(data: Path) -> Figures:
+    def train(data: Path, *more: str) -> Figures:
         with tempfile.TemporaryDirectory(prefix="gpu-day-") as folder:
             output = Path(folder) / "run"
-            flags = ["--objective", name, "--data", str(data), "--output", str(output)]
+            flags = ["--objective", name, "--data", str(data), "--output", str(output), *more]
             if day.dry:
                 flags += ["--small", "--steps", "3", "--batch-size", "2", "--padding", "repeat_last"]
                 flags += ["--width", "0.0625", "--device", "cpu", "--log-every", "1"]
@@ -268,8 +266,12 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
         return means | of_gpu | ends
 
     yield "train.py", lambda: train(day.data())
-    if objectives.get(name).shards != ShardSettings():
+    own = objectives.get(name).shards != ShardSettings()
+    if own:
         yield "train.py, shards --for it", lambda: train(day.data_for(name))
+    if not day.dry:
+        fewer = ("--threads", str(max(1, day.options.threads - 2)))
+        yield "the same, two cores left", lambda: train(day.data_for(name) if own else day.data(), *fewer)
 
 
 def compiled(day: Day, _: dict[str, Any]) -> Measurements:
@@ -340,7 +342,7 @@ STAGES = [
     Stage("machine", machine, 90),
     Stage("sizes", sizes, 90),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[:2]),
-    *(Stage(f"run {name}", partial(run, name, 30), 120, 40) for name in METHODS),
+    *(Stage(f"run {name}", partial(run, name, 30), 150, 40) for name in METHODS),
     Stage("tests", tests, 200, 60),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[2:]),
     Stage("peers", peers, 90),
