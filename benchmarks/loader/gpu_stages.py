@@ -288,10 +288,8 @@ _OF_THIS_CHECKOUT: dict[str, Any] = {
 }
 
 
-def _timed(
-    make: Callable[..., Part], day: Day, source: Source, options: Options | None = None, **how: Any
-) -> Figures:
-    return make(source, options or day.options, day.batches, **how)(0)
+def _timed(make: Callable[..., Part], day: Day, source: Source, options: Options | None = None) -> Figures:
+    return make(source, options or day.options, day.batches)(0)
 
 
 def _model(
@@ -340,10 +338,10 @@ class Stage:
 METHODS = sorted(objectives.available(), key=lambda name: name not in ("dpc", "vdim"))  # those two first
 STAGES = [
     Stage("machine", machine, 90),
+    Stage("tests", tests, 200, 60),
     Stage("sizes", sizes, 90),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[:2]),
     *(Stage(f"run {name}", partial(run, name, 30), 150, 40) for name in METHODS),
-    Stage("tests", tests, 200, 60),
     *(Stage(f"objective {name}", partial(objective, name), 120, 40) for name in METHODS[2:]),
     Stage("peers", peers, 90),
     *(Stage(f"model {name}", partial(model, name), 120) for name in METHODS),
