@@ -122,10 +122,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "accumulate", "val_every", "val_passes", "checkpoint_every")
-        at_least(self, 1, "keep", "log_every", "clips_per_decode", "hang_s")
-        at_least(self, 0, "clip_norm", "knn_every", "profile")
-        at_least(self, 1, "threads")
-        at_least(self, 0, "prefetch")
+        at_least(self, 1, "keep", "log_every", "clips_per_decode", "hang_s", "threads")
+        at_least(self, 0, "clip_norm", "knn_every", "profile", "prefetch")
         if self.data == ():
             raise InputError("--data: names no data set")
         if self.val_split is not None and self.trained_split in (None, self.val_split):

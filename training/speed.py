@@ -83,10 +83,9 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
         found = {}
     name = choose_backend(found.get("device", settings.device), dataset, share(cores()))
     prefetch = found.get("prefetch", _PREFETCH) if settings.prefetch is None else settings.prefetch
-    cpu_share = settings.cpu_share
+    kind, cpu_share = BACKENDS[name], settings.cpu_share
     if cpu_share == "auto":
-        cpu_share = BACKENDS[name].cpu_share(found.get("cpu_share") or 0.0)
-    kind = BACKENDS[name]
+        cpu_share = kind.cpu_share(found.get("cpu_share") or 0.0)
     usual = kind.threads(share(cores()), cpu_share)
     if found:  # NVDEC is each GPU's own
         usual = found["threads"] if kind.nvdec and not cpu_share else share(found["threads"])

@@ -92,7 +92,16 @@ def loader_alone(source: Source, options: Options, batches: int) -> Part:
 def decode_alone(source: Source, options: Options, batches: int) -> Part:
     """Read, decode, crop and resize to uint8 in so many threads or processes, as a backend does."""
     settings = replace(options, name="hybrid")
-    return _prepare_alone(source, settings, batches, lambda: _Decoder(source.spec, 1, 1, settings))
+
+    def part(first: int) -> Figures:
+        with closing(_Decoder(source.spec, 1, 1, settings)) as backend:
+            work = partial(prepared, source, backend)
+            # each process starts before the time is taken
+            for sample in source.samples(0, 1)[: settings.threads]:
+                work(sample)
+            return source.in_pool(work, settings.threads, batches, workers=backend.processes)(first)
+
+    return part
 
 
 def nvdec_alone(source: Source, options: Options, batches: int) -> Part:
@@ -117,18 +126,6 @@ def trim_alone(source: Source, options: Options, batches: int) -> Part:
         trim(found.index, found.data, wanted)
 
     return source.in_pool(work, options.threads, batches)
-
-
-def _prepare_alone(source: Source, options: Options, batches: int, opened: Callable[[], Backend]) -> Part:
-    def part(first: int) -> Figures:
-        with closing(opened()) as backend:
-            work = partial(prepared, source, backend)
-            # each process starts before the time is taken
-            for sample in source.samples(0, 1)[: options.threads]:
-                work(sample)
-            return source.in_pool(work, options.threads, batches, workers=backend.processes)(first)
-
-    return part
 
 
 def augment_alone(source: Source, options: Options, batches: int) -> Part:

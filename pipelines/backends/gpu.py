@@ -200,11 +200,11 @@ class NvdecBackend(MemoryBackend):
         assert self._nvdec
         if not video.index.description:  # a file as it is, of which NVDEC may show other frames
             return None
-        file, numbers = trim(video.index, video.data, wanted)
-        colours = self._to_rgb(video, wanted)
         kind = StreamKind(video.index.width, video.index.height, video.index.extradata)
         if kind in self._unsuited:
             return None
+        file, numbers = trim(video.index, video.data, wanted)
+        colours = self._to_rgb(video, wanted)
         try:
             return Frames(*self._nvdec(file, numbers, kind), colours, None)
         except Exception as error:  # PyNvVideoCodec's have no common class
