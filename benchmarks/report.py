@@ -120,8 +120,7 @@ def table(name: str, block: dict[str, Any]) -> str:
     if tuned := block.get("tuned"):
         lines.append(
             f"  tuned: --device {tuned['device']} --threads {tuned['threads']} --prefetch {tuned['prefetch']}"
-            + (f" --cpu-share {tuned['cpu_share']:g}" if "cpu_share" in tuned else "")
-            + f", noted in {tuned['file']} where train.py finds it"
+            f", noted in {tuned['file']} where train.py finds it"
         )
     memory, loader = block["memory"], block["loader"]
     held = {

@@ -25,14 +25,14 @@ from evaluation.settings import Embed, Settings
 from objectives import checkpoint
 from objectives.base import Downstream
 from objectives.blocks import with_running_statistics
-from pipelines.backends import BACKENDS, BackendSettings, choose_backend
+from pipelines.backends import settings_for
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler
 from shards import Dataset, InputError
 from shards.atomic import WriterLock, atomic_write
 from shards.build.scan import data_folder
 from training.processes import on_main, writing
 from training.run import data_remarks, in_turn
-from training.speed import cores, decode_processes, share
+from training.speed import cores, share
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,10 @@ def open_context(settings: Settings, protocol: str = "") -> Context:
         settings = replace(settings, layer=f"{settings.layer}:{settings.pool}")
     model = open_model(settings.checkpoint, small=_small(settings), seed=settings.seed)
     dataset = in_turn(lambda: Dataset(data_folder(settings.data)))
-    name = choose_backend(settings.device, dataset, share(cores()))
-    threads = settings.threads or BACKENDS[name].threads(share(cores()))
+    mine = share(cores())
     compute = Compute(
         Accelerator(mixed_precision=settings.mixed_precision),
-        BackendSettings(name, threads=threads, processes=decode_processes(name, threads)),
-        threads,
+        settings_for(settings.device, dataset, threads=settings.threads, decode_with="auto", cores=mine),
         settings.batch_size,
         settings.cache,
     )

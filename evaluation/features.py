@@ -63,13 +63,12 @@ class Compute:
 
     accelerator: Accelerator
     backend: BackendSettings
-    threads: int
     batch_size: int
     cache: Path | None = None
 
     def loader(self, dataset: Dataset, sampler: Sampler) -> Loader:
         """A loader whose threads work ahead of the model; to be closed."""
-        return Loader(dataset, sampler, self.backend, threads=self.threads, device=self.accelerator.device)
+        return Loader(dataset, sampler, self.backend, device=self.accelerator.device)
 
     def my_batches(self, sampler: EvalSampler) -> EvalSampler:
         """The sampler, with this process's share of its batches."""

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.backends import BackendSettings
 from pipelines.loader import Loader
 from pipelines.sampler import BatchIndices, Sample, TrainSampler
 from pipelines.sampling import ViewParams, sample_params
@@ -266,7 +267,8 @@ def video_features(
         clips = EvalClips.of(dataset, np.arange(len(dataset)), spec, layout)
         sampler = EvalSampler(dataset, clips, spec, batch_size)
         features, places = [], []
-        with Loader(dataset, sampler, threads=threads, device=device) as loader, torch.inference_mode():
+        settings = BackendSettings(threads=threads)
+        with Loader(dataset, sampler, settings, device=device) as loader, torch.inference_mode():
             for batch in loader:
                 features.append(represent(batch["views"]).float().cpu().numpy())
                 places.append(batch["row"].numpy())

@@ -39,9 +39,8 @@ class Loader:
     """The batches of a sampler, made by a backend.
 
     dataset: an open shards.Dataset. sampler: which videos, looked at how; see pipelines.sampler and eval_clips.
-    backend: its settings, or one that is made already. threads: of the pool that prepares. prefetch: batches made
-    ahead. device: where the views go; the backend's own by default. quarantine: note videos that cannot be decoded in
-    the data set's quarantine.jsonl.
+    backend: its settings, or one that is made already. prefetch: batches made ahead. device: where the views go; the
+    backend's own by default. quarantine: note videos that cannot be decoded in the data set's quarantine.jsonl.
 
     A batch is a dict: views (B, V, C, T, H, W) float32; label (B,) int64, −1 where there is none; row (B,) int64, rows
     of the table; index (B,) int64, places in the sampler's list; key, B strings; epoch, int; params, the clips'
@@ -58,7 +57,6 @@ class Loader:
         sampler: Sampler,
         backend: BackendSettings | Backend = BackendSettings(),  # noqa: B008 (frozen)
         *,
-        threads: int = 2,
         prefetch: int = 2,
         device: torch.device | None = None,
         quarantine: bool = False,
@@ -66,7 +64,9 @@ class Loader:
         spec = sampler.spec
         if spec.modality == "flow":
             _check_flow(dataset, sampler.rows)
+        threads = BackendSettings.threads
         if isinstance(backend, BackendSettings):
+            threads = backend.threads
             backend = open_backend(
                 backend, spec, sampler.max_samples, sampler.max_clips, dataset, sampler.rows
             )

@@ -10,7 +10,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 import objectives
 from objectives import Objective, load
 from pipelines import loader
-from pipelines.backends import BACKENDS, BackendSettings, Device, choose_backend
+from pipelines.backends import Device, settings_for
 from pipelines.sampler import TrainSampler
 from pipelines.views import Jitter, ViewSpec
 from shards import Dataset, InputError
@@ -59,10 +59,8 @@ class Loader(loader.Loader):
         sampler = TrainSampler(dataset, rows, spec, batch_size, seed=seed, rank=rank, world=world)
         if device is None and torch.cuda.is_available():
             device = torch.device("cuda", _environment("LOCAL_RANK", 0))
-        name = choose_backend(backend, dataset)
-        threads = threads or BACKENDS[name].threads(len(os.sched_getaffinity(0)))
-        settings = BackendSettings(name, threads=threads)
-        super().__init__(dataset, sampler, settings, threads=threads, prefetch=prefetch, device=device)
+        settings = settings_for(backend, dataset, threads=threads)
+        super().__init__(dataset, sampler, settings, prefetch=prefetch, device=device)
         self.steps_per_epoch = sampler.epoch_clips // (batch_size * world)
 
 

@@ -11,7 +11,6 @@ made by the same backend. Normalisation is undone, augmentation is not. The page
 import base64
 import html
 import io
-import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this checkout's modules, whichever are installed
 import objectives
 from objectives.command import data_once, parse
-from pipelines.backends import BACKENDS, BackendSettings, Device, choose_backend
+from pipelines.backends import Device, settings_for
 from pipelines.loader import Loader
 from pipelines.sampler import TrainSampler
 from pipelines.sampling import ViewParams
@@ -111,10 +110,8 @@ def load_batch(
 ) -> dict[str, Any]:
     """Training's batch of this number. settings: have a seed, a device and threads."""
     sampler = TrainSampler(dataset, rows, spec, size, seed=settings.seed)
-    name = choose_backend(settings.device, dataset)
-    threads = settings.threads or BACKENDS[name].threads(os.cpu_count() or 2)
-    backend = BackendSettings(name, threads=threads)
-    with Loader(dataset, sampler, backend, threads=threads, prefetch=0) as loader:
+    backend = settings_for(settings.device, dataset, threads=settings.threads)
+    with Loader(dataset, sampler, backend, prefetch=0) as loader:
         loader.load_state_dict({"samples": number * size})
         return next(loader)
 

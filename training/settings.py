@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from objectives import checkpoint
-from pipelines.backends import Device
+from pipelines.backends import DecodeWith, Device
 from shards import InputError, at_least
 from shards.documents import TEXT, AnyOf, Each, Is, one_line_of, problem, read_bytes
 
@@ -113,10 +113,7 @@ class Settings:
     """Most memory that --cache takes, GiB a process. (--cache-gb is the disk that keeps a remote data set's files.)"""
     clips_per_decode: int = 1
     """Clips of one video in a batch, drawn apart and decoded together. It changes the negatives: see docs/guides/speed.md."""
-    cpu_share: float | Literal["auto"] = 0.0
-    """With --device gpu, the share of the videos that the CPU decodes while NVDEC decodes the others, 0 to 1; auto: as the rates that
-    tools/bench_loader.py --autotune found for both."""
-    decode_with: Literal["auto", "processes", "threads"] = "auto"
+    decode_with: DecodeWith = "auto"
     """Where the CPU decodes: in processes, one for each of --threads, which do not wait for Python's lock, or in threads,
     which need no start and no memory of their own. auto takes processes where there are four cores or more."""
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 import objectives
-from pipelines.backends import BACKENDS, BackendSettings, available, choose_backend
+from pipelines.backends import BACKENDS, BackendSettings, available, settings_for
 from pipelines.loader import Loader
 from pipelines.sampler import Sampler
 from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.atomic import locked
-from shards.documents import Each, number, one_of, read_json, whole, write_json
+from shards.documents import Each, one_of, read_json, whole, write_json
 from shards.storage import cache_folder
 from training.run import Run
 from training.settings import Settings
@@ -28,13 +28,11 @@ from training.settings import Settings
 TOO_LONG = 0.05  # share of the time spent waiting from which a word is due
 PATIENCE = 50  # steps that it has to last
 _PREFETCH = 2
-_CORES_FOR_PROCESSES = 4
 TUNED = "tuned.json"
 _TUNED_ENTRY = {
     "device": one_of(*BACKENDS),
     "threads": whole(1, 2**16),
     "prefetch": whole(0, 2**16),
-    "cpu_share?": number(0, 1),
 }
 _TUNED_SHAPE = Each(str, Each(str, _TUNED_ENTRY))
 
@@ -65,7 +63,6 @@ class Speed:
             sampler,
             # what runs now and then keeps no videos, and no processes that would lie idle
             self.backend if training else replace(self.backend, cache=None, processes=0),
-            threads=self.backend.threads,
             prefetch=self.prefetch if training else min(self.prefetch, 1),
             device=device,
             quarantine=quarantine,
@@ -81,37 +78,26 @@ def settle(settings: Settings, spec: ViewSpec, dataset: Dataset) -> Speed:
     found = find_tuned(settings.objective, spec) or {}
     if found and not (settings.device in ("auto", found["device"]) and found["device"] in available(dataset)):
         found = {}
-    name = choose_backend(found.get("device", settings.device), dataset, share(cores()))
     prefetch = found.get("prefetch", _PREFETCH) if settings.prefetch is None else settings.prefetch
-    kind, cpu_share = BACKENDS[name], settings.cpu_share
-    if cpu_share == "auto":
-        cpu_share = kind.cpu_share(found.get("cpu_share") or 0.0)
-    usual = kind.threads(share(cores()), cpu_share)
+    usual = None
     if found:  # NVDEC is each GPU's own
-        usual = found["threads"] if kind.nvdec and not cpu_share else share(found["threads"])
-    threads = settings.threads or usual
+        usual = found["threads"] if BACKENDS[found["device"]].nvdec else share(found["threads"])
+    backend = settings_for(
+        found.get("device", settings.device),
+        dataset,
+        threads=settings.threads or usual,
+        decode_with=settings.decode_with,
+        cores=share(cores()),
+    )
     otherwise = "found by --autotune" if found else "default"
     given = {
-        f"--device {name}": settings.device != "auto",
-        f"--threads {threads}": settings.threads is not None,
+        f"--device {backend.name}": settings.device != "auto",
+        f"--threads {backend.threads}": settings.threads is not None,
         f"--prefetch {prefetch}": settings.prefetch is not None,
     }
     flags = ", ".join(f"{flag} ({'given' if is_given else otherwise})" for flag, is_given in given.items())
-    backend = BackendSettings(
-        name,
-        processes=decode_processes(name, threads, settings.decode_with, cpu_share),
-        threads=threads,
-        cpu_share=cpu_share,
-        cache=settings.cache,
-        cache_gib=settings.cache_gib,
-    )
+    backend = replace(backend, cache=settings.cache, cache_gib=settings.cache_gib)
     return Speed(backend, prefetch, f"loader: {flags}")
-
-
-def decode_processes(name: str, threads: int, asked: str = "auto", cpu_share: float = 0.0) -> int:
-    """How many processes decode for the backend of this name; 0 where threads do. asked: see --decode-with."""
-    wanted = asked == "processes" or (asked == "auto" and share(cores()) >= _CORES_FOR_PROCESSES)
-    return BACKENDS[name].processes(threads, cpu_share) if wanted else 0
 
 
 class Waiting:
@@ -209,8 +195,7 @@ def machine() -> str:
 def find_tuned(objective: str, spec: ViewSpec) -> dict[str, Any] | None:
     """What was found on a machine like this for the objective's spec; None where nothing was.
 
-    device: the backend. threads, prefetch: of one process that has the machine to itself. cpu_share: of the samples that
-    the CPU should decode while NVDEC decodes the others, by the rates of both; and how it was measured.
+    device: the backend. threads, prefetch: of one process that has the machine to itself. And how it was measured.
     Raises InputError where the file is not one that `note_tuned` wrote.
     """
     return _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))

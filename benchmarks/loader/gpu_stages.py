@@ -35,12 +35,11 @@ from benchmarks.loader.parts import (
 from benchmarks.loader.rounds import Figures, GpuMonitor, Part, Source
 from benchmarks.report import describe
 from objectives.base import ShardSettings
-from pipelines.backends import available, choose_backend
+from pipelines.backends import available, choose_backend, in_processes
 from shards import Dataset
 from shards.atomic import made_once
 from shards.several import joined
 from training.log import read_metrics
-from training.speed import decode_processes
 
 ROOT = Path(__file__).parents[2]
 EVEN, UNEVEN = 336, 340  # pixels of width; the second is no multiple of 16
@@ -72,13 +71,14 @@ class Day:
         cores = len(os.sched_getaffinity(0))
         if self.dry:
             return Options("gpu", cores, device=self.device, prefetch=0, on_cpu_dali=True)
-        way = "processes" if decode_processes("hybrid", cores) else "threads"
+        way = "processes" if in_processes("auto", cores) else "threads"
         return Options("gpu", cores, device=self.device, decode_with=way)
 
-    def nvdec_options(self, cpu_share: float = 0.0) -> Options:
+    @property
+    def nvdec_options(self) -> Options:
         """The same with as many threads as train.py takes."""
         options = self.options
-        return replace(options, threads=options.kind.threads(options.threads, cpu_share), cpu_share=cpu_share)
+        return replace(options, threads=options.kind.threads(options.threads))
 
     def data(self, width: int = EVEN) -> Path:
         """Rendered on first use: 64 videos of ten seconds."""
@@ -165,10 +165,10 @@ def sizes(day: Day, _: dict[str, Any]) -> Measurements:
     """NVDEC alone, videos of one width, of another, and of both in turns: what it costs to change a decoder's size."""
     for width in (EVEN, UNEVEN):
         source = day.source("dpc", width=width)
-        yield f"{width}×256", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
+        yield f"{width}×256", partial(_timed, nvdec_alone, day, source, day.nvdec_options)
     both = joined([Dataset(day.data(width)) for width in (EVEN, UNEVEN)])
     source = replace(day.source("dpc"), dataset=both, rows=both.select())
-    yield "both", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
+    yield "both", partial(_timed, nvdec_alone, day, source, day.nvdec_options)
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -181,24 +181,15 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
-    """At the paper's batch: what the cores decode, the loader on each backend, and both with the model.
-
-    cpu_share: for --cpu-share, by the rates of the two loaders; then the loader with it.
-    """
+    """At the paper's batch: what the cores decode, the loader on each backend, and both with the model."""
     source = day.source(name, objectives.get(name).recipe.batch_size)
-    on = {"gpu": day.nvdec_options(), "hybrid": replace(day.options, name="hybrid")}
+    on = {"gpu": day.nvdec_options, "hybrid": replace(day.options, name="hybrid")}
     for way in ("threads", "processes")[: 1 if day.dry else 2]:
         options = replace(on["hybrid"], decode_with=way)
         yield f"decode and crop, {way}", partial(_timed, decode_alone, day, source, options)
     yield "nvdec", partial(_timed, nvdec_alone, day, source, on["gpu"])
     for backend, options in on.items():
         yield f"loader {backend}", partial(_timed, loader_alone, day, source, options)
-    rates = [found[f"loader {backend}"].get("clips_per_s") for backend in ("hybrid", "gpu")]
-    if all(rates):
-        share = rates[0] / sum(rates)
-        yield "cpu_share", lambda: {"cpu_share": share}
-        options = day.nvdec_options(share)
-        yield "loader gpu with cpu_share", partial(_timed, loader_alone, day, source, options)
     for backend, options in on.items():
         yield f"together {backend}, bf16", partial(_together, day, name, source, options)
 
@@ -214,7 +205,7 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
     """Other libraries on the same clips: DALI's decoder and SPDL's on NVDEC, beside ours; and SPDL on the CPU."""
     for name in day.methods[:2]:
         source = day.source(name)
-        yield f"{name}, ours on NVDEC", partial(_timed, nvdec_alone, day, source, day.nvdec_options())
+        yield f"{name}, ours on NVDEC", partial(_timed, nvdec_alone, day, source, day.nvdec_options)
         yield f"{name}, DALI on NVDEC", partial(_timed, dali_nvdec, day, source)
         for threads in (7, 14) if not day.dry else ():
             key = f"{name}, SPDL on NVDEC, {threads} threads"

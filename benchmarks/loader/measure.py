@@ -1,6 +1,5 @@
 """One objective's block of the result: its parts, the loader, the model and the peers, timed in turns."""
 
-import os
 import resource
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from benchmarks.loader.parts import (
 )
 from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians, ratio
 from benchmarks.loader.sweep import autotune, parse_axes, sweep
-from pipelines.backends import BACKENDS, choose_backend
+from pipelines.backends import BACKENDS, DecodeWith, choose_backend, in_processes
 from shards import Dataset, InputError, at_least
 from training import speed
 
@@ -61,7 +60,7 @@ class Settings:
     """Of the model's arithmetic (autocast)."""
     threads: int | None = None
     """Decoding threads, SPDL's too; as many as there are cores, or eight with NVDEC, by default."""
-    decode_with: Literal["auto", "threads", "processes"] = "auto"
+    decode_with: DecodeWith = "auto"
     """Where the CPU decodes. auto is train.py's choice: processes where there are four cores or more."""
     prefetch: int = 2
     """Batches made ahead."""
@@ -101,10 +100,10 @@ def measure(settings: Settings, config: Any, dataset: Dataset) -> dict[str, Any]
     source = Source(dataset, rows, spec, settings.batch_size, settings.seed)
     options = Options(
         backend,
-        threads=settings.threads or BACKENDS[backend].threads(os.cpu_count() or 2),
+        threads=settings.threads or BACKENDS[backend].threads(speed.cores()),
         prefetch=settings.prefetch,
         device=device,
-        decode_with="processes" if speed.decode_processes("cpu", 1, settings.decode_with) else "threads",
+        decode_with="processes" if in_processes(settings.decode_with, speed.cores()) else "threads",
     )
     # complains at once about data that cannot be loaded
     with replace(options, prefetch=0).loader(source, 0) as loader:
@@ -239,7 +238,7 @@ def _in_series(rounds: dict[str, list[Figures]]) -> list[Figures]:
 
 def _autotuned(source: Source, options: Options, step: Step | None, settings: Settings) -> dict[str, Any]:
     best, tried = autotune(source, options, step, settings.rounds, settings.batches)
-    flags = ("device", "threads", "prefetch")  # and not cpu_share, which was not timed as such
+    flags = ("device", "threads", "prefetch")
     rate = next(one["clips_per_s"] for one in reversed(tried) if all(one[k] == best[k] for k in flags))
     measured = {"data": source.dataset.name, "clips_per_s": rate, "with_model": step is not None}
     file = speed.note_tuned(settings.objective, source.spec, best | measured)

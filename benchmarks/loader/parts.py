@@ -43,7 +43,7 @@ class Options(BackendSettings):
     decode_with: str = "threads"
 
     def __post_init__(self) -> None:
-        found = self.kind.processes(self.threads, self.cpu_share) if self.decode_with == "processes" else 0
+        found = self.kind.processes(self.threads) if self.decode_with == "processes" else 0
         object.__setattr__(self, "processes", found)
 
     @property
@@ -52,8 +52,7 @@ class Options(BackendSettings):
 
     def loader(self, source: Source, first: int) -> Loader:
         """A loader that begins at sample `first`; to be closed."""
-        how = {"threads": self.threads, "prefetch": self.prefetch, "device": self.device}
-        loader = Loader(source.dataset, source.sampler, self, **how)  # type: ignore[arg-type]
+        loader = Loader(source.dataset, source.sampler, self, prefetch=self.prefetch, device=self.device)
         loader.load_state_dict({"samples": first})
         return loader
 

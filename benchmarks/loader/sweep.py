@@ -1,14 +1,13 @@
 """How the loader's speed depends on its flags, and which of them suit this machine best."""
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from benchmarks.loader.parts import Options, Step, loader_alone, together
 from benchmarks.loader.rounds import Figures, Part, Source, in_turns, medians
-from pipelines.backends import BACKENDS, SHARING, available, choose_backend
+from pipelines.backends import BACKENDS, available, choose_backend
 from shards import InputError
 
 LEAST = {
@@ -86,17 +85,14 @@ def autotune(
     """
     tried: list[Figures] = []
 
-    def timed(candidates: list[Options], step: Step | None) -> list[Figures]:
+    def best(candidates: list[Options]) -> Options:
         parts = {
             f"{one.name}, {one.threads} threads, {one.prefetch} ahead": together(step, source, one, batches)
             if step
             else loader_alone(source, one, batches)
             for one in candidates
         }
-        return [medians(figures) for figures in in_turns(parts, rounds, 0, "autotune").values()]
-
-    def best(candidates: list[Options]) -> Options:
-        found = timed(candidates, step)
+        found = [medians(figures) for figures in in_turns(parts, rounds, 0, "autotune").values()]
         tried.extend(flags_of(one) | figures for one, figures in zip(candidates, found, strict=True))
         return least(candidates, found)
 
@@ -108,11 +104,7 @@ def autotune(
         for t in sorted({*threads, BACKENDS[name].threads(cores)})
     ]
     chosen = best(every)
-    share = cpu_share(every, lambda both: timed(both, None))
-    found = flags_of(best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)]))
-    if share is not None:
-        found["cpu_share"] = share
-    return found, tried
+    return flags_of(best([replace(chosen, prefetch=ahead) for ahead in (1, 2, 4)])), tried
 
 
 def least(candidates: list[Options], found: list[Figures]) -> Options:
@@ -120,18 +112,6 @@ def least(candidates: list[Options], found: list[Figures]) -> Options:
     rates = [figures["clips_per_s"] for figures in found]
     enough = [one for one, clips in zip(candidates, rates, strict=True) if clips >= ENOUGH * max(rates)]
     return min(enough, key=lambda one: (one.threads, one.prefetch))
-
-
-def cpu_share(candidates: list[Options], timed: Callable[[list[Options]], list[Figures]]) -> float | None:
-    """The share of the samples, 0–1, that the CPU should decode beside NVDEC, by what each does alone.
-
-    candidates: all that this machine has; of both kinds the one with the most threads is timed. None where one kind lacks.
-    """
-    most = {one.name: one for one in candidates if one.name in SHARING}
-    if len(most) < 2:
-        return None
-    on_cpu, on_gpu = (figures["clips_per_s"] for figures in timed([most[name] for name in SHARING]))
-    return round(on_cpu / (on_cpu + on_gpu), 2)
 
 
 def flags_of(options: Options) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.backends.base import Backend, SharedBackend
+from pipelines.backends.base import Backend
 from pipelines.backends.base import BackendSettings as BackendSettings
 from pipelines.backends.cpu import Cache, CachedBackend, CpuBackend, CpuDecodeBackend
 from pipelines.views import ViewSpec
@@ -29,6 +29,8 @@ from shards import Dataset, InputError
 
 Device = Literal["auto", "gpu", "hybrid", "cpu"]
 """What --device takes: the backends, and auto."""
+DecodeWith = Literal["auto", "processes", "threads"]
+CORES_FOR_PROCESSES = 4  # with fewer, auto decodes in threads
 # both by what an H200 measured: docs/notes/gpu.md
 MANY_CORES = 8  # for one GPU: from about these on the CPU decodes more than NVDEC does
 NVDEC_THREADS = 8  # 16 decoded less
@@ -68,19 +70,13 @@ class Kind:
         """Whether its views lie in GPU memory."""
         return "gpu" in self.caches
 
-    def threads(self, cores: int, cpu_share: float = 0.0) -> int:
+    def threads(self, cores: int) -> int:
         """Of the pool that prepares, by default. cores: for this process. NVDEC's threads wait for it, and need no core."""
-        if not self.nvdec:
-            return cores
-        return max(cores, NVDEC_THREADS) if cpu_share else NVDEC_THREADS
+        return NVDEC_THREADS if self.nvdec else cores
 
-    def processes(self, threads: int, cpu_share: float) -> int:
+    def processes(self, threads: int) -> int:
         """How many processes could decode, in place of `threads` threads."""
-        return threads if cpu_share or not self.nvdec else 0
-
-    def cpu_share(self, measured: float) -> float:
-        """BackendSettings.cpu_share, where this share would be the fastest."""
-        return measured if self.nvdec else 0.0
+        return 0 if self.nvdec else threads
 
     def bytes_to_gpu(self, spec: ViewSpec, encoded: int) -> int:
         """What goes to the GPU of a clip whose video has `encoded` bytes."""
@@ -101,8 +97,6 @@ BACKENDS: dict[str, Kind] = {
     "hybrid": Kind(_of_gpu("HybridBackend"), ("host", "gpu")),
     "gpu": Kind(_of_gpu("NvdecBackend"), ("host", "gpu"), timed=("trim", "nvdec", "graph"), nvdec=True),
 }
-SHARING = ("hybrid", "gpu")
-"""The backends whose rates say what share of the samples the CPU should decode: (CPU, NVDEC)."""
 
 
 def open_backend(
@@ -123,18 +117,39 @@ def open_backend(
     def made(make: Callable[..., Backend], **changes: Any) -> Backend:
         return make(spec, max_samples, max_clips, replace(settings, **changes))
 
-    beside_nvdec = BACKENDS["cpu" if settings.on_cpu_dali else "hybrid"].make  # for what the CPU decodes
     backend = made(kind.make)  # after the cache, which may refuse: it starts processes
-    if settings.cpu_share:
-        backend = SharedBackend(backend, made(beside_nvdec), settings.cpu_share)
     if cache is None:
         return backend
-    if settings.cache == "gpu":
-        alone = kind.nvdec and not settings.cpu_share  # it renders frames that lie in the GPU's memory
-        return CachedBackend(backend, backend if alone else made(_of_gpu("MemoryBackend")), cache)
+    if settings.cache == "gpu":  # NVDEC's backend renders frames that lie there by itself
+        return CachedBackend(backend, backend if kind.nvdec else made(_of_gpu("MemoryBackend")), cache)
     if isinstance(backend, CpuDecodeBackend):
         return CachedBackend(backend, backend, cache)
-    return CachedBackend(backend, made(beside_nvdec, processes=0), cache)
+    on_cpu = BACKENDS["cpu" if settings.on_cpu_dali else "hybrid"].make
+    return CachedBackend(backend, made(on_cpu, processes=0), cache)
+
+
+def settings_for(
+    device: str,
+    dataset: Dataset | None,
+    *,
+    threads: int | None = None,
+    decode_with: DecodeWith = "threads",
+    cores: int | None = None,
+) -> BackendSettings:
+    """The backend that `choose_backend` finds, and raises as it does, with threads to suit it unless they are given.
+
+    cores: of this process; by default those that it may use.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    name = choose_backend(device, dataset, cores)
+    threads = threads or BACKENDS[name].threads(cores)
+    processes = BACKENDS[name].processes(threads) if in_processes(decode_with, cores) else 0
+    return BackendSettings(name, threads=threads, processes=processes)
+
+
+def in_processes(decode_with: DecodeWith, cores: int) -> bool:
+    """Whether the CPU decodes in processes. cores: of this process."""
+    return decode_with == "processes" or (decode_with == "auto" and cores >= CORES_FOR_PROCESSES)
 
 
 def choose_backend(name: str, dataset: Dataset | None = None, cores: int | None = None) -> str:
@@ -225,14 +240,7 @@ def _has_dali() -> bool:
 
 
 def _check(settings: BackendSettings) -> None:
-    if not 0 <= settings.cpu_share <= 1:
-        raise InputError(f"--cpu-share {settings.cpu_share:g}: give a share from 0 to 1")
-    kind = BACKENDS[settings.name]
-    if settings.cpu_share and not kind.cpu_share(settings.cpu_share):
-        raise InputError(
-            f"--cpu-share {settings.cpu_share:g}: with --device {settings.name} the CPU decodes all: leave it out"
-        )
-    if settings.cache == "gpu" and not kind.on_gpu and not settings.on_cpu_dali:
+    if settings.cache == "gpu" and not BACKENDS[settings.name].on_gpu and not settings.on_cpu_dali:
         raise InputError(
             f"--cache gpu: with --device {settings.name} nothing is made on a GPU; use --cache host"
         )

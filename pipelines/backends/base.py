@@ -41,17 +41,15 @@ class BackendSettings:
     """Which backend makes the views, and with what.
 
     name: of BACKENDS. processes: that decode, where the CPU does; 0 leaves it to the loader's threads. threads: of
-    DALI's pipelines. pipelines: of DALI, that take turns, and so the batches that are under way on the GPU.
-    cpu_share: of the samples, which the CPU decodes while NVDEC decodes the others (gpu only). cache: keep decoded videos
-    in host or GPU memory, at most cache_gib GiB in this process. on_cpu_dali: DALI's CPU operators in place of the
-    GPU's, for tests.
+    the loader's pool, and of each of DALI's pipelines. pipelines: of DALI, that take turns, and so the batches that are
+    under way on the GPU. cache: keep decoded videos in host or GPU memory, at most cache_gib GiB in this process.
+    on_cpu_dali: DALI's CPU operators in place of the GPU's, for tests.
     """
 
     name: str = "cpu"
     threads: int = 2
     processes: int = 0
     pipelines: int = 2
-    cpu_share: float = 0.0
     cache: Literal["host", "gpu"] | None = None
     cache_gib: float = 16.0
     on_cpu_dali: bool = False
@@ -175,23 +173,6 @@ class Combined(Backend):
     def _places(prepared: list[tuple[int, Any]], number: int) -> list[int]:
         """The samples that a member makes."""
         return [place for place, (one, _) in enumerate(prepared) if one == number]
-
-
-class SharedBackend(Combined):
-    """NVDEC and the CPU side by side: the share of the samples that the CPU decodes is spread evenly over them."""
-
-    def __init__(self, nvdec: Backend, on_cpu: Backend, cpu_share: float) -> None:
-        super().__init__([nvdec, on_cpu])
-        self._share = cpu_share
-
-    def prepare(self, video: Video, sample: Sample, out: Any) -> tuple[int, Any]:
-        number = int(in_share(sample.slot, self._share))
-        return number, self.members[number].prepare(video, sample, out)
-
-
-def in_share(slot: int, share: float) -> bool:
-    """Whether this slot is one of the `share` (0–1) of all slots, which are spread evenly over them."""
-    return int((slot + 1) * share) > int(slot * share)
 
 
 def is_device_fault(error: Exception) -> bool:

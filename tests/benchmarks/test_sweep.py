@@ -92,16 +92,3 @@ def test_autotune_takes_the_least_that_is_as_good_as_the_best(
         2,
         4,
     }
-
-
-def test_cpu_share_is_by_what_each_kind_does_alone() -> None:
-    ways = [replace(OPTIONS, name=name, threads=t) for name in ("cpu", "hybrid", "gpu") for t in (1, 4)]
-    timed: list[list[Options]] = []
-
-    def rates(those: list[Options]) -> list[Figures]:
-        timed.append(those)
-        return [{"clips_per_s": {"hybrid": 100.0, "gpu": 300.0}[one.name]} for one in those]
-
-    assert sweep.cpu_share(ways, rates) == 0.25
-    assert [(one.name, one.threads) for one in timed[0]] == [("hybrid", 4), ("gpu", 4)]
-    assert sweep.cpu_share(ways[:4], rates) is None and len(timed) == 1

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import colour
+from pipelines.backends import BackendSettings
 from pipelines.eval_clips import EvalClips, EvalLayout, EvalSampler, eval_params
 from pipelines.loader import Loader
 from pipelines.views import Jitter, ViewSpec
@@ -80,7 +81,7 @@ def test_what_a_batch_holds_does_not_depend_on_who_makes_it(data: Path) -> None:
     whole = list(Loader(dataset, EvalSampler(dataset, windows, SPEC, 5)))
     assert np.concatenate([batch["index"] for batch in whole]).tolist() == list(range(len(windows)))
     mine_only = EvalSampler(dataset, windows, SPEC, 5, [3, 1])
-    alone = list(Loader(dataset, mine_only, prefetch=0, threads=1))
+    alone = list(Loader(dataset, mine_only, BackendSettings(threads=1), prefetch=0))
     for mine, number in zip(alone, (3, 1), strict=True):
         assert mine["epoch"] == number
         assert (mine["views"] == whole[number]["views"]).all()

@@ -38,7 +38,6 @@ def batches(dataset: Dataset, backend: str, **options: Any) -> list[dict[str, An
         {"backend": "hybrid", "cache": "gpu", "cache_gib": 1},
         {"backend": "gpu", "cache": "gpu", "cache_gib": 0.01},  # seven of twelve
         {"backend": "gpu", "cache": "host", "cache_gib": 1},
-        {"backend": "gpu", "cpu_share": 0.5},
         {"backend": "gpu", "clips": 2},
     ],
 )

@@ -51,7 +51,6 @@ def loader(
     clips: int = 1,
     window: int | None = None,
     backend: str | Backend = "cpu",
-    threads: int = 2,
     prefetch: int = 2,
     device: torch.device | None = None,
     **settings: Any,
@@ -66,7 +65,7 @@ def loader(
         given: BackendSettings | Backend = BackendSettings(backend, **options)
     else:
         given = backend
-    return Loader(dataset, sampler, given, threads=threads, prefetch=prefetch, device=device, quarantine=True)
+    return Loader(dataset, sampler, given, prefetch=prefetch, device=device, quarantine=True)
 
 
 class Encoded(Video):

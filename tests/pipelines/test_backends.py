@@ -216,15 +216,13 @@ def test_colours_are_what_the_container_or_the_stream_states(
 
 
 def test_nvdec_has_its_threads_whatever_the_cores() -> None:
-    assert [BACKENDS[name].threads(2, 0.0) for name in ("cpu", "hybrid", "gpu")] == [2, 2, 8]
-    assert [BACKENDS["gpu"].threads(cores, 0.5) for cores in (2, 16)] == [8, 16]
+    assert [BACKENDS[name].threads(2) for name in ("cpu", "hybrid", "gpu")] == [2, 2, 8]
+    assert BACKENDS["gpu"].threads(16) == 8
 
 
-@pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}, {"cpu_share": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}])
 @pytest.mark.parametrize("backend", ["cpu", "hybrid", "gpu"])
 def test_every_backend_loads_the_same_batches(vp9_folder: Path, backend: str, settings: dict) -> None:
-    if "cpu_share" in settings and backend != "gpu":
-        pytest.skip("decodes on the CPU only")
     dataset = Dataset(vp9_folder)
     with loader(dataset, SPEC, clips=2) as cpu, loader(
         dataset, SPEC, clips=2, backend=backend, cache_gib=0.01, prefetch=4, **settings

@@ -9,10 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.backends.base import in_share
 from pipelines.backends.cpu import Cache, Decoded, Frames, chosen
 from pipelines.decode import decode_views
 from pipelines.views import Jitter, ViewSpec
@@ -256,37 +255,3 @@ def test_a_cache_makes_no_more_than_it_needs(dataset: Dataset) -> None:
 def test_a_gpu_cache_needs_a_gpu(dataset: Dataset) -> None:
     with pytest.raises(InputError, match=r"--cache gpu.*--cache host"):
         loader(dataset, SPEC, cache="gpu", on_cpu_dali=False)
-
-
-@settings(max_examples=60)
-@given(st.floats(0, 1), st.integers(0, 10_000), st.integers(1, 300))
-def test_a_share_is_spread_evenly(share: float, first: int, count: int) -> None:
-    taken = sum(in_share(slot, share) for slot in range(first, first + count))
-    assert abs(taken - share * count) <= 1
-
-
-def test_decoders_side_by_side(vp9_folder: Path) -> None:
-    """A share of a batch is made as the CPU backend makes it, the rest as NVDEC's; the clips stand where they stood."""
-    dataset = Dataset(vp9_folder)
-    both, nvdec, cpu = (
-        batches(dataset, 4, **extra)
-        for extra in ({"backend": "gpu", "cpu_share": 0.3}, {"backend": "gpu"}, {"backend": "cpu"})
-    )
-    ways = Counter()
-    for number, (mixed, one, other) in enumerate(zip(both, nvdec, cpu, strict=True)):
-        for place in range(4):
-            slot = 4 * number % 8 + place
-            expected = other if in_share(slot, 0.3) else one
-            assert torch.equal(mixed["views"][place], expected["views"][place])
-            ways[in_share(slot, 0.3)] += 1
-        assert mixed["row"].tolist() == one["row"].tolist()
-    assert ways == {True: 4, False: 12}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"cpu_share": 0.5}, {"cpu_share": 0.5, "backend": "hybrid"}, {"cpu_share": 1.5, "backend": "gpu"}],
-)
-def test_a_share_that_cannot_be(dataset: Dataset, options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="--cpu-share"):
-        loader(dataset, SPEC, **options)

@@ -24,7 +24,6 @@ def test_what_does_not_go_together_ends_in_one_line(data: Path, tmp_path: Path) 
         (
             (("--clips-per-decode", 3), "--clips-per-decode 3: must be at least 1 and divide --batch-size 4"),
             (("--cache", "gpu"), "--cache gpu: with --device cpu"),
-            (("--cpu-share", 0.5), "--cpu-share 0.5: with --device cpu"),
             (("--cache", "host", "--cache-gib", 0), "--cache-gib 0: must be above 0"),
         )
     ):
