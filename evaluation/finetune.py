@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss
 
 from evaluation import metrics
 from evaluation.context import Context, write_arrays, write_json
@@ -108,7 +107,7 @@ class Recognition(Task):
     def judge(self, found: Features) -> tuple[float, float]:
         videos, labels = found.by_video(), self.labelled.labels
         top1 = float(metrics.hits(videos.x, labels[videos.row]).mean())
-        return top1, log_loss(labels[found.row], found.x, labels=range(self.classes))
+        return top1, metrics.cross_entropy(found.x, labels[found.row])
 
 
 class HeldOut(Evaluator):

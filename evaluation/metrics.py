@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
-from sklearn.model_selection import StratifiedGroupKFold
 
 from shards import Dataset, InputError
 
@@ -64,8 +62,17 @@ def hits(probabilities_MC: NDArray, labels_M: NDArray, k: int = 1) -> NDArray[np
     return (order == labels_M[:, None]).any(1).astype(np.float64)
 
 
+def cross_entropy(probabilities_MC: NDArray, labels_M: NDArray) -> float:
+    """−log of the label's probability, the mean."""
+    from sklearn.metrics import log_loss
+
+    return float(log_loss(labels_M, probabilities_MC, labels=range(probabilities_MC.shape[1])))
+
+
 def confusion(probabilities_MC: NDArray, labels_M: NDArray) -> NDArray[np.int64]:
     """(C, C) counts: rows are the labels, columns what was predicted."""
+    from sklearn.metrics import confusion_matrix  # here, since it takes a second
+
     counts = confusion_matrix(labels_M, probabilities_MC.argmax(1), labels=range(probabilities_MC.shape[1]))
     return counts.astype(np.int64)
 
@@ -167,6 +174,8 @@ class Labelled:
         )
 
     def _folds(self, folds: int) -> list[Split]:
+        from sklearn.model_selection import StratifiedGroupKFold  # here, since it takes a second
+
         rows = self.dataset.select()
         rows = rows[self.labels[rows] >= 0]
         groups = np.unique(self.groups[rows])

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss
 
 from evaluation import metrics
 from evaluation.context import Context, open_context
@@ -248,9 +247,7 @@ class Intention(Task):
 
     def judge(self, found: Features) -> tuple[float, float]:
         truth = self.fails.classes(found)
-        return metrics.class_mean(metrics.confusion(found.x, truth)), log_loss(
-            truth, found.x, labels=range(3)
-        )
+        return metrics.class_mean(metrics.confusion(found.x, truth)), metrics.cross_entropy(found.x, truth)
 
 
 def oops_finetune(settings: OopsFinetune) -> None:

@@ -3,12 +3,9 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,7 +15,9 @@ from pipelines.views import ViewSpec
 from shards import Dataset
 from shards.video.mp4 import DecodeError
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SIDE, FRAMES, MILLISECONDS = 112, 10, 120
 
 
@@ -26,7 +25,14 @@ def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _drawn(figure: Figure) -> str:
+def _figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches."""
+    from matplotlib.figure import Figure  # here, since it takes a second
+
+    return Figure(figsize=(width, height))
+
+
+def _drawn(figure: "Figure") -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=160, bbox_inches="tight")
     return _uri("png", out.getvalue())
@@ -34,7 +40,7 @@ def _drawn(figure: Figure) -> str:
 
 def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, log: bool = False) -> str:
     """Accuracy over something, with its intervals: name → (x, score)."""
-    figure = Figure(figsize=(5, 3.2))
+    figure = _figure(5, 3.2)
     axes = figure.add_subplot()
     for name, points in lines.items():
         xs, found = zip(*points, strict=True)
@@ -56,12 +62,12 @@ def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, lo
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
     """name → (xs, ys)."""
-    figure = Figure(figsize=(5, 3.2))
+    figure = _figure(5, 3.2)
     axes = figure.add_subplot()
     for name, (xs, ys) in series.items():
         axes.plot(xs, ys, label=name, marker="." if len(xs) < 20 else "")
     axes.set(xlabel=x, ylabel=y)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params(axis="x", integer=True)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if y == "%":
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
@@ -74,7 +80,7 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
 def confusion(counts_CC: NDArray, classes: Sequence[str]) -> str:
     shares = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
     side = min(3 + 0.25 * len(classes), 12)
-    figure = Figure(figsize=(side, side))
+    figure = _figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = min(10, 600 / max(len(classes), 1))  # so that the names of UCF101's classes do not overlap
@@ -98,7 +104,7 @@ def t_sne(x_MD: NDArray, labels_M: NDArray, classes: Sequence[str]) -> str:
     x = x / max(x.std(), 1e-12)  # networks' features lie close together
     perplexity = max(1.0, min(30.0, (len(x) - 1) / 3))
     at = TSNE(2, perplexity=perplexity, init="random", random_state=0).fit_transform(x)
-    figure = Figure(figsize=(5, 4.2))
+    figure = _figure(5, 4.2)
     axes = figure.add_subplot()
     for label in np.unique(labels):
         axes.scatter(at[labels == label, 0], at[labels == label, 1], s=14, label=classes[label])
@@ -109,7 +115,7 @@ def t_sne(x_MD: NDArray, labels_M: NDArray, classes: Sequence[str]) -> str:
 
 def memory(usage_K: NDArray, norm_K: NDArray, marked: NDArray) -> str:
     """How much each slot is used, and how long it is, with some of them marked (MemDPC, Fig. 8)."""
-    figure = Figure(figsize=(5, 3.2))
+    figure = _figure(5, 3.2)
     above, below = figure.subplots(2, sharex=True)
     for axes, values, name in ((above, 100 * usage_K, "use, %"), (below, norm_K, "‖M‖")):
         axes.bar(range(len(values)), values, width=1, color="#94a3b8")

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -59,6 +56,9 @@ class Linear:
     """Multinomial logistic regression."""
 
     def __init__(self, x_ND: NDArray, y_N: NDArray, classes: int, strength: float, times_N: NDArray) -> None:
+        from sklearn.exceptions import ConvergenceWarning  # here, since it takes a second
+        from sklearn.linear_model import LogisticRegression
+
         self.classes = classes
         self.model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
         with warnings.catch_warnings():
@@ -160,6 +160,8 @@ def fit(
 
     times_N: how often a sample counts. Without held-out samples the middle strength and the last epoch are taken.
     """
+    from sklearn.preprocessing import StandardScaler
+
     times = np.ones(len(y_N), np.int64) if times_N is None else times_N
     scaler = StandardScaler().fit(x_ND)
     x_ND = scaler.transform(x_ND).astype(np.float32)

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torchvision.models import video
 
 from models.dpc import ResNet2d3d
 from models.networks import C3D, R3D, S3DG, R2Plus1D, Stages
@@ -27,11 +26,15 @@ class Backbone:
 
 
 def _torchvision_resnet(name: str, _width: float, _channels: int) -> Stages:
+    from torchvision.models import video  # here, since it takes two seconds
+
     net = getattr(video, name)()
     return Stages([net.stem, net.layer1, net.layer2, net.layer3, net.layer4], (64, 64, 128, 256, 512))
 
 
 def _torchvision_s3d(_width: float, _channels: int) -> Stages:
+    from torchvision.models import video
+
     layers = list(video.s3d().features)
     ends = (0, 2, 5, 8, 14, 16)  # a stage ends with its pooling
     stages = [nn.Sequential(*layers[a:b]) for a, b in pairwise(ends)]

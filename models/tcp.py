@@ -8,7 +8,6 @@ which c_t depends on h_1 … h_t only. Letters: B videos, D features, T segments
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from models.networks import run_checkpointed, scaled
 
@@ -46,6 +45,8 @@ class StackedResNet18(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # here, since it takes two seconds
+
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))

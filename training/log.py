@@ -29,7 +29,6 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torchvision.utils import flow_to_image, save_image
 
 from objectives.checkpoint import git_commit
 from pipelines import colour
@@ -288,6 +287,8 @@ def visible(views_BVCTHW: Tensor, spec: ViewSpec) -> Tensor:
     """
     frames_BVTCHW = views_BVCTHW.detach().float().cpu().transpose(2, 3)
     if spec.modality == "flow":
+        from torchvision.utils import flow_to_image  # here, since it takes two seconds
+
         flow = frames_BVTCHW.flatten(0, 2)[:, :2]
         return flow_to_image(flow).unflatten(0, frames_BVTCHW.shape[:3]).movedim(3, -1)
     if spec.modality == "difference":
@@ -311,6 +312,8 @@ def save_views(
 
     batch["views"]: (B, V, C, T, H, W) as the loader gives them; shown as `visible` does.
     """
+    from torchvision.utils import save_image
+
     pixels_BVTHW3 = visible(batch["views"][:samples], spec)
     T = pixels_BVTHW3.shape[2]
     chosen = torch.linspace(0, T - 1, min(frames, T)).round().long()

@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 import objectives
-from benchmarks.loader.dataloader_peer import dataloader_peers
 from benchmarks.loader.decoders import decoded_per_used, libavcodec, spdl
 from benchmarks.loader.parts import (
     Options,
@@ -169,6 +168,8 @@ def _peers(
     found: dict[str, tuple[Figures, Part | None]] = {}
     batches, threads = settings.batches, options.threads
     if "dataloader" in settings.against:
+        from benchmarks.loader.dataloader_peer import dataloader_peers  # torchvision takes two seconds
+
         found |= dataloader_peers(source, options, batch["views"], batches, settings.workers, stack)
     if "spdl" in settings.against:
         tuned_title, title = f"SPDL tuned, uint8 crops, workers: {threads}", "SPDL, one window a clip"
