@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -96,6 +96,7 @@ def build(
     return network
 
 
+@cache
 def map_shape(name: str, frames: int, size: int) -> tuple[int, int, int]:
     """(t, h, w) of the last stage's map for clips of `frames` frames of size², found without computing it."""
     with torch.device("meta"):

@@ -7,13 +7,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from torch.distributed import PrefixStore
+from torch.distributed import DistError, PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 import objectives
@@ -149,10 +150,15 @@ def in_turn(opened: Callable[[], Dataset]) -> Dataset:
     store, here = PrefixStore(f"slipstream-data-{next(_TURNS)}", _get_default_store()), socket.gethostname()
 
     def wait_for(key: str) -> None:
-        while not store.check([key]):
-            if store.check(["failed"]):
-                raise InputError(store.get("failed").decode())
-            time.sleep(0.1)
+        try:
+            while not store.check([key]):
+                if store.check(["failed"]):
+                    raise InputError(store.get("failed").decode())
+                time.sleep(0.1)
+        except DistError as error:  # the store is the launcher's or process 0's
+            raise InputError(
+                "process 0 ended before the data set was open: its own message says why"
+            ) from error
 
     try:
         if not state.is_local_main_process:
@@ -160,7 +166,8 @@ def in_turn(opened: Callable[[], Dataset]) -> Dataset:
         dataset = opened()
     except BaseException as error:
         failed = f"process {state.process_index} cannot open the data set: its own message says why"
-        store.set("failed", str(error) if isinstance(error, InputError) else failed)
+        with suppress(DistError):
+            store.set("failed", str(error) if isinstance(error, InputError) else failed)
         raise
     for key in (f"made on {here}", f"opened by {state.process_index}"):
         store.set(key, "")

@@ -2,6 +2,9 @@
 
 import torch
 import torch._dynamo
+import torchvision.models
+import torchvision.utils
+from sklearn import metrics, model_selection
 
 import objectives
 import tests.training.toy
@@ -9,4 +12,4 @@ import train
 
 torch.set_num_threads(1)
 objectives.available()
-loaded = train, tests.training.toy
+loaded = train, tests.training.toy, metrics, model_selection, torchvision

@@ -14,7 +14,7 @@ from tests.training.harness import TOY, lines, steps, train
 
 ROOT = Path(__file__).parents[2]
 TURNS = """
-import sys, time
+import os, sys, time
 from datetime import timedelta
 from accelerate import PartialState
 from shards import InputError
@@ -36,8 +36,13 @@ for ends in (InputError("no such folder"), SystemExit(2)):
         raise ends
     try:
         in_turn(failing)
-    except InputError as error:
+    except (InputError, SystemExit) as error:
         print(error, flush=True)
+try:
+    in_turn(lambda: opened)  # both are here
+    in_turn(lambda: os._exit(3))  # of process 0, and with it the store goes
+except InputError as error:
+    print(error, flush=True)
 """
 
 
@@ -119,6 +124,7 @@ def test_a_data_set_that_takes_longer_than_a_collective_operation_may_is_waited_
     ]  # fmt: skip
     (first, why), (second, _) = (one.communicate(timeout=120) for one in running)
     assert float(first.split()[0]) <= float(second.split()[0]), why
-    assert first.splitlines()[1:] == ["no such folder"] and running[0].returncode == 2
+    assert first.splitlines()[1:] == ["no such folder", "2"] and running[0].returncode == 3
     said = "process 0 cannot open the data set: its own message says why"
-    assert second.splitlines()[1:] == ["no such folder", said] and running[1].returncode == 0
+    gone = "process 0 ended before the data set was open: its own message says why"
+    assert second.splitlines()[1:] == ["no such folder", said, gone] and running[1].returncode == 0
