@@ -98,7 +98,9 @@ def test_scores_are_float32_under_autocast() -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, torch.Tensor], dict]]:
     folder = tmp_path_factory.mktemp("dense")
-    context = mp.spawn(rank_main, args=(str(folder),), nprocs=WORLD, join=False)
+    context = mp.start_processes(
+        rank_main, args=(str(folder),), nprocs=WORLD, join=False, start_method="forkserver"
+    )
     try:
         while not context.join(timeout=120):
             assert not all(p.is_alive() for p in context.processes), "two processes hung"

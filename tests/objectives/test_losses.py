@@ -123,7 +123,9 @@ def ranks(
     """What each of two or four processes saw. A hang fails instead of hanging the tests."""
     folder = tmp_path_factory.mktemp("ranks")
     world = request.param
-    context = mp.spawn(rank_main, args=(world, str(folder)), nprocs=world, join=False)
+    context = mp.start_processes(
+        rank_main, args=(world, str(folder)), nprocs=world, join=False, start_method="forkserver"
+    )
     try:
         while not context.join(timeout=120):  # returns False when a process ended well and the other is on
             assert not all(p.is_alive() for p in context.processes), "the processes hung"

@@ -15,7 +15,7 @@ from objectives.losses import pair_nce
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(rank_main, (str(folder),), nprocs=WORLD)
+    mp.start_processes(rank_main, (str(folder),), nprocs=WORLD, start_method="forkserver")
     return [load_file(Path(folder) / f"rank-{rank}.safetensors") for rank in range(WORLD)]
 
 

@@ -294,7 +294,9 @@ def test_it_is_found_by_name_and_has_a_small_config() -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     """What each of two processes saw. A hang fails instead of hanging the tests."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(rank_main, args=(str(folder),), nprocs=WORLD, join=False)
+    context = mp.start_processes(
+        rank_main, args=(str(folder),), nprocs=WORLD, join=False, start_method="forkserver"
+    )
     try:
         while not context.join(timeout=120):  # returns False when a process ended well and the other is on
             assert not all(p.is_alive() for p in context.processes), "two processes hung"
