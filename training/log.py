@@ -45,7 +45,10 @@ log = logging.getLogger(__name__)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _LINE = AllOf({"step": whole(0)}, Each(TEXT, Is("a number", lambda value: type(value) in (int, float))))
 STARTS = "run.json"  # one entry for each time that a run was started
-_PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "av", "pyarrow", "safetensors")
+_PACKAGES = (
+    *("torch", "torchvision", "accelerate", "numpy", "av", "pyarrow", "safetensors"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "pynvvideocodec"),
+)
 IDS = "trackers.json"
 _ID_OF: dict[str, Callable[[Any], str]] = {
     "wandb": lambda run: run.id,
@@ -57,10 +60,10 @@ _ID_OF: dict[str, Callable[[Any], str]] = {
 def record_start(settings: Settings, run: Run, argv: list[str], step: int) -> None:
     """Add this start to OUTPUT/run.json. Raises InputError where it cannot be written."""
     path = run.output / STARTS
-    installed = sorted((one.name, one.version) for one in metadata.distributions() if one.name)
-    packages = {
-        name: found for name, found in installed if name in _PACKAGES or name.startswith("nvidia-dali")
-    }
+    packages = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
     entry = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join([sys.argv[0], *argv]),
