@@ -110,8 +110,11 @@ def _resampled(splits: Sequence[Hits], seed: int) -> NDArray[np.float64]:
     place_M = np.unique(np.concatenate([s.groups for s in splits]), return_inverse=True)[1]
     weight_G, sum_G = np.bincount(place_M, weights_M), np.bincount(place_M, weights_M * means_M)
     rng = np.random.Generator(np.random.Philox(key=seed))
-    drawn = (rng.integers(0, len(sum_G), len(sum_G)) for _ in range(RESAMPLES))
-    return np.array([sum_G[one].sum() / weight_G[one].sum() for one in drawn])
+    G, found = len(sum_G), []
+    for some in np.array_split(np.arange(RESAMPLES), max(1, RESAMPLES * G // 2**20)):  # some MB at a time
+        drawn_SG = rng.integers(0, G, (len(some), G))
+        found.append(sum_G[drawn_SG].sum(1) / weight_G[drawn_SG].sum(1))
+    return np.concatenate(found)
 
 
 def expected_chance(train_labels: NDArray[np.int64], test_labels: NDArray[np.int64]) -> float:
