@@ -126,7 +126,7 @@ def _measure(stage: Stage, day: Day, result: dict[str, Any], out: Path) -> None:
     if day.dry:
         torch.set_num_threads(1)
     found = result["stages"][stage.name]["found"]
-    for key, measure in stage.measurements(day, found):
+    for key, measure in stage.measurements(day):
         if key in found:
             continue
         found[key] = UNDER_WAY

@@ -62,12 +62,14 @@ def curves(lines: dict[str, list[tuple[float, dict[str, float]]]], x: str, *, lo
 
 def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> str:
     """name → (xs, ys)."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(5, 3.2)
     axes = figure.add_subplot()
     for name, (xs, ys) in series.items():
         axes.plot(xs, ys, label=name, marker="." if len(xs) < 20 else "")
     axes.set(xlabel=x, ylabel=y)
-    axes.locator_params(axis="x", integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if y == "%":
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])

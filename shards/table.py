@@ -64,6 +64,8 @@ class Table:
             schema = pq.read_schema(path)
             texts = [field.name for field in schema if pa.types.is_string(field.type)]
             self._file = pq.ParquetFile(path, read_dictionary=[t for t in texts if t not in OF_EACH_ROW])
+            if self._file.metadata.num_rows < 0:
+                raise pa.ArrowInvalid(f"{self._file.metadata.num_rows} rows")
         except (OSError, UnicodeError, pa.ArrowException) as error:
             raise InputError(f"{path}: cannot be read ({one_line_of(error)}); {REPAIR}") from error
         check_columns(schema, path)

@@ -1,6 +1,8 @@
 """Slipstream in Python: features of files, the loader in somebody's own loop, webdataset's reader."""
 
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -144,10 +146,17 @@ def test_webdatasets_reader_sees_what_lies_in_the_tars(data: Path) -> None:
     assert some == dataset.keys([2, 5])
 
 
-def test_the_command_needs_no_torch() -> None:
-    import subprocess
-    import sys
+def test_what_takes_seconds_to_import_waits_until_it_is_needed() -> None:
+    code = """
+import sys, train, evaluate, objectives
+objectives.available()
+slow = {"torchvision", "torch._dynamo", "sklearn", "scipy", "matplotlib", "nvidia.dali"}
+assert not slow & sys.modules.keys(), slow & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
+
+def test_the_command_needs_no_torch() -> None:
     code = "import sys, slipstream.__main__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     with pytest.raises(AttributeError, match="nothing"):

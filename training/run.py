@@ -150,30 +150,28 @@ def in_turn(opened: Callable[[], Dataset]) -> Dataset:
     store, here = PrefixStore(f"slipstream-data-{next(_TURNS)}", _get_default_store()), socket.gethostname()
 
     def wait_for(key: str) -> None:
-        try:
-            while not store.check([key]):
-                if store.check(["failed"]):
-                    raise InputError(store.get("failed").decode())
-                time.sleep(0.1)
-        except DistError as error:  # the store is the launcher's or process 0's
-            raise InputError(
-                "process 0 ended before the data set was open: its own message says why"
-            ) from error
+        while not store.check([key]):
+            if store.check(["failed"]):
+                raise InputError(store.get("failed").decode())
+            time.sleep(0.1)
 
     try:
         if not state.is_local_main_process:
             wait_for(f"made on {here}")
         dataset = opened()
+        for key in (f"made on {here}", f"opened by {state.process_index}"):
+            store.set(key, "")
+        for number in range(state.num_processes):
+            wait_for(f"opened by {number}")
+        return dataset
+    except DistError as error:  # what keeps the store, process 0 or the launcher, is gone
+        gone = "another process ended before the data set was open: its own message says why"
+        raise InputError(gone) from error
     except BaseException as error:
         failed = f"process {state.process_index} cannot open the data set: its own message says why"
         with suppress(DistError):
             store.set("failed", str(error) if isinstance(error, InputError) else failed)
         raise
-    for key in (f"made on {here}", f"opened by {state.process_index}"):
-        store.set(key, "")
-    for number in range(state.num_processes):
-        wait_for(f"opened by {number}")
-    return dataset
 
 
 def init_from(objective: objectives.Objective, directory: Path) -> None:

@@ -7,7 +7,7 @@ win; so they pass the same checks.
 import argparse
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -196,7 +196,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {one_line_of(error)}; {fix}") from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):
         own, config = content.get("flags"), content["config"]
-        content = (own if isinstance(own, dict) else {}) | config | {"objective": content.get("objective")}
+        own = own if isinstance(own, dict) else {}
+        if gone := own.keys() - {one.name for one in fields(Settings)}:
+            raise InputError(
+                f"{path}: train.py has no flag {one_line_of(min(map(str, gone)))}; remove it from there, or use the version "
+                "that wrote it (its commit is in run.json)"
+            )
+        content = own | config | {"objective": content.get("objective")}
     if found := problem(content, _FLAGS):
         raise InputError(f"{path}: {found}; {fix}")
     return {str(name).replace("_", "-"): value for name, value in content.items()}

@@ -124,7 +124,7 @@ class Day:
         return objectives.get(name)(self.config(name)).to(self.device)
 
 
-def machine(day: Day, _: dict[str, Any]) -> Measurements:
+def machine(day: Day) -> Measurements:
     def facts() -> Figures:
         libraries = {}
         for name in ("libnvcuvid.so.1", "libcuda.so.1"):
@@ -148,7 +148,7 @@ def machine(day: Day, _: dict[str, Any]) -> Measurements:
     yield "backends", backends
 
 
-def tests(day: Day, _: dict[str, Any]) -> Measurements:
+def tests(day: Day) -> Measurements:
     def run() -> Figures:
         chosen = "tests/gpu/test_meter.py" if day.dry else "tests/gpu"  # all skip without a GPU
         flags = [chosen, "-q", "-p", "no:warnings", "-p", "no:cacheprovider"]
@@ -161,7 +161,7 @@ def tests(day: Day, _: dict[str, Any]) -> Measurements:
     yield "tests/gpu", run
 
 
-def sizes(day: Day, _: dict[str, Any]) -> Measurements:
+def sizes(day: Day) -> Measurements:
     """NVDEC alone, videos of one width, of another, and of both in turns: what it costs to change a decoder's size."""
     for width in (EVEN, UNEVEN):
         source = day.source("dpc", width=width)
@@ -180,7 +180,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
+def objective(name: str, day: Day) -> Measurements:
     """At the paper's batch: what the cores decode, the loader on each backend, and both with the model."""
     source = day.source(name, objectives.get(name).recipe.batch_size)
     on = {"gpu": day.nvdec_options, "hybrid": replace(day.options, name="hybrid")}
@@ -194,14 +194,14 @@ def objective(name: str, day: Day, found: dict[str, Any]) -> Measurements:
         yield f"together {backend}, bf16", partial(_together, day, name, source, options)
 
 
-def model(name: str, day: Day, _: dict[str, Any]) -> Measurements:
+def model(name: str, day: Day) -> Measurements:
     """The model alone at the paper's batch, under each option. DALI is not needed."""
     source = day.source(name, objectives.get(name).recipe.batch_size)
     for key, options in MODELS.items():
         yield key, partial(_model, day, name, source, **options)
 
 
-def peers(day: Day, _: dict[str, Any]) -> Measurements:
+def peers(day: Day) -> Measurements:
     """Other libraries on the same clips: DALI's decoder and SPDL's on NVDEC, beside ours; and SPDL on the CPU."""
     for name in day.methods[:2]:
         source = day.source(name)
@@ -214,7 +214,7 @@ def peers(day: Day, _: dict[str, Any]) -> Measurements:
         yield f"{name}, SPDL on the CPU", lambda s=source: spdl(s, day.options.threads, day.batches)(0)
 
 
-def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
+def run(name: str, seconds: float, day: Day) -> Measurements:
     """train.py for so many seconds: on the rendered shards; where a method has settings of its own, on shards made for it;
     and on these with two cores left to the thread that trains.
 
@@ -265,7 +265,7 @@ def run(name: str, seconds: float, day: Day, _: dict[str, Any]) -> Measurements:
         yield "the same, two cores left", lambda: train(day.data_for(name) if own else day.data(), *fewer)
 
 
-def compiled(day: Day, _: dict[str, Any]) -> Measurements:
+def compiled(day: Day) -> Measurements:
     """The model under torch.compile, whose first step takes long."""
     for name in objectives.available() if not day.dry else ["pace"]:
         source = day.source(name, objectives.get(name).recipe.batch_size)
@@ -317,11 +317,11 @@ def _together(day: Day, name: str, source: Source, options: Options) -> Figures:
 
 @dataclass(frozen=True)
 class Stage:
-    """measurements: gives each of the stage's by name; it may read the figures that are found so far.
+    """measurements: gives each of the stage's by name.
     limit: seconds that the stage may take. least: seconds that are worth beginning it with."""
 
     name: str
-    measurements: Callable[[Day, dict[str, Any]], Measurements]
+    measurements: Callable[[Day], Measurements]
     limit: float
     least: float = 20
 

@@ -18,7 +18,15 @@ from nvidia.dali import Pipeline
 import objectives
 import pipelines.backends
 from objectives.vdim import VDIM, VDIMConfig
-from pipelines.backends import BACKENDS, MANY_CORES, BackendSettings, available, choose_backend, open_backend
+from pipelines.backends import (
+    BACKENDS,
+    MANY_CORES,
+    BackendSettings,
+    available,
+    choose_backend,
+    open_backend,
+    settings_for,
+)
 from pipelines.backends.base import Backend, Rendered, Video, is_device_fault, is_out_of_memory
 from pipelines.backends.cpu import CpuBackend, Decoded, Frames
 from pipelines.backends.gpu import StreamKind, UnsuitedError, stated_colours
@@ -218,6 +226,22 @@ def test_colours_are_what_the_container_or_the_stream_states(
 def test_nvdec_has_its_threads_whatever_the_cores() -> None:
     assert [BACKENDS[name].threads(2) for name in ("cpu", "hybrid", "gpu")] == [2, 2, 8]
     assert BACKENDS["gpu"].threads(16) == 8
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "threads", "processes"),
+    [
+        (2, {}, 2, 0),
+        (2, {"decode_with": "auto"}, 2, 0),
+        (2, {"decode_with": "processes"}, 2, 2),
+        (4, {"decode_with": "auto"}, 4, 4),
+        (16, {"decode_with": "auto", "threads": 3}, 3, 3),
+        (16, {"decode_with": "threads"}, 16, 0),
+    ],
+)
+def test_threads_and_processes_suit_the_cores(cores: int, asked: dict, threads: int, processes: int) -> None:
+    found = settings_for("cpu", None, cores=cores, **asked)
+    assert found == BackendSettings("cpu", threads=threads, processes=processes)
 
 
 @pytest.mark.parametrize("settings", [{}, {"cache": "host"}, {"cache": "gpu"}])

@@ -49,7 +49,9 @@ def test_a_small_cache_trains_and_each_shard_comes_about_once_an_epoch(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(RemoteShards, "keep_open", 0.0)  # or what left the cache could be read on from an open file
+    monkeypatch.setattr(
+        RemoteShards, "keep_open", 0.0
+    )  # or what left the cache could be read on from an open file
     size = max(path.stat().st_size for path in served.glob("*.tar"))
     server = Server(served.parent)
     epochs = 3

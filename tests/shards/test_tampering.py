@@ -80,12 +80,12 @@ def test_each_value_of_the_description(copied: Path) -> None:
     path = copied / "dataset.json"
     before, table = json.loads(path.read_text()), (copied / "samples.parquet").read_bytes()
     count = refused = 0
-    for content in list(cases_of_json(before))[::2]:
+    for content in cases_of_json(before):
         path.write_text(json.dumps(content))
         (copied / "samples.parquet").write_bytes(table)
         refused += bool(use(copied))
         count += 1
-    assert count > 100 and refused > 50
+    assert count > 200 and refused > 100
 
 
 @pytest.mark.parametrize("name", ["name", "classes", "tars"])
@@ -232,10 +232,14 @@ def test_a_column_that_is_gone_or_there_twice(copied: Path, name: str) -> None:
 def test_another_number_of_rows_in_the_footer(copied: Path) -> None:
     """Parquet's own metadata may lie: the rows are counted."""
     content = (copied / "samples.parquet").read_bytes()
-    for place in range(len(content) - 2000, len(content), 3):
-        (copied / "samples.parquet").write_bytes(
-            content[:place] + bytes([content[place] ^ 0x15]) + content[place + 1 :]
-        )
+    lying = 0
+    for place in range(len(content) - 4000, len(content)):
+        new = content[:place] + bytes([content[place] ^ 0x15]) + content[place + 1 :]
+        lies = _rows_said(new) not in (None, (N, N))
+        lying += lies
+        if not lies and place % 5:  # of what says nothing of rows, a fifth
+            continue
+        (copied / "samples.parquet").write_bytes(new)
         with watchdog():
             try:
                 dataset = Dataset(copied)
@@ -243,6 +247,16 @@ def test_another_number_of_rows_in_the_footer(copied: Path) -> None:
                     dataset.column(name)
             except InputError as error:
                 line(error)
+    assert lying >= 2
+
+
+def _rows_said(table: bytes) -> tuple[int, int] | None:
+    """How many rows the file and its row group have by the metadata; None where these cannot be read."""
+    try:
+        found = pq.read_metadata(pa.BufferReader(table))
+        return found.num_rows, found.row_group(0).num_rows
+    except (pa.ArrowException, OSError, IndexError, ValueError):
+        return None
 
 
 def test_labels_above_the_classes_are_refused(copied: Path) -> None:

@@ -126,5 +126,5 @@ def test_a_data_set_that_takes_longer_than_a_collective_operation_may_is_waited_
     assert float(first.split()[0]) <= float(second.split()[0]), why
     assert first.splitlines()[1:] == ["no such folder", "2"] and running[0].returncode == 3
     said = "process 0 cannot open the data set: its own message says why"
-    gone = "process 0 ended before the data set was open: its own message says why"
+    gone = "another process ended before the data set was open: its own message says why"
     assert second.splitlines()[1:] == ["no such folder", said, gone] and running[1].returncode == 0

@@ -26,6 +26,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One process, and a cache folder without findings."""
     monkeypatch.setenv("SLIPSTREAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(loader_speed.os, "sched_getaffinity", lambda _: {0, 1})
 
 
 def settings(**given: object) -> Settings:

@@ -136,6 +136,13 @@ def test_resume_needs_no_flags_and_refuses_those_that_contradict(data, tmp_path)
     assert losses(whole)[4] == pytest.approx(losses(run)[4], rel=0.5) and 3 not in losses(run)
     encoders = [(folder / "encoder.safetensors").read_bytes() for folder in (run, whole)]
     assert encoders[0] == encoders[1]
+    config = json.loads((run / "config.json").read_text())
+    config["flags"]["cpu_share"] = 0.0  # as if another version had written it
+    (run / "config.json").write_text(json.dumps(config))
+    done = train("--resume", run, "--steps", 5)
+    assert done.status == 2 and "config.json: train.py has no flag cpu_share; remove it" in done.said, (
+        done.said
+    )
 
 
 def test_resumed_by_two_processes_the_global_batch_is_kept(data, tmp_path) -> None:
