@@ -195,7 +195,7 @@ def machine() -> str:
 def find_tuned(objective: str, spec: ViewSpec) -> dict[str, Any] | None:
     """What was found on a machine like this for the objective's spec; None where nothing was.
 
-    device: the backend. threads, prefetch: of one process that has the machine to itself. And how it was measured.
+    device: the backend. threads, prefetch: of one process that has the machine to itself. The rest says how it was measured.
     Raises InputError where the file is not one that `note_tuned` wrote.
     """
     return _read_tuned().get(machine(), {}).get(_tuned_name(objective, spec))
