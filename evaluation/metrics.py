@@ -181,9 +181,11 @@ class Labelled:
 
         rows = self.dataset.select()
         rows = rows[self.labels[rows] >= 0]
-        groups = np.unique(self.groups[rows])
-        if not 2 <= folds <= len(groups):
-            raise InputError(f"--folds {folds}: choose from 2 to the number of groups, {len(groups)}")
+        most = min(len(np.unique(self.groups[rows])), np.bincount(self.labels[rows], minlength=1).max())
+        if not 2 <= folds <= most:
+            raise InputError(
+                f"--folds {folds}: choose from 2 to {most}, what there are of groups and of the largest class's videos"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a class with fewer groups than folds
             parts = list(

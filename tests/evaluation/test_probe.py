@@ -138,8 +138,13 @@ def test_three_splits_folds_and_groups_of_a_data_set(tmp_path: Path) -> None:
     folds = grouped.splits((), 3)
     assert sorted(tuple(fold.test) for fold in folds) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11)]
     assert all(set(f.train) | set(f.test) == set(range(12)) for f in folds)
-    alone = Labelled(Dataset(folder)).splits((), 4)  # a group a video: classes are divided evenly
-    assert all(np.bincount(grouped.labels[fold.test]).tolist() == [1, 1, 1] for fold in alone)
+    alone = Labelled(Dataset(folder))  # a group a video: classes are divided evenly
+    parts = alone.splits((), 4)
+    assert all(np.bincount(alone.labels[fold.test]).tolist() == [1, 1, 1] for fold in parts)
+    for ask, few, most in ((alone, 5, 4), (grouped, 4, 3)):  # of four videos a class, and three groups
+        with pytest.raises(InputError, match=rf"--folds {few}: choose from 2 to {most}\b"):
+            ask.splits((), few)
+        assert len(ask.splits((), most)) == most
     for bad, says in ((groups, "nope"), (tmp_path / "none.csv", "none.csv")):
         with pytest.raises(InputError, match=says):
             Labelled(Dataset(folder), (bad, "nope"))

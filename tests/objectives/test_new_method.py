@@ -39,7 +39,7 @@ def simclr() -> str:
 
 def checkout(folder: Path, **methods: str) -> Path:
     """A copy of this checkout's packages, and beside its methods these, in place of any that are called so already."""
-    left_out = shutil.ignore_patterns("__pycache__", ".*")
+    left_out = shutil.ignore_patterns(".*")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=left_out)
     for name in FILES:

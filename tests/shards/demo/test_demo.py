@@ -1,7 +1,6 @@
 """The demo set: what it holds, and that motion tells its classes apart where appearance does not."""
 
 import io
-import itertools
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,11 +11,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 from independent import ENVIRONMENT, ROOT, decode, files
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+from benchmarks import flow_statistics
+from evaluation.metrics import Labelled, score
 from shards import Dataset
 from shards.demo import ensure, render
 from shards.demo.motion import CLASSES, Blob, draw_clip, pose
@@ -118,34 +115,11 @@ def test_appearance_does_not_tell_the_classes_apart(demo: Dataset, rows: tuple, 
 
 
 def test_optical_flow_statistics_do_not_tell_the_classes_apart(demo: Dataset) -> None:
-    """Mean and deviation over time of flow, its speed and directions, with and without the camera's share: 68 numbers.
-
-    Chance is 17 %; of two classes, one the other backwards, the statistics can only guess one.
-    """
-    cv2 = pytest.importorskip("cv2", reason="needs OpenCV, the extra `flow`")
-    features = []
-    for row in range(len(demo)):
-        with av.open(io.BytesIO(demo.read(row))) as container:
-            frames = list(container.decode(video=0))[::4]
-        small = _scaled(frames, 88, 72, "gray")
-        found = []
-        for one, two in itertools.pairwise(small):
-            flow = cv2.calcOpticalFlowFarneback(one, two, None, 0.5, 2, 11, 2, 5, 1.1, 0)
-            both: list[float] = []
-            for moved in (flow, flow - np.median(flow, axis=(0, 1))):
-                speed, angle = np.hypot(*np.moveaxis(moved, -1, 0)), np.arctan2(moved[..., 1], moved[..., 0])
-                both += [*moved.mean((0, 1)), *moved.std((0, 1)), speed.mean(), speed.std()]
-                both += [*np.percentile(speed, (50, 90, 99))]
-                both += [*np.histogram(angle, 8, (-np.pi, np.pi), weights=speed)[0] / speed.size]
-            found.append(both)
-        features.append(np.concatenate([np.mean(found, 0), np.std(found, 0)]))
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=3000))
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    accuracy = cross_val_score(classifier, np.array(features), demo.column("label"), cv=folds).mean()
-    print(
-        f"statistics of optical flow: {accuracy:.1%} of {len(demo)} videos"
-    )  # benchmarks/README.md quotes it
-    assert accuracy < 0.6
+    """Chance is 17 %; of two classes, one the other backwards, the statistics can only guess one."""
+    pytest.importorskip("cv2", reason="needs OpenCV, the extra `flow`")
+    features, labelled = flow_statistics.statistics(demo, np.arange(len(demo))), Labelled(demo)
+    hits = [flow_statistics.recognised(features, labelled, split) for split in labelled.splits((), 5)]
+    assert 1 / 4 < score(hits).value < 0.6
 
 
 def test_classes_are_pairs_of_a_motion_and_the_same_backwards() -> None:
