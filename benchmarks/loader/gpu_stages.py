@@ -152,7 +152,7 @@ def tests(day: Day) -> Measurements:
     def run() -> Figures:
         chosen = "tests/gpu/test_meter.py" if day.dry else "tests/gpu"  # all skip without a GPU
         flags = [chosen, "-q", "-p", "no:warnings", "-p", "no:cacheprovider"]
-        flags += ["-n", str(min(8, day.options.threads))]
+        flags += ["-n", "0" if day.dry else str(min(8, day.options.threads))]
         ended = subprocess.run(
             [sys.executable, "-m", "pytest", *flags], **_OF_THIS_CHECKOUT, capture_output=True
         )

@@ -22,7 +22,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     out, site = tmp_path / "day.json", tmp_path / "site"
     site.mkdir()  # Python runs a sitecustomize module in every process: this one makes the demo set small
     (site / "sitecustomize.py").write_text(
-        "import shards.demo; shards.demo.render.__kwdefaults__['clips_per_class'] = (10, 3)"
+        "import shards.demo; shards.demo.render.__kwdefaults__['clips_per_class'] = (4, 1)"
     )
     # a stage of another method is that of DPC, with views and a model that tools/bench_loader.py's tests time
     others = tuple(f" {name}" for name in objectives.available() if name != "dpc")
