@@ -18,7 +18,7 @@ from shards import Dataset
 from shards.demo import ensure, render
 from shards.demo.motion import CLASSES, Blob, draw_clip, pose
 
-TRAIN, TEST = 12, 4
+TRAIN, TEST = 8, 4
 # Python runs a sitecustomize module in every process: this one makes the demo set smaller, which takes a fifth of the time.
 FEWER = f"import shards.demo; shards.demo.render.__kwdefaults__['clips_per_class'] = {TRAIN, TEST}"
 
